@@ -1,0 +1,80 @@
+"""Stops a latent diffusion pipeline from returning memorised training images.
+
+Importing this package loads neither torch nor diffusers: public names are imported when they are first used, and
+``DiffusionPipeline`` gets its two methods when diffusers is imported, whether that was before or comes after.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+if TYPE_CHECKING:
+    from .calibration import calibrate
+    from .errors import LcmemFilterError, MemorizationError
+    from .filter import MemorizationFilter
+    from .head import LCMemHead
+    from .images import open_images
+    from .index import MemorizationIndex
+    from .latents import load_encoder
+    from .pipeline import attach, detach
+    from .training import TrainingConfig, train_head
+    from .types import Decision, Neighbour
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Decision": "types",
+    "LCMemHead": "head",
+    "LcmemFilterError": "errors",
+    "MemorizationError": "errors",
+    "MemorizationFilter": "filter",
+    "MemorizationIndex": "index",
+    "Neighbour": "types",
+    "TrainingConfig": "training",
+    "attach": "pipeline",
+    "calibrate": "calibration",
+    "detach": "pipeline",
+    "load_encoder": "latents",
+    "open_images": "images",
+    "train_head": "training",
+}
+
+__all__ = [
+    "Decision",
+    "LCMemHead",
+    "LcmemFilterError",
+    "MemorizationError",
+    "MemorizationFilter",
+    "MemorizationIndex",
+    "Neighbour",
+    "TrainingConfig",
+    "attach",
+    "calibrate",
+    "detach",
+    "load_encoder",
+    "open_images",
+    "train_head",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _give_pipelines_their_methods(pipeline_utils: Any) -> None:
+    importlib.import_module(".pipeline.methods", __name__).install(pipeline_utils.DiffusionPipeline)
+
+
+wrapt.register_post_import_hook(_give_pipelines_their_methods, "diffusers.pipelines.pipeline_utils")

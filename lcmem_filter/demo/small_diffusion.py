@@ -1,0 +1,224 @@
+"""Train a small text-to-image Stable Diffusion pipeline from scratch, on a CPU.
+
+The demo and the filter benchmark both need a pipeline that has really memorised part of its training set. This is
+the one recipe for both: a U-Net and a CLIP text encoder of a few million parameters, trained jointly on cached
+latents by v-prediction (Salimans & Ho, 2022) with an exponential moving average of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes and schedule of a small pipeline. ``channels`` are the U-Net's widths, widest last."""
+
+    channels: tuple[int, ...] = (64, 96, 128)
+    text_width: int = 64
+    text_layers: int = 2
+    max_tokens: int = 16
+    steps: int = 9_000
+    batch_size: int = 16
+    learning_rate: float = 8e-4
+    warmup_steps: int = 200
+    ema_decay: float = 0.999
+    caption_dropout: float = 0.1
+    seed: int = 0
+
+
+def build_tokenizer(captions: Sequence[str], folder: Path, max_tokens: int) -> CLIPTokenizer:
+    """Write a CLIP tokenizer whose byte-pair vocabulary is learned from ``captions`` into ``folder`` and load it."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    alphabet = sorted(set("".join(captions).lower()) - {" "})
+    trainer = trainers.BpeTrainer(
+        vocab_size=8_000,
+        end_of_word_suffix="</w>",
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([caption.lower() for caption in captions], trainer)
+    learned = json.loads(tokenizer.to_str())["model"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(learned["vocab"], ensure_ascii=False))
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in learned["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    loaded = CLIPTokenizer(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=max_tokens
+    )
+    loaded.save_pretrained(folder)
+    return loaded
+
+
+def build_pipeline(recipe: Recipe, vae: Any, captions: Sequence[str], sample_size: int, folder: Path) -> Any:
+    """An untrained ``StableDiffusionPipeline`` of the recipe's size around ``vae``."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = build_tokenizer(captions, folder / "tokenizer", recipe.max_tokens)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.text_width,
+            intermediate_size=4 * recipe.text_width,
+            projection_dim=recipe.text_width,
+            num_hidden_layers=recipe.text_layers,
+            num_attention_heads=4,
+            max_position_embeddings=recipe.max_tokens,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    attending = len(recipe.channels) - 1
+    unet = UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * attending,
+        up_block_types=("CrossAttnUpBlock2D",) * attending + ("UpBlock2D",),
+        block_out_channels=recipe.channels,
+        layers_per_block=1,
+        norm_num_groups=16,
+        attention_head_dim=8,
+        cross_attention_dim=recipe.text_width,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        rescale_betas_zero_snr=False,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def train_small_pipeline(
+    vae: Any,
+    latents: torch.Tensor,
+    captions: Sequence[str],
+    weights: torch.Tensor,
+    output: str | os.PathLike[str],
+    recipe: Recipe = Recipe(),
+    *,
+    checkpoint_every: int = 500,
+    log: Callable[[str], None] = print,
+) -> Any:
+    """Train on scaled ``latents`` (N, C, H, W), one caption each, drawn in proportion to ``weights`` (N,).
+
+    Resumes from ``output/checkpoint.pt`` when a run of the same recipe was interrupted. Saves a diffusers pipeline
+    folder (float16) and ``training.json`` (recipe, losses, seconds) under ``output`` and returns the pipeline.
+    """
+    output = Path(output)
+    pipeline = build_pipeline(recipe, vae, captions, latents.shape[-1], output)
+    unet, text_encoder, scheduler = pipeline.unet, pipeline.text_encoder, pipeline.scheduler
+    unet.to(memory_format=torch.channels_last)
+    tokens = _tokenise(pipeline.tokenizer, [*captions, ""], recipe.max_tokens)
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(recipe.warmup_steps, recipe.steps))
+    ema = EMAModel(parameters, decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    state = {"step": 0, "seconds": 0.0, "losses": []}
+    checkpoint = output / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        unet.load_state_dict(saved["unet"])
+        text_encoder.load_state_dict(saved["text_encoder"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        ema.load_state_dict(saved["ema"])
+        generator.set_state(saved["generator"])
+        state = saved["state"]
+        log(f"resuming at step {state['step']}")
+
+    start, running = time.monotonic() - state["seconds"], []
+    unet.train(), text_encoder.train()
+    for step in range(state["step"] + 1, recipe.steps + 1):
+        rows = torch.multinomial(weights, recipe.batch_size, replacement=True, generator=generator)
+        dropped = torch.rand(recipe.batch_size, generator=generator) < recipe.caption_dropout
+        clean = latents[rows].float()
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(
+            0, scheduler.config.num_train_timesteps, (recipe.batch_size,), generator=generator
+        )
+        noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        hidden = text_encoder(tokens[torch.where(dropped, len(captions), rows)])[0]
+        predicted = unet(noisy, timesteps, encoder_hidden_states=hidden).sample
+        loss = torch.nn.functional.mse_loss(predicted, scheduler.get_velocity(clean, noise, timesteps))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        ema.step(parameters)
+        running.append(loss.item())
+        if step % 100 == 0:
+            state["losses"].append([step, sum(running) / len(running)])
+            log(f"step {step}/{recipe.steps} loss {state['losses'][-1][1]:.4f} {time.monotonic() - start:.0f} s")
+            running = []
+        if step % checkpoint_every == 0 or step == recipe.steps:
+            state |= {"step": step, "seconds": time.monotonic() - start}
+            _save_checkpoint(checkpoint, unet, text_encoder, optimizer, schedule, ema, generator, state)
+
+    ema.copy_to(parameters)
+    pipeline.to(dtype=torch.float16).save_pretrained(output)
+    report = {"recipe": asdict(recipe), "images": len(captions), **state}
+    (output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    return pipeline.to(dtype=torch.float32)
+
+
+def _tokenise(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> torch.Tensor:
+    encoded = tokenizer(
+        list(captions), padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
+    )
+    return encoded.input_ids
+
+
+def _warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - warmup) / (total - warmup)))))
+
+    return factor
+
+
+def _save_checkpoint(path: Path, unet: Any, text_encoder: Any, optimizer: Any, schedule: Any, ema: Any,
+                     generator: torch.Generator, state: dict[str, Any]) -> None:
+    payload = {
+        "unet": unet.state_dict(),
+        "text_encoder": text_encoder.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "ema": ema.state_dict(),
+        "generator": generator.get_state(),
+        "state": state,
+    }
+    aside = path.with_suffix(".tmp")
+    torch.save(payload, aside)
+    os.replace(aside, path)

@@ -1,0 +1,94 @@
+"""Everything that this package raises on purpose.
+
+    LcmemFilterError
+    |- DataError                  images or tables that cannot be used
+    |  |- UnreadableImageError
+    |  |- EmptyDataError
+    |  `- MissingColumnError
+    |- ArtifactError              an index or a head on disk that cannot be used
+    |  |- ArtifactNotFoundError
+    |  |- CorruptArtifactError
+    |  `- IncompleteIndexError
+    |- LatentSpaceError           a latent space that the head has no stem for
+    |- CalibrationError           no threshold can be had
+    |- MissingExtraError          an optional dependency is not installed
+    |- UnsupportedPipelineError   a pipeline that cannot be filtered
+    |- FilterFailedError          samples could not be judged, so none is returned
+    `- MemorizationError          every attempt at a sample was memorised
+
+Each message says what was wrong, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .types import Decision
+
+
+class LcmemFilterError(Exception):
+    """Base of every error of this package."""
+
+
+class DataError(LcmemFilterError):
+    """Images or tables that cannot be used."""
+
+
+class UnreadableImageError(DataError):
+    """A file that no image can be read from."""
+
+
+class EmptyDataError(DataError):
+    """A data source without images."""
+
+
+class MissingColumnError(DataError):
+    """A table without a column that was asked for."""
+
+
+class ArtifactError(LcmemFilterError):
+    """An index or a head on disk that cannot be used."""
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """A path that holds no index or no head."""
+
+
+class CorruptArtifactError(ArtifactError):
+    """A file whose contents are not what its manifest promises."""
+
+
+class IncompleteIndexError(ArtifactError):
+    """An index that lacks some of the training images."""
+
+
+class LatentSpaceError(LcmemFilterError):
+    """A latent space that the head has no stem for."""
+
+
+class CalibrationError(LcmemFilterError):
+    """No threshold can be had: not calibrated, or too few held-out images."""
+
+
+class MissingExtraError(LcmemFilterError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class UnsupportedPipelineError(LcmemFilterError):
+    """A pipeline, or a way of calling it, that cannot be filtered."""
+
+
+class FilterFailedError(LcmemFilterError):
+    """Samples could not be judged, so none of them is returned."""
+
+
+class MemorizationError(LcmemFilterError):
+    """Every attempt at one or more samples was memorised.
+
+    Attributes:
+        decisions: One decision for each sample of the call, in its order.
+    """
+
+    def __init__(self, message: str, decisions: Sequence[Decision] = ()) -> None:
+        super().__init__(message)
+        self.decisions = tuple(decisions)

@@ -1,0 +1,104 @@
+"""Latents in, decisions out: the diagram of the package, in code."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from .errors import CalibrationError, FilterFailedError, LatentSpaceError, LcmemFilterError
+from .index import MemorizationIndex
+from .types import Calibration, Decision
+from .verification import Scored, score_latents
+
+if TYPE_CHECKING:
+    import torch
+
+
+class MemorizationFilter:
+    """Judges latents of one latent space against one calibrated index.
+
+    Args:
+        index: A calibrated index, or the folder of one.
+        space: The latent space that the latents come from; the index's own by default.
+
+    Raises:
+        CalibrationError: the index was not calibrated for latents of ``space``.
+        LatentSpaceError: the head has no stem for ``space``.
+    """
+
+    def __init__(self, index: MemorizationIndex | str | os.PathLike[str], *, space: str | None = None) -> None:
+        self.index = index if isinstance(index, MemorizationIndex) else MemorizationIndex.load(index)
+        self.space = space or self.index.space
+        self.calibration = _calibration_for(self.index, self.space)
+        self._last = threading.local()
+
+    def judge(self, latents: torch.Tensor) -> list[Decision]:
+        """One decision for each row of ``latents`` (B, C, H, W), of any positive per-channel scale and any shift.
+
+        Raises:
+            FilterFailedError: the latents could not be judged; nothing may be returned to the user then.
+        """
+        try:
+            self.index.to(latents.device)
+            scored = score_latents(self.index, latents, self.space)  # embed, search, verify
+            decisions = [self._decide(sample) for sample in scored]
+        except LcmemFilterError:
+            raise
+        except Exception as error:
+            raise FilterFailedError(
+                f"the filter could not judge latents of shape {tuple(latents.shape)}: {type(error).__name__}: {error}; "
+                "no image is returned"
+            ) from error
+        if len(decisions) != latents.shape[0]:
+            raise FilterFailedError(
+                f"the filter made {len(decisions)} decisions for {latents.shape[0]} latents; no image is returned"
+            )
+        return decisions
+
+    @property
+    def last_decisions(self) -> tuple[Decision, ...]:
+        """Decisions of the last filtered pipeline call in this thread, one for each sample of that call."""
+        return getattr(self._last, "decisions", ())
+
+    @last_decisions.setter
+    def last_decisions(self, decisions: tuple[Decision, ...]) -> None:
+        self._last.decisions = decisions
+
+    def _decide(self, sample: Scored) -> Decision:
+        if not sample.score == sample.score:
+            raise FilterFailedError("a sample's score is not a number; no image is returned")
+        return Decision(
+            accepted=sample.score <= self.calibration.threshold,
+            score=sample.score,
+            p_value=self.calibration.p_value(sample.score),
+            threshold=self.calibration.threshold,
+            neighbours=sample.neighbours[:5],
+        )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> MemorizationFilter:
+        return self  # copies of a pipeline share one index
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"index": self.index.path, "space": self.space}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(state["index"], space=state["space"])  # type: ignore[misc, arg-type]
+
+
+def _calibration_for(index: MemorizationIndex, space: str) -> Calibration:
+    if space not in index.head.spaces:
+        raise LatentSpaceError(
+            f"the head of index {index.path} has no stem for latent space {space!r}; it has {', '.join(index.head.spaces)}"
+        )
+    calibration = index.calibration
+    if calibration is None:
+        raise CalibrationError(
+            f"index {index.path} has no threshold yet; run: lcmem-filter calibrate {index.path} HELD_OUT_IMAGES"
+        )
+    if calibration.query_space != space:
+        raise CalibrationError(
+            f"index {index.path} is calibrated for latents of {calibration.query_space!r}, not {space!r}; run: "
+            f"lcmem-filter calibrate {index.path} HELD_OUT_IMAGES --vae VAE_OF_{space.upper()}"
+        )
+    return calibration

@@ -1,0 +1,23 @@
+"""Attach the filter to diffusers pipelines: the decode gate, and drawing rejected rows again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attachment import attach, detach
+    from .call import MemorizationWarning
+
+__all__ = ["MemorizationWarning", "attach", "detach"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MemorizationWarning":
+        from .call import MemorizationWarning
+
+        return MemorizationWarning
+    if name in ("attach", "detach"):
+        from . import attachment
+
+        return getattr(attachment, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

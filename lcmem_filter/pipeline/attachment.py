@@ -1,0 +1,159 @@
+"""Attach the filter to a diffusers pipeline, and take it off again."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from typing import Any, TypeVar, get_args
+
+from ..errors import FilterFailedError, LcmemFilterError, UnsupportedPipelineError
+from ..filter import MemorizationFilter
+from ..index import MemorizationIndex
+from ..types import OnExhausted, OnMemorized
+from .call import Policy, decoder_of, filtered_call
+
+Pipe = TypeVar("Pipe")
+
+_POLICY = "_memorization_policy"
+_PLAIN = "_plain_pipeline_class"
+
+
+def attach(
+    pipe: Pipe,
+    index: MemorizationIndex | str | os.PathLike[str],
+    *,
+    on_memorized: OnMemorized = "resample",
+    max_resamples: int = 4,
+    on_exhausted: OnExhausted = "blank",
+) -> Pipe:
+    """Make ``pipe`` return no image that its training set holds; also a method of every ``DiffusionPipeline``.
+
+    Attaching again replaces what was attached before. The pipeline keeps its identity, its class name and its
+    behaviour: a call in which nothing is rejected returns bit for bit what the plain pipeline returns.
+
+    Args:
+        pipe: A latent image pipeline of diffusers.
+        index: A calibrated index of the pipeline's training set, or the folder of one.
+        on_memorized: ``"flag"`` returns memorised samples with their decision; ``"reject"`` withholds them;
+            ``"resample"`` draws them again from other seeds first.
+        max_resamples: How often a sample is drawn again, at least 1 where ``on_memorized`` is ``"resample"``.
+        on_exhausted: A sample that stays rejected is replaced by a ``"blank"`` image, dropped (``"drop"``), or raises
+            ``MemorizationError`` (``"raise"``).
+
+    Returns:
+        ``pipe`` itself.
+
+    Raises:
+        ArtifactNotFoundError: no index lies at ``index``.
+        CalibrationError: the index is not calibrated for this pipeline's latent space.
+        LatentSpaceError: the index's head has no stem for this pipeline's latent space.
+        UnsupportedPipelineError: ``pipe`` is no latent image pipeline.
+    """
+    _check_options(on_memorized, max_resamples, on_exhausted)
+    vae = decoder_of(pipe)
+    index = index if isinstance(index, MemorizationIndex) else MemorizationIndex.load(index)
+    space = _identify(pipe, vae, index)
+    policy = Policy(MemorizationFilter(index, space=space), on_memorized, max_resamples, on_exhausted)
+    return _wear(pipe, policy)
+
+
+def detach(pipe: Pipe) -> Pipe:
+    """Give ``pipe`` its plain class back; does nothing where no filter is attached."""
+    plain = getattr(type(pipe), _PLAIN, None)
+    if plain is not None:
+        pipe.__class__ = plain
+        for name in (_POLICY, "memorization_filter"):
+            pipe.__dict__.pop(name, None)
+    return pipe
+
+
+def carry_over(source: Any, target: Pipe) -> Pipe:
+    """Attach to ``target`` what is attached to ``source``, if anything; the decoder of ``target`` is checked anew."""
+    policy = source.__dict__.get(_POLICY)
+    if policy is None:
+        return target
+    return attach(
+        target,
+        policy.filter.index,
+        on_memorized=policy.on_memorized,
+        max_resamples=policy.max_resamples,
+        on_exhausted=policy.on_exhausted,
+    )
+
+
+def _wear(pipe: Pipe, policy: Policy) -> Pipe:
+    pipe.__class__ = filtered_class(getattr(type(pipe), _PLAIN, type(pipe)))
+    pipe.__dict__[_POLICY] = policy
+    pipe.__dict__["memorization_filter"] = policy.filter
+    return pipe
+
+
+@functools.cache
+def filtered_class(plain: type) -> type:
+    """The subclass of pipeline class ``plain`` that a filtered pipeline wears, under the same name."""
+    original = plain.__call__
+
+    @functools.wraps(original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        policy = self.__dict__.get(_POLICY)
+        if policy is None:
+            raise FilterFailedError(
+                f"this {plain.__name__} was made from the class of a filtered pipeline but has no filter of its own; "
+                "call with_memorization_filter(index) on it, or without_memorization_filter() to use it unfiltered"
+            )
+        return filtered_call(self, original, policy, args, kwargs)
+
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _warn_once_unfiltered(plain.__name__)
+        return plain.save_pretrained(self, *args, **kwargs)  # type: ignore[attr-defined]
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        return _rebuild, (plain,), self.__dict__.copy()
+
+    members = {
+        "__call__": __call__,
+        "__doc__": plain.__doc__,
+        "__module__": plain.__module__,
+        "__qualname__": plain.__qualname__,
+        "__reduce_ex__": __reduce_ex__,
+        "save_pretrained": save_pretrained,
+        _PLAIN: plain,
+    }
+    return type(plain)(plain.__name__, (plain,), members)
+
+
+def _rebuild(plain: type) -> Any:
+    worn = filtered_class(plain)
+    return worn.__new__(worn)
+
+
+@functools.cache
+def _warn_once_unfiltered(name: str) -> None:
+    warnings.warn(
+        f"the saved {name} holds no memorization filter: whoever loads it must attach one again", stacklevel=4
+    )
+
+
+def _check_options(on_memorized: str, max_resamples: int, on_exhausted: str) -> None:
+    for name, value, choices in (
+        ("on_memorized", on_memorized, get_args(OnMemorized)),
+        ("on_exhausted", on_exhausted, get_args(OnExhausted)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if on_memorized == "resample" and max_resamples < 1:
+        raise ValueError(f"max_resamples must be at least 1 to resample, got {max_resamples}; use on_memorized='reject'")
+
+
+def _identify(pipe: Any, vae: Any, index: MemorizationIndex) -> str:
+    """The latent space of ``vae``, by its behaviour on the head's probe images."""
+    try:
+        return index.head.identify_space(vae).space
+    except LcmemFilterError:
+        raise
+    except Exception as error:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__}: its {type(vae).__name__} could not encode the probe images "
+            f"({type(error).__name__}: {error}), so its latent space is unknown; only image pipelines can be filtered"
+        ) from error

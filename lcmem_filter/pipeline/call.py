@@ -1,0 +1,149 @@
+"""One filtered call of a pipeline: draw, judge at the gate, draw rejected rows again, hand out what was accepted."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..errors import FilterFailedError, MemorizationError, UnsupportedPipelineError
+from ..filter import MemorizationFilter
+from ..types import Decision, OnExhausted, OnMemorized
+from .gate import Gate, gated, withheld_rows
+from .outputs import blank_latents, check_one_decision_an_image, images_of, keep_rows, replace_rows
+from .rows import BoundCall, draw_seed, generator_for
+
+DECODERS = ("vae", "movq", "vqgan")
+
+
+class MemorizationWarning(UserWarning):
+    """A filtered pipeline returns fewer images than were asked for."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a pipeline does with memorised samples; see ``attach``."""
+
+    filter: MemorizationFilter
+    on_memorized: OnMemorized
+    max_resamples: int
+    on_exhausted: OnExhausted
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Policy:
+        return self
+
+
+@dataclass
+class Drawn:
+    """What was drawn so far: the pipeline's output and one decision a row."""
+
+    output: Any
+    decisions: list[Decision]
+
+
+def decoder_of(pipe: Any) -> Any:
+    """The component that decodes latents.
+
+    Raises:
+        UnsupportedPipelineError: the pipeline has none.
+    """
+    for name in DECODERS:
+        component = getattr(pipe, name, None)
+        if component is not None and hasattr(component, "decode"):
+            return component
+    raise UnsupportedPipelineError(
+        f"{type(pipe).__name__} has no latent decoder (looked for {', '.join(DECODERS)}): "
+        "only latent image pipelines can be filtered"
+    )
+
+
+def filtered_call(
+    pipe: Any, original: Callable[..., Any], policy: Policy, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call ``original(pipe, *args, **kwargs)`` so that no memorised image is returned.
+
+    Raises:
+        FilterFailedError: an image could not be judged; none is returned.
+        MemorizationError: rows were rejected to the last attempt and the policy is to raise.
+    """
+    try:
+        call = BoundCall.bind(original, pipe, args, kwargs)
+    except TypeError:
+        original(pipe, *args, **kwargs)  # raises the pipeline's own error
+        raise FilterFailedError("the pipeline took arguments that do not fit its signature; no image is returned")
+    policy.filter.last_decisions = ()
+    drawn = _draw(pipe, original, call, policy)
+    if policy.on_memorized == "resample":
+        _draw_again(pipe, original, call, policy, drawn)
+    return _hand_out(drawn, call, policy)
+
+
+def _draw(pipe: Any, original: Callable[..., Any], call: BoundCall, policy: Policy) -> Drawn:
+    withhold = policy.on_memorized != "flag"
+    gate = Gate(policy.filter.judge, withhold=withhold)
+    with gated(decoder_of(pipe), gate):
+        output = call.run(original, pipe)
+    if call.output_type != "latent":
+        check_one_decision_an_image(output, gate.decisions)
+        assert gate.decisions is not None
+        return Drawn(output, gate.decisions)
+    latents = images_of(output)
+    if not isinstance(latents, torch.Tensor) or latents.ndim != 4:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} returns latents that cannot be judged "
+            f"({tuple(getattr(latents, 'shape', ())) or type(latents).__name__}); ask for images instead"
+        )
+    decisions = policy.filter.judge(latents)
+    check_one_decision_an_image(output, decisions)
+    if withhold and withheld_rows(decisions):
+        output = blank_latents(output, withheld_rows(decisions))
+    return Drawn(output, decisions)
+
+
+def _draw_again(pipe: Any, original: Callable[..., Any], call: BoundCall, policy: Policy, drawn: Drawn) -> None:
+    """Replace rejected rows of ``drawn`` by new draws, each from a seed of the caller's generator."""
+    total, generator = len(drawn.decisions), call.arguments.get("generator")
+    for attempt in range(2, policy.max_resamples + 2):
+        rows = withheld_rows(drawn.decisions)
+        if not rows:
+            return
+        seeds = {row: draw_seed(generator, row) for row in rows}
+        if call.can_slice():
+            again = call.for_rows(rows, [generator_for(seeds[row], generator) for row in rows])
+            source_rows: Sequence[int] = range(len(rows))
+        else:
+            every = [generator_for(seeds.get(row, seeds[rows[0]]), generator) for row in range(total)]
+            again, source_rows = call.for_all_rows(every), rows
+        fresh = _draw(pipe, original, again, policy)
+        if len(fresh.decisions) != (len(rows) if call.can_slice() else total):
+            raise FilterFailedError(
+                f"drawing {len(rows)} rows again gave {len(fresh.decisions)} images; no image is returned"
+            )
+        drawn.output = replace_rows(drawn.output, rows, fresh.output, source_rows, total)
+        for row, source_row in zip(rows, source_rows, strict=True):
+            drawn.decisions[row] = replace(fresh.decisions[source_row], attempts=attempt, seed=seeds[row])
+
+
+def _hand_out(drawn: Drawn, call: BoundCall, policy: Policy) -> Any:
+    decisions, total = tuple(drawn.decisions), len(drawn.decisions)
+    policy.filter.last_decisions = decisions
+    check_one_decision_an_image(drawn.output, decisions)
+    output, withheld = drawn.output, withheld_rows(decisions)
+    if withheld and policy.on_memorized != "flag":
+        attempts = max(decisions[row].attempts for row in withheld)
+        found = f"{len(withheld)} of {total} samples were memorised in each of {attempts} attempt(s)"
+        if policy.on_exhausted == "raise":
+            raise MemorizationError(f"{found}; no image is returned", decisions)
+        if policy.on_exhausted == "drop":
+            kept = [row for row in range(total) if row not in set(withheld)]
+            output = keep_rows(output, kept, total)
+            decisions = tuple(decisions[row] for row in kept)
+            warnings.warn(f"{found} and were dropped", MemorizationWarning, stacklevel=4)
+        else:
+            warnings.warn(f"{found}; blank images stand in their place", MemorizationWarning, stacklevel=4)
+    if not isinstance(output, tuple):
+        output.memorization = decisions
+    return output

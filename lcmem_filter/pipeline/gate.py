@@ -1,0 +1,140 @@
+"""The decode gate: what stands between a pipeline's latents and its decoder for the length of one call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..errors import FilterFailedError
+from ..types import Decision
+
+Judge = Callable[[torch.Tensor], Sequence[Decision]]
+
+
+class Gate:
+    """Judges the one batch of latents that reaches the decoder and lets only accepted rows through.
+
+    Args:
+        judge: Latents (B, C, H, W) to B decisions.
+        withhold: Whether rejected rows are kept from the decoder; ``False`` only flags them.
+
+    Attributes:
+        decisions: One decision a row once the decoder was called; ``None`` before.
+    """
+
+    def __init__(self, judge: Judge, *, withhold: bool = True) -> None:
+        self._judge = judge
+        self._withhold = withhold
+        self.decisions: list[Decision] | None = None
+
+    def decode(self, inner: Callable[..., Any], latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Judge ``latents`` and call the decoder ``inner`` with its rejected rows zeroed.
+
+        The whole batch is decoded in one piece, so accepted rows are bit-identical to an unfiltered call; the decoded
+        rejected rows are overwritten with -1, black in the decoder's range.
+
+        Raises:
+            FilterFailedError: the decoder is called a second time, or returns other rows than it was given.
+        """
+        if self.decisions is not None:
+            raise FilterFailedError(
+                "the pipeline decoded more than once in one call, so a decision cannot be assigned to each image; "
+                "decode previews with another VAE, and do not filter pipelines that decode in pieces"
+            )
+        self.decisions = list(self._judge(latents))
+        if len(self.decisions) != latents.shape[0]:
+            raise FilterFailedError(f"{len(self.decisions)} decisions for {latents.shape[0]} latents")
+        withheld = withheld_rows(self.decisions) if self._withhold else []
+        if not withheld:
+            return inner(latents, *args, **kwargs)
+        safe = latents.clone()
+        safe[withheld] = 0
+        return _blank(inner(safe, *args, **kwargs), withheld, latents.shape[0])
+
+
+def withheld_rows(decisions: Sequence[Decision]) -> list[int]:
+    """Rows that must not be returned: rejected, or not checked."""
+    return [row for row, decision in enumerate(decisions) if decision.accepted is not True]
+
+
+@contextmanager
+def gated(vae: Any, gate: Gate) -> Iterator[None]:
+    """Stand ``gate`` before ``vae.decode``, for this thread, until the block ends.
+
+    One lock a VAE covers installing, calling and removing, so calls of several threads that share a VAE take turns.
+    An instance attribute ``decode`` that was there before (a compiled decoder, say) is called, and put back.
+
+    Raises:
+        FilterFailedError: this thread is already inside a filtered call on the same VAE.
+    """
+    module = getattr(vae, "_orig_mod", vae)  # torch.compile wraps a module and forwards attributes to it
+    with _turn(module):
+        owner, inner = threading.get_ident(), module.decode
+        before = module.__dict__.get("decode")
+        name_of_latents = next(iter(inspect.signature(inner).parameters))
+
+        @functools.wraps(inner)
+        def decode(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != owner:  # an unfiltered pipeline that shares this VAE
+                return inner(*args, **kwargs)
+            latents, rest = (args[0], args[1:]) if args else (kwargs.pop(name_of_latents), ())
+            return gate.decode(inner, latents, *rest, **kwargs)
+
+        object.__setattr__(module, "decode", decode)
+        try:
+            yield
+        finally:
+            if before is None:
+                object.__delattr__(module, "decode")
+            else:
+                object.__setattr__(module, "decode", before)
+
+
+class _Turn:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.owner: int | None = None
+
+
+_TURNS: weakref.WeakKeyDictionary[Any, _Turn] = weakref.WeakKeyDictionary()
+_TURNS_LOCK = threading.Lock()
+
+
+@contextmanager
+def _turn(module: Any) -> Iterator[None]:
+    with _TURNS_LOCK:
+        turn = _TURNS.setdefault(module, _Turn())
+    if turn.owner == threading.get_ident():
+        raise FilterFailedError(
+            "a filtered pipeline was called from within a filtered call on the same VAE (from a callback, perhaps); "
+            "the two would share one gate: call it after the first has returned, or give it a VAE of its own"
+        )
+    with turn.lock:
+        turn.owner = threading.get_ident()
+        try:
+            yield
+        finally:
+            turn.owner = None
+
+
+def _blank(decoded: Any, rows: list[int], expected: int) -> Any:
+    """``decoded`` (a tuple, or an output with ``sample``) with ``rows`` of its images overwritten with -1."""
+    images = decoded[0] if isinstance(decoded, tuple) else decoded["sample"]
+    if images.shape[0] != expected:
+        raise FilterFailedError(
+            f"the decoder made {images.shape[0]} rows of {expected} latents, so rejected ones cannot be told apart; "
+            "this pipeline cannot be filtered"
+        )
+    images = images.clone()
+    images[rows] = -1
+    if isinstance(decoded, tuple):
+        return (images, *decoded[1:])
+    decoded["sample"] = images
+    return decoded

@@ -1,0 +1,34 @@
+"""The two methods that every ``DiffusionPipeline`` gets; imports nothing heavy until one is called."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+
+def install(pipeline_class: Any) -> None:
+    """Give ``DiffusionPipeline`` its two methods, and let ``from_pipe`` carry a filter over."""
+
+    def with_memorization_filter(self: Any, index: Any, **options: Any) -> Any:
+        from .attachment import attach
+
+        return attach(self, index, **options)
+
+    def without_memorization_filter(self: Any) -> Any:
+        from .attachment import detach
+
+        return detach(self)
+
+    plain_from_pipe = pipeline_class.from_pipe.__func__
+
+    @functools.wraps(plain_from_pipe)
+    def from_pipe(cls: Any, pipeline: Any, **kwargs: Any) -> Any:
+        from .attachment import carry_over
+
+        return carry_over(pipeline, plain_from_pipe(cls, pipeline, **kwargs))
+
+    with_memorization_filter.__doc__ = "Attach a memorization filter; see ``lcmem_filter.attach``."
+    without_memorization_filter.__doc__ = "Take the memorization filter off; see ``lcmem_filter.detach``."
+    pipeline_class.with_memorization_filter = with_memorization_filter
+    pipeline_class.without_memorization_filter = without_memorization_filter
+    pipeline_class.from_pipe = classmethod(from_pipe)

@@ -1,0 +1,96 @@
+"""Rows of what a pipeline returns: counting, replacing and dropping them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import FilterFailedError
+
+LATENT_BLANK = 0.0
+
+
+def images_of(output: Any) -> Any:
+    """The images of a pipeline's output (a tuple, or a diffusers output): a list, an array or a tensor."""
+    return output[0]
+
+
+def count_rows(value: Any) -> int | None:
+    """How many rows a field of an output has; ``None`` where it has none."""
+    if isinstance(value, list):
+        return len(value)
+    if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim:
+        return int(value.shape[0])
+    return None
+
+
+def replace_rows(output: Any, rows: Sequence[int], source: Any, source_rows: Sequence[int], total: int) -> Any:
+    """``output`` with each of ``rows`` taken from ``source_rows`` of ``source``, in every field that has rows."""
+    sources = _fields(source)
+
+    def replaced(position: int, value: Any) -> Any:
+        if count_rows(value) != total:
+            return value
+        fresh = sources[position]
+        value = value.copy() if not isinstance(value, torch.Tensor) else value.clone()
+        for row, source_row in zip(rows, source_rows, strict=True):
+            value[row] = fresh[source_row]
+        return value
+
+    return _map_fields(output, replaced)
+
+
+def blank_latents(output: Any, rows: Sequence[int]) -> Any:
+    """``output`` whose images are latents, with ``rows`` zeroed."""
+
+    def blanked(position: int, value: Any) -> Any:
+        if position:
+            return value
+        value = value.clone()
+        value[list(rows)] = LATENT_BLANK
+        return value
+
+    return _map_fields(output, blanked)
+
+
+def keep_rows(output: Any, rows: Sequence[int], total: int) -> Any:
+    """``output`` with only ``rows`` left, in every field that has ``total`` rows."""
+
+    def kept(position: int, value: Any) -> Any:
+        if count_rows(value) != total:
+            return value
+        return [value[row] for row in rows] if isinstance(value, list) else value[list(rows)]
+
+    return _map_fields(output, kept)
+
+
+def check_one_decision_an_image(output: Any, decisions: Sequence[Any] | None) -> None:
+    """
+    Raises:
+        FilterFailedError: the images of ``output`` are not as many as ``decisions``.
+    """
+    images = count_rows(images_of(output))
+    if decisions is None:
+        raise FilterFailedError(
+            "the pipeline returned images without calling its decoder, so they were not judged; it cannot be filtered"
+        )
+    if images != len(decisions):
+        raise FilterFailedError(f"{len(decisions)} decisions for {images} images; this call cannot be filtered")
+
+
+def _fields(output: Any) -> list[Any]:
+    return list(output) if isinstance(output, tuple) else [getattr(output, name) for name in _names(output)]
+
+
+def _names(output: Any) -> list[str]:
+    return list(output.__dataclass_fields__)
+
+
+def _map_fields(output: Any, change: Callable[[int, Any], Any]) -> Any:
+    values = [change(position, value) for position, value in enumerate(_fields(output))]
+    if isinstance(output, tuple):
+        return tuple(values)
+    return type(output)(**dict(zip(_names(output), values, strict=True)))

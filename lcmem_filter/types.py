@@ -1,0 +1,60 @@
+"""The values that rooms hand to each other."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+OnMemorized = Literal["flag", "reject", "resample"]
+"""What a filtered pipeline does with a memorised sample."""
+
+OnExhausted = Literal["blank", "raise", "drop"]
+"""What a filtered pipeline does with a sample that is still rejected when every attempt is spent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A training image that a sample resembles.
+
+    Attributes:
+        id: The record's id in the index.
+        score: The combined statistic that was calibrated; larger is more alike.
+        embedding_similarity: Cosine of the two head embeddings, in [-1, 1].
+        latent_similarity: Aligned correlation of the two canonical latents, in [-1, 1]; ``None`` where the index
+            keeps no latents or the sample comes from another latent space.
+    """
+
+    id: str
+    score: float
+    embedding_similarity: float
+    latent_similarity: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the filter found about one sample.
+
+    Attributes:
+        accepted: ``True`` where the sample resembles no training image beyond the threshold, ``False`` where it
+            does, ``None`` where the sample was not checked.
+        score: The sample's largest combined statistic over the index.
+        p_value: Conformal p-value of ``score`` among held-out real images, in [1 / (n + 1), 1].
+        threshold: A sample is rejected where ``score > threshold``.
+        neighbours: The nearest training images, most alike first.
+        attempts: How often the sample was drawn, the first time included.
+        seed: The seed of the last draw; ``None`` for the first, which used the caller's own generator.
+        reason: Why ``accepted`` is ``None``; empty otherwise.
+    """
+
+    accepted: bool | None
+    score: float
+    p_value: float
+    threshold: float
+    neighbours: tuple[Neighbour, ...] = ()
+    attempts: int = 1
+    seed: int | None = None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)
