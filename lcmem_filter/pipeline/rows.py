@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 _TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
@@ -25,6 +26,8 @@ PER_PROMPT = frozenset(_TEXTS + _EMBEDS)
 
 CYCLED = frozenset({"image", "mask_image"})
 """Arguments whose entries repeat over the rows: row r uses entry r modulo their number."""
+
+_MANY = (list, tuple, torch.Tensor, np.ndarray)
 
 SHARED = frozenset({"timesteps", "sigmas", "callback_on_step_end_tensor_inputs", "callback_on_step_end"})
 """Lists that belong to the call, not to its rows."""
@@ -62,9 +65,12 @@ class BoundCall:
 
     def can_slice(self) -> bool:
         """Whether it is known of every argument which rows it belongs to."""
-        known = PER_PROMPT | CYCLED | SHARED | {"generator", "latents"}
+        known = PER_PROMPT | SHARED | {"generator", "latents"}
         return not self.extra and all(
-            name in known or not isinstance(value, (list, tuple, torch.Tensor)) for name, value in self.arguments.items()
+            name in known
+            or not isinstance(value, _MANY)
+            or (name in CYCLED and _entries_are_rows(value))
+            for name, value in self.arguments.items()
         )
 
     def for_rows(self, rows: Sequence[int], generators: list[torch.Generator]) -> BoundCall:
@@ -106,12 +112,17 @@ def _redrawn(arguments: dict[str, Any], generators: list[torch.Generator], image
     return arguments
 
 
+def _entries_are_rows(value: Any) -> bool:
+    """Whether each entry of a picture argument is one picture, so that entries can be taken for rows."""
+    if isinstance(value, (list, tuple)):
+        return all(not isinstance(entry, (torch.Tensor, np.ndarray)) or entry.ndim <= 3 for entry in value)
+    return bool(value.ndim == 4)
+
+
 def _take(value: Any, positions: Sequence[int], *, repeat: bool = False, cycle: bool = False) -> Any:
     if isinstance(value, str):
         return [value] * len(positions) if repeat else value
-    if isinstance(value, torch.Tensor):
-        if value.ndim < 4 and cycle:
-            return value  # one unbatched picture for every row
+    if isinstance(value, (torch.Tensor, np.ndarray)):
         return value[[p % value.shape[0] for p in positions] if cycle else list(positions)]
     if isinstance(value, (list, tuple)):
         return [value[p % len(value) if cycle else p] for p in positions]

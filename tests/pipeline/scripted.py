@@ -1,0 +1,56 @@
+"""A filter whose verdicts the test decides, so that the gate is tested apart from head and index."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+from lcmem_filter.types import Decision
+
+Verdict = Callable[[torch.Tensor, int], bool]
+
+
+def decision(accepted: bool) -> Decision:
+    return Decision(accepted, 0.0 if accepted else 1.0, 1.0 if accepted else 0.01, 0.5)
+
+
+class ScriptedFilter:
+    """Accepts row ``r`` of the ``n``-th judged batch where ``accept(latents[r], r, n)`` says so."""
+
+    def __init__(self, accept: Callable[[torch.Tensor, int, int], bool]) -> None:
+        self.accept = accept
+        self.seen: list[torch.Tensor] = []
+        self._last = threading.local()
+
+    def judge(self, latents: torch.Tensor) -> list[Decision]:
+        self.seen.append(latents.clone())
+        return [decision(self.accept(row, r, len(self.seen) - 1)) for r, row in enumerate(latents)]
+
+    @property
+    def last_decisions(self) -> tuple[Decision, ...]:
+        return getattr(self._last, "decisions", ())
+
+    @last_decisions.setter
+    def last_decisions(self, decisions: tuple[Decision, ...]) -> None:
+        self._last.decisions = decisions
+
+
+def wear(pipe, accept, on_memorized="resample", max_resamples=4, on_exhausted="blank"):
+    """Attach a scripted filter to ``pipe``; returns the filter."""
+    from lcmem_filter.pipeline.attachment import _wear
+    from lcmem_filter.pipeline.call import Policy
+
+    scripted = ScriptedFilter(accept)
+    _wear(pipe, Policy(scripted, on_memorized, max_resamples, on_exhausted))  # type: ignore[arg-type]
+    return scripted
+
+
+def always(*_: object) -> bool:
+    return True
+
+
+def reject_first_pass(*rows: int):
+    """Rejects ``rows`` of the first judged batch and nothing after."""
+    return lambda latent, row, batch: batch > 0 or row not in rows

@@ -1,0 +1,427 @@
+"""Filtered calls of tiny random Stable Diffusion pipelines, with verdicts that the test decides."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from lcmem_filter.errors import FilterFailedError, MemorizationError
+from lcmem_filter.pipeline import MemorizationWarning, detach
+from tests.tiny import KINDS, VAES, call_arguments, tiny_pipeline
+
+from .scripted import always, reject_first_pass, wear
+
+PROMPTS = ["a cat", "a dog"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def arguments(kind: str = "text-to-image", prompts=PROMPTS, images: int = 2, **changes):
+    return {
+        **call_arguments(kind, prompts),
+        "num_images_per_prompt": images,
+        "num_inference_steps": 2,
+        "output_type": "np",
+        "generator": generator(),
+        **changes,
+    }
+
+
+def spy_on_decoder(pipe) -> list[torch.Tensor]:
+    seen: list[torch.Tensor] = []
+    pipe.vae.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    return seen
+
+
+def pixels(images) -> np.ndarray:
+    if isinstance(images, torch.Tensor):
+        return images.numpy()
+    return np.stack([np.asarray(image) for image in images])
+
+
+@pytest.mark.parametrize("vae", VAES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_rejected_is_bit_identical_to_the_plain_pipeline(kind: str, vae: str) -> None:
+    pipe = tiny_pipeline(kind, vae)
+    plain = pipe(**arguments(kind)).images
+    wear(pipe, always)
+    filtered = pipe(**arguments(kind))
+    assert np.array_equal(plain, filtered.images)
+    assert [d.accepted for d in filtered.memorization] == [True] * 4
+    assert [d.attempts for d in filtered.memorization] == [1] * 4
+
+
+@pytest.mark.parametrize("vae", VAES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rejected_latents_never_reach_the_decoder(kind: str, vae: str) -> None:
+    pipe = tiny_pipeline(kind, vae)
+    plain = pipe(**arguments(kind)).images
+    scripted = wear(pipe, reject_first_pass(1, 2), on_memorized="reject")
+    decoded = spy_on_decoder(pipe)
+    with pytest.warns(MemorizationWarning, match="2 of 4"):
+        out = pipe(**arguments(kind))
+    assert np.array_equal(out.images[[0, 3]], plain[[0, 3]])
+    assert (out.images[[1, 2]] == 0).all()
+    assert [d.accepted for d in out.memorization] == [True, False, False, True]
+    (latents,) = scripted.seen
+    for given in decoded:
+        for rejected in latents[[1, 2]]:
+            assert all(not torch.allclose(row, rejected, atol=1e-3) for row in given if row.shape == rejected.shape)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rejected_rows_are_drawn_again_and_accepted_rows_stay(kind: str) -> None:
+    pipe = tiny_pipeline(kind)
+    plain = pipe(**arguments(kind)).images
+    scripted = wear(pipe, lambda latent, row, batch: not (batch == 0 and row in (1, 2)) and not (batch == 1 and row == 1))
+    out = pipe(**arguments(kind))
+    assert np.array_equal(out.images[[0, 3]], plain[[0, 3]])
+    assert [d.attempts for d in out.memorization] == [1, 2, 3, 1]
+    assert [d.accepted for d in out.memorization] == [True] * 4
+    assert [len(batch) for batch in scripted.seen] == [4, 2, 1]
+    assert not np.allclose(out.images[[1, 2]], plain[[1, 2]], atol=1e-3)
+    again = pipe_again(kind)
+    assert np.array_equal(again.images, out.images), "a run can be repeated from the same generator"
+    assert [d.seed for d in again.memorization] == [d.seed for d in out.memorization]
+    assert len({d.seed for d in out.memorization}) == 3  # None and two seeds
+
+
+def pipe_again(kind: str):
+    pipe = tiny_pipeline(kind)
+    wear(pipe, lambda latent, row, batch: not (batch == 0 and row in (1, 2)) and not (batch == 1 and row == 1))
+    return pipe(**arguments(kind))
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_a_redrawn_row_is_what_its_prompt_and_seed_give(row: int) -> None:
+    pipe = tiny_pipeline("text-to-image")
+    negatives = ["blurred", "washed out"]
+    wear(pipe, reject_first_pass(row))
+    out = pipe(**arguments(negative_prompt=negatives))
+    detach(pipe)
+    alone = pipe(
+        **arguments(
+            prompts=[PROMPTS[row // 2]],
+            images=1,
+            negative_prompt=[negatives[row // 2]],
+            generator=generator(out.memorization[row].seed),
+        )
+    )
+    np.testing.assert_allclose(out.images[row], alone.images[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["img2img", "inpaint"])
+@pytest.mark.parametrize("row", range(4))
+def test_a_redrawn_row_starts_from_its_own_picture(kind: str, row: int) -> None:
+    pipe = tiny_pipeline(kind)
+    full = arguments(kind)
+    wear(pipe, reject_first_pass(row))
+    out = pipe(**full)
+    detach(pipe)
+    own = {name: [full[name][row % 2]] for name in ("image", "mask_image") if name in full}
+    changes = {"prompt": [PROMPTS[row // 2]], "num_images_per_prompt": 1, **own}
+    alone = pipe(**{**arguments(kind), **changes, "generator": [generator(out.memorization[row].seed)]})
+    np.testing.assert_allclose(out.images[row], alone.images[0], atol=1e-4)
+
+
+def test_embeddings_instead_of_prompts_are_sliced_too() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    embeds, negative = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
+    given = arguments(prompts=None, prompt_embeds=embeds, negative_prompt_embeds=negative)
+    wear(pipe, reject_first_pass(3))
+    by_embeds = pipe(**given)
+    wear(pipe, reject_first_pass(3))
+    by_prompt = pipe(**arguments())
+    np.testing.assert_allclose(by_embeds.images, by_prompt.images, atol=1e-5)
+
+
+def test_arguments_of_unknown_rows_draw_the_whole_batch_again() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    scripted = wear(pipe, reject_first_pass(1))
+    plain_guess = arguments(cross_attention_kwargs=None, ip_adapter_image_embeds=None)
+    out = pipe(**plain_guess)
+    assert len(scripted.seen[1]) == 1
+
+    def original(self, prompt, extra=None, generator=None, num_images_per_prompt=1, output_type="np"):
+        return plain_call(self, prompt, generator=generator, num_images_per_prompt=num_images_per_prompt,
+                          output_type=output_type, num_inference_steps=2)
+
+    plain_call = type(detach(pipe)).__call__
+    custom = type("Custom", (type(pipe),), {"__call__": original})
+    pipe.__class__ = custom
+    scripted = wear(pipe, reject_first_pass(1))
+    whole = pipe(PROMPTS, extra=torch.zeros(5), generator=generator(), num_images_per_prompt=2)
+    assert [len(batch) for batch in scripted.seen] == [4, 4]
+    assert np.array_equal(whole.images[[0, 2, 3]], out.images[[0, 2, 3]])
+    assert whole.memorization[1].attempts == 2
+
+
+@pytest.mark.parametrize("output_type", ["latent", "pt", "np", "pil"])
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_output_types(output_type: str, return_dict: bool) -> None:
+    pipe = tiny_pipeline("text-to-image")
+    form = {"output_type": output_type, "return_dict": return_dict}
+    plain = pipe(**arguments(**form))
+    scripted = wear(pipe, reject_first_pass(2))
+    out = pipe(**arguments(**form))
+    assert type(out) is type(plain) and len(out) == len(plain)
+    assert type(out[0]) is type(plain[0])
+    before, after = pixels(plain[0]), pixels(out[0])
+    assert np.array_equal(before[[0, 1, 3]], after[[0, 1, 3]])
+    assert not np.allclose(before[2], after[2], atol=1e-3)
+    decisions = scripted.last_decisions if not return_dict else out.memorization
+    assert [d.attempts for d in decisions] == [1, 1, 2, 1]
+
+
+def test_rejected_latents_are_not_returned_as_latents() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    scripted = wear(pipe, reject_first_pass(0), on_memorized="reject")
+    with pytest.warns(MemorizationWarning):
+        out = pipe(**arguments(output_type="latent"))
+    assert (out.images[0] == 0).all() and torch.equal(out.images[1:], scripted.seen[0][1:])
+
+
+def test_generator_lists_and_no_generator() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    wear(pipe, reject_first_pass(1, 3))
+    lists = [pipe_with_rejections(pipe, generator=[generator(s) for s in range(4)]) for _ in range(2)]
+    assert np.array_equal(lists[0].images, lists[1].images)
+    torch.manual_seed(5)
+    first = pipe_with_rejections(pipe, generator=None)
+    torch.manual_seed(5)
+    assert np.array_equal(first.images, pipe_with_rejections(pipe, generator=None).images)
+
+
+def pipe_with_rejections(pipe, **changes):
+    wear(pipe, reject_first_pass(1, 3))
+    return pipe(**arguments(**changes))
+
+
+def never(*_: object) -> bool:
+    return False
+
+
+def test_exhausted_blank() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    scripted = wear(pipe, lambda latent, row, batch: row == 0 and batch == 0, max_resamples=2)
+    with pytest.warns(MemorizationWarning, match="3 of 4 samples were memorised in each of 3 attempt"):
+        out = pipe(**arguments())
+    assert (out.images[1:] == 0).all() and out.images[0].any()
+    assert [d.attempts for d in out.memorization] == [1, 3, 3, 3]
+    assert [len(batch) for batch in scripted.seen] == [4, 3, 3]
+
+
+def test_exhausted_drop() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    plain = pipe(**arguments()).images
+    scripted = wear(pipe, lambda latent, row, batch: row in (0, 3), "reject", on_exhausted="drop")
+    with pytest.warns(MemorizationWarning, match="dropped"):
+        out = pipe(**arguments())
+    assert np.array_equal(out.images, plain[[0, 3]]) and len(out.memorization) == 2
+    assert len(scripted.last_decisions) == 4
+
+
+def test_exhausted_raise_carries_the_decisions() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    wear(pipe, never, max_resamples=1, on_exhausted="raise")
+    with pytest.raises(MemorizationError, match="4 of 4") as raised:
+        pipe(**arguments())
+    assert [d.accepted for d in raised.value.decisions] == [False] * 4
+
+
+def test_flag_returns_everything_with_its_verdict() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    plain = pipe(**arguments()).images
+    wear(pipe, never, "flag")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MemorizationWarning)
+        out = pipe(**arguments())
+    assert np.array_equal(out.images, plain)
+    assert [d.accepted for d in out.memorization] == [False] * 4
+
+
+def test_an_error_in_the_filter_returns_nothing_and_puts_the_decoder_back() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    decoded = spy_on_decoder(pipe)
+
+    def broken(*_: object) -> bool:
+        raise RuntimeError("broken filter")
+
+    wear(pipe, broken)
+    with pytest.raises(RuntimeError, match="broken filter"):
+        pipe(**arguments())
+    assert not decoded and "decode" not in pipe.vae.__dict__
+
+
+def test_an_error_while_drawing_again_returns_nothing() -> None:
+    pipe = tiny_pipeline("text-to-image")
+
+    def breaks_later(latent: torch.Tensor, row: int, batch: int) -> bool:
+        if batch:
+            raise RuntimeError("broken filter")
+        return row != 1
+
+    wear(pipe, breaks_later)
+    with pytest.raises(RuntimeError, match="broken filter"):
+        pipe(**arguments())
+
+
+def test_a_callback_that_swaps_the_latents_is_judged_on_what_it_swapped_in() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    stolen = torch.full((4, *pipe(**arguments(output_type="latent")).images.shape[1:]), 0.7)
+
+    def swap(pipeline, step: int, timestep: int, tensors):
+        return {"latents": stolen[: len(tensors["latents"])]} if step == 1 else {}
+
+    decoded = spy_on_decoder(pipe)
+    wear(pipe, lambda latent, row, batch: not torch.allclose(latent / latent.mean(), torch.ones(())))
+    with pytest.warns(MemorizationWarning, match="4 of 4"):
+        out = pipe(**arguments(callback_on_step_end=swap))
+    assert (out.images == 0).all()
+    assert decoded
+
+
+def test_a_callback_that_decodes_or_calls_the_pipeline_is_refused() -> None:
+    pipe = tiny_pipeline("text-to-image")
+
+    def preview(pipeline, step: int, timestep: int, tensors):
+        pipeline.vae.decode(tensors["latents"])
+        return {}
+
+    def nested(pipeline, step: int, timestep: int, tensors):
+        pipeline(**arguments())
+        return {}
+
+    wear(pipe, always)
+    for callback, message in ((preview, "more than once"), (nested, "from within")):
+        with pytest.raises(FilterFailedError, match=message):
+            pipe(**arguments(callback_on_step_end=callback))
+        assert "decode" not in pipe.vae.__dict__
+
+
+def test_a_pipeline_that_goes_around_the_gate_returns_nothing() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    plain_call = type(pipe).__call__
+
+    def around(self, prompt, output_type="np", **kwargs):
+        latents = plain_call(self, prompt, output_type="latent", **kwargs).images
+        return (self.vae.decoder(latents).clamp(0, 1),)
+
+    pipe.__class__ = type("Around", (type(pipe),), {"__call__": around})
+    wear(pipe, always)
+    with pytest.raises(FilterFailedError, match="without calling its decoder"):
+        pipe(PROMPTS, num_inference_steps=2)
+
+
+def test_the_pipelines_own_errors_survive() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    wear(pipe, always)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'|nonsense"):
+        pipe("a cat", 64, 64, nonsense=[1], width=3)
+    with pytest.raises(ValueError, match="prompt"):
+        pipe()
+
+
+def test_positional_arguments() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    plain = pipe(PROMPTS, 32, 32, 2, output_type="np", generator=generator())
+    wear(pipe, always)
+    assert np.array_equal(pipe(PROMPTS, 32, 32, 2, output_type="np", generator=generator()).images, plain.images)
+
+
+def test_hooks_on_the_vae_run_before_the_gate_and_survive() -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class Recorder(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
+    pipe = tiny_pipeline("text-to-image")
+    recorder = Recorder()
+    add_hook_to_module(pipe.vae, recorder)
+    pipe(**arguments())
+    plain_calls = recorder.calls
+    wear(pipe, always)
+    pipe(**arguments())
+    assert plain_calls > 0 and recorder.calls == 2 * plain_calls
+
+
+def test_a_compiled_decoder() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    plain = pipe(**arguments()).images
+    pipe.vae.decode = torch.compile(pipe.vae.decode, backend="eager")
+    compiled = pipe.vae.decode
+    wear(pipe, reject_first_pass(1))
+    out = pipe(**arguments())
+    assert np.array_equal(out.images[[0, 2, 3]], plain[[0, 2, 3]])
+    assert pipe.vae.__dict__["decode"] is compiled
+
+
+def test_two_threads_on_one_vae_each_get_their_own_decisions() -> None:
+    pipes = [tiny_pipeline("text-to-image"), tiny_pipeline("text-to-image")]
+    pipes[1].vae = pipes[0].vae
+    plain = pipes[0](**arguments()).images
+    filters = [wear(pipes[0], always), wear(pipes[1], never, "reject")]
+    outs: dict[int, list] = {0: [], 1: []}
+
+    def run(i: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outs[i] = [pipes[i](**arguments()) for _ in range(3)]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert all(np.array_equal(out.images, plain) for out in outs[0]) and len(outs[0]) == 3
+    assert all((out.images == 0).all() for out in outs[1]) and len(outs[1]) == 3
+    assert [len(f.seen) for f in filters] == [3, 3]
+
+
+def test_attached_twice_and_detached_once_is_the_original() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    plain = type(pipe)
+    wear(pipe, never)
+    wear(pipe, always)
+    assert type(pipe) is not plain and isinstance(pipe, plain)
+    assert (type(pipe).__name__, type(pipe).__module__) == (plain.__name__, plain.__module__)
+    pipe(**arguments())
+    assert detach(pipe) is pipe and type(pipe) is plain
+    assert detach(pipe) is pipe
+    assert not {"memorization_filter", "_memorization_policy"} & set(pipe.__dict__)
+
+
+def test_save_and_load_round_trip(tmp_path) -> None:
+    pipe = tiny_pipeline("text-to-image")
+    plain = pipe(**arguments()).images
+    wear(pipe, never)
+    with pytest.warns(UserWarning, match="holds no memorization filter"):
+        pipe.save_pretrained(tmp_path)
+    loaded = type(detach(pipe)).from_pretrained(tmp_path)
+    np.testing.assert_allclose(loaded(**arguments()).images, plain, atol=1e-5)
+
+
+def test_copies_keep_the_filter() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    wear(pipe, never, "reject")
+    for twin in (copy.copy(pipe), copy.deepcopy(pipe)):
+        with pytest.warns(MemorizationWarning, match="4 of 4"):
+            twin(**arguments())
+
+
+def test_a_pipeline_made_from_a_filtered_class_does_not_run_unfiltered() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    wear(pipe, always)
+    twin = type(pipe)(**pipe.components, requires_safety_checker=False)
+    with pytest.raises(FilterFailedError, match="has no filter of its own"):
+        twin(**arguments())
+    detach(twin)(**arguments())
