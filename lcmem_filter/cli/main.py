@@ -1,0 +1,87 @@
+"""``lcmem-filter``: find the commands, parse, run one, turn what went wrong into an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from .. import __version__, cli
+from ..errors import LcmemFilterError
+
+FAILED = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+_NOT_COMMANDS = {"main", "__main__"}
+
+
+class Command(Protocol):
+    """What a module of ``cli`` must have."""
+
+    NAME: str
+    HELP: str
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None: ...
+
+    @staticmethod
+    def run(args: argparse.Namespace) -> int: ...
+
+
+def commands() -> dict[str, Command]:
+    """Every command by its name, in alphabetical order."""
+    modules = [entry.name for entry in pkgutil.iter_modules(cli.__path__)]
+    found = [
+        cast(Command, importlib.import_module(f"{cli.__name__}.{name}"))
+        for name in modules
+        if name not in _NOT_COMMANDS and not name.startswith("_")
+    ]
+    return {command.NAME: command for command in sorted(found, key=lambda command: command.NAME)}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every command; the chosen command is ``args.command``."""
+    parser = argparse.ArgumentParser(
+        prog="lcmem-filter", description="Stop a latent diffusion pipeline from returning copies of its training images."
+    )
+    parser.add_argument("--version", action="version", version=f"lcmem-filter {__version__}")
+    choices = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in commands().items():
+        command.add_arguments(choices.add_parser(name, help=command.HELP, description=command.HELP))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: the command's own, or 2 when it failed."""
+    try:
+        args = build_parser().parse_args(argv)
+        status = commands()[args.command].run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of stdout is gone; keep the interpreter from flushing to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("lcmem-filter: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (LcmemFilterError, OSError) as error:
+        print(f"lcmem-filter: {_one_line(error)}", file=sys.stderr)
+        return FAILED
+    except Exception:  # python's own status for this is 1, which `check` uses for "matches found"
+        traceback.print_exc()
+        print("lcmem-filter: failed in a way that it should not; the traceback is above", file=sys.stderr)
+        return FAILED
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
