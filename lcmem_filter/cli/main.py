@@ -48,7 +48,8 @@ def commands() -> dict[str, Command]:
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every command; the chosen command is ``args.command``."""
     parser = argparse.ArgumentParser(
-        prog="lcmem-filter", description="Stop a latent diffusion pipeline from returning copies of its training images."
+        prog="lcmem-filter",
+        description="Stop a latent diffusion pipeline from returning copies of its training images.",
     )
     parser.add_argument("--version", action="version", version=f"lcmem-filter {__version__}")
     choices = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

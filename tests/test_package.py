@@ -1,0 +1,104 @@
+"""The package as a whole: what importing it costs, what is public, what the README says of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import lcmem_filter
+from lcmem_filter.cli.main import build_parser, commands
+from tools.readme import README, refreshed
+
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "faiss",
+    "matplotlib",
+    "numpy",
+    "pyarrow",
+)
+
+
+def run_python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments, "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LOADED = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import lcmem_filter",
+        "import lcmem_filter.types, lcmem_filter.errors, lcmem_filter.pipeline",
+        "from lcmem_filter.cli.main import build_parser; build_parser().format_help()",
+    ],
+)
+def test_importing_loads_nothing_heavy(statement):
+    assert run_python(f"{statement}; {LOADED}").strip() == "[]"
+
+
+@pytest.mark.parametrize("order", ["import lcmem_filter, diffusers", "import diffusers, lcmem_filter"])
+def test_pipelines_get_their_methods_whichever_is_imported_first(order):
+    code = f"{order}; p = diffusers.StableDiffusionPipeline; print(p.with_memorization_filter.__name__)"
+    assert run_python(code).strip() == "with_memorization_filter"
+
+
+def test_public_names_are_pinned_and_all_there():
+    assert sorted(lcmem_filter.__all__) == [
+        "Decision",
+        "LCMemHead",
+        "LcmemFilterError",
+        "MemorizationError",
+        "MemorizationFilter",
+        "MemorizationIndex",
+        "Neighbour",
+        "TrainingConfig",
+        "attach",
+        "calibrate",
+        "detach",
+        "load_encoder",
+        "open_images",
+        "train_head",
+    ]
+    for name in lcmem_filter.__all__:
+        assert getattr(lcmem_filter, name) is not None
+
+
+def test_commands_are_the_expected_ones():
+    assert list(commands()) == ["calibrate", "check", "convert", "demo", "index", "train"]
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_command_has_help_and_a_readme_entry(name, capsys):
+    assert commands()[name].HELP[0].isupper() and not commands()[name].HELP.endswith(".")
+    with pytest.raises(SystemExit) as stop:
+        build_parser().parse_args([name, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: lcmem-filter {name}" in capsys.readouterr().out
+    assert f"lcmem-filter {name}" in README.read_text()
+
+
+def test_readme_blocks_are_current():
+    assert README.read_text() == refreshed(README.read_text()), "run: python -m tools.readme"
+
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README.read_text()):
+        assert (README.parent / target).exists(), target
+
+
+def test_module_sizes_stay_readable():
+    package = README.parent / "lcmem_filter"
+    sizes = {path.name: len(path.read_text().splitlines()) for path in package.rglob("*.py")}
+    assert {name: size for name, size in sizes.items() if size > 400} == {}

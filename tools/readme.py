@@ -1,0 +1,93 @@
+"""Write the README's generated blocks, or with ``--check`` find the ones that are out of date.
+
+A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def commands() -> str:
+    """The command line at a glance: what each command is called, and its one line of help."""
+    from lcmem_filter.cli.main import commands as found
+
+    rows = [f"| `lcmem-filter {name}` | {command.HELP} |" for name, command in found().items()]
+    return "\n".join(["| command | what it does |", "| --- | --- |", *rows]) + "\n"
+
+
+def filters() -> str:
+    """The comparison of filters, from the results file of ``benchmarks/filters``."""
+    path = RESULTS / "filters.json"
+    if not path.exists():
+        return "The comparison has not been run yet.\n"
+    results = json.loads(path.read_text())
+    columns = [
+        "filter",
+        "memorised images returned",
+        "unseen images rejected",
+        "other generations rejected",
+        "time",
+    ]
+    rows = [
+        f"| {row['label']} | {_share(row['memorised_returned'])} | {_share(row['held_out_rejected'])} "
+        f"| {_share(row['other_generations_rejected'])} | {_ratio(row['time_ratio'])} |"
+        for row in results["filters"]
+    ]
+    note = f"\nFrom [filters.json](benchmarks/results/filters.json), {results['about']}\n"
+    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
+
+
+GENERATORS: dict[str, Callable[[], str]] = {"commands": commands, "filters": filters}
+
+
+def refreshed(text: str) -> str:
+    """``text`` with every generated block written anew."""
+    return BLOCK.sub(lambda match: match[1] + GENERATORS[match[2]]() + match[4], text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 where a block is out of date"
+    )
+    arguments = parser.parse_args(argv)
+    before = README.read_text()
+    after = refreshed(before)
+    if not arguments.check:
+        README.write_text(after)
+        return 0
+    if before != after:
+        print(
+            "README.md has generated blocks that are out of date; run: python -m tools.readme",
+            file=sys.stderr,
+        )
+    return int(before != after)
+
+
+def _share(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    low, high = value["interval"]
+    return f"{value['count']} of {value['n']}: {value['share']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
