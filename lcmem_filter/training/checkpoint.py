@@ -1,0 +1,128 @@
+"""Where a run stands, on disk: written so that a kill at any moment leaves the last complete checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArtifactError, CorruptArtifactError
+
+WORK = ".training"
+RESULT = "training.json"
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a run needs to go on, beside weights and optimiser.
+
+    Attributes:
+        plan: Everything that the result depends on; a run goes on only under the same plan.
+        step: Optimiser steps done.
+        best_step: Of the best checkpoint so far; -1 before the first validation.
+        best_score: ``Validation.score`` of that.
+        stale: Validations since.
+        seconds: Time spent training, earlier tries included.
+        history: One entry a validation.
+    """
+
+    plan: dict[str, Any]
+    step: int = 0
+    best_step: int = -1
+    best_score: float = float("-inf")
+    stale: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Checkpoints:
+    """The folders ``step-N`` (state to go on from) and ``best-N`` (a head) under ``output/.training``.
+
+    ``progress.json`` is written into ``step-N`` last, so a folder with it is complete.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.work = output / WORK
+
+    def state(self, step: int) -> Path:
+        return self.work / f"step-{step:08d}"
+
+    def best(self, step: int) -> Path:
+        return self.work / f"best-{step:08d}"
+
+    def latest(self, plan: dict[str, Any]) -> Progress | None:
+        """Progress of the newest complete checkpoint, or ``None``.
+
+        Raises:
+            ArtifactError: it belongs to another plan.
+            CorruptArtifactError: it cannot be read.
+        """
+        complete = sorted(self.work.glob("step-*/progress.json"))
+        if not complete:
+            return None
+        try:
+            progress = Progress(**json.loads(complete[-1].read_text()))
+        except (ValueError, TypeError) as error:
+            raise CorruptArtifactError(
+                f"training checkpoint {complete[-1]} cannot be read: {error}; remove {self.work} to start afresh"
+            ) from error
+        self._same_plan(progress.plan, plan)
+        return progress
+
+    def finished(self, plan: dict[str, Any]) -> bool:
+        """Whether ``output`` already holds the finished head of this plan.
+
+        Raises:
+            ArtifactError: it holds something else.
+        """
+        result = self.output / RESULT
+        if not result.exists():
+            if (self.output / "config.json").exists():
+                raise ArtifactError(f"{self.output} already holds a head or model; give another --output")
+            return False
+        try:
+            written = json.loads(result.read_text())["plan"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptArtifactError(
+                f"{result} is not a finished run's record ({error}); remove {self.output} or give another --output"
+            ) from error
+        self._same_plan(written, plan)
+        return True
+
+    def seal(self, progress: Progress) -> None:
+        """Complete the checkpoint whose state lies in ``state(progress.step)``, then drop older ones."""
+        write_json(self.state(progress.step) / "progress.json", progress.to_dict())
+        for folder in (*self.work.glob("step-*"), *self.work.glob("best-*")):
+            if folder not in (self.state(progress.step), self.best(progress.best_step)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Drop all checkpoints; the head stands in ``output``."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _same_plan(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+        wanted = json.loads(json.dumps(wanted))
+        different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        if not different:
+            return
+        changes = "; ".join(f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}" for key in different)
+        raise ArtifactError(
+            f"{self.output} holds another training run ({changes}); give another --output, or remove that folder"
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, then rename."""
+    aside = path.with_suffix(".tmp")
+    with aside.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

@@ -1,0 +1,80 @@
+"""What a training run is made of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Loss = Literal["nt-xent", "verification"]
+MixedPrecision = Literal["no", "fp16", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """Recipe of stage 1: identity consistency on cached latents.
+
+    Attributes:
+        size: Named size of the head (``head.SIZES``).
+        loss: ``"nt-xent"`` trains for the cosine score. ``"verification"`` is the paper's objective, 0.8 binary
+            cross-entropy of ``fc_end`` on matched and mismatched pairs and 0.2 NT-Xent (arXiv 2512.14421).
+        temperature: Of NT-Xent.
+        spread: Weight of the term that pushes each embedding from its nearest other identity.
+        resolution: Side in pixels that images are squashed to before they are encoded.
+        steps: Optimiser steps.
+        batch_pairs: Pairs of one optimiser step, over all processes and accumulated batches together.
+        sets_per_batch: A batch is drawn from so many of the data sets, so that negatives are of one kind.
+        learning_rate: Peak of a cosine decay after ``warmup_steps``.
+        weight_decay: AdamW's, on matrices and kernels only.
+        same_image: Share of pairs that are two views of one image although the identity has another image.
+        augment: Latent-space augmentation of the pairs.
+        image_views: Augmented views of each image that are encoded and cached beside the clean one.
+        gradient_accumulation: Batches that one optimiser step is divided into; negatives stay within a batch.
+        mixed_precision: For the trunk; losses and the finished head are in float32.
+        validation_fraction: Share of identities held out where no validation data is given.
+        false_rejection_rate: Of unseen identities, at which recall on validation is measured.
+        evaluate_every: Steps between validations; also between checkpoints.
+        patience: Validations without improvement after which training stops.
+        seed: Of everything that is drawn.
+    """
+
+    size: str = "small"
+    loss: Loss = "nt-xent"
+    temperature: float = 0.07
+    spread: float = 0.1
+    resolution: int = 128
+    steps: int = 4000
+    batch_pairs: int = 128
+    sets_per_batch: int = 2
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    same_image: float = 0.3
+    augment: bool = True
+    image_views: int = 1
+    gradient_accumulation: int = 1
+    mixed_precision: MixedPrecision = "no"
+    validation_fraction: float = 0.1
+    false_rejection_rate: float = 0.01
+    evaluate_every: int = 250
+    patience: int = 6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_pairs % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_pairs ({self.batch_pairs}) must divide into gradient_accumulation ({self.gradient_accumulation})"
+            )
+        for name in ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience", "resolution"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("validation_fraction", "false_rejection_rate"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
+        if not 0 <= self.same_image <= 1:
+            raise ValueError(f"same_image must be in [0, 1], got {self.same_image}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)

@@ -1,0 +1,179 @@
+"""The training set in memory, its identity-disjoint validation part, and the pairs that are drawn from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import DataError
+from .cache import CachePlan, read_plan
+from .views import generator_for
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSet:
+    """Images as canonical latents, with what is known about them.
+
+    Attributes:
+        latents: For each space (N, V, C, grid, grid), float16; view 0 is the clean picture.
+        identities: (N,) strings; equal where two images are of one identity, whatever set they lie in.
+        sets: (N,) which of ``names`` an image comes from.
+        names: One for each source.
+        unreadable: Images that were left out.
+    """
+
+    latents: Mapping[str, torch.Tensor]
+    identities: np.ndarray
+    sets: np.ndarray
+    names: tuple[str, ...]
+    unreadable: int = 0
+
+    def __len__(self) -> int:
+        return len(self.identities)
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        return tuple(self.latents)
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Images and identities of each source."""
+        members = {name: self.identities[self.sets == s] for s, name in enumerate(self.names)}
+        return {name: (len(of), len(set(of))) for name, of in members.items()}
+
+    def take(self, rows: np.ndarray) -> LatentSet:
+        """The images of ``rows`` (integers or booleans)."""
+        index = torch.from_numpy(np.flatnonzero(rows) if rows.dtype == bool else rows)
+        kept = {space: values[index] for space, values in self.latents.items()}
+        return LatentSet(kept, self.identities[rows], self.sets[rows], self.names, self.unreadable)
+
+
+def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSet:
+    """Read cached latents: for each space, for each source, the plans of its views (the clean one first).
+
+    Raises:
+        EmptyDataError: a source has no readable image.
+    """
+    per_space: dict[str, torch.Tensor] = {}
+    readable: list[np.ndarray] = []
+    for space, sources in plans.items():
+        read = [[read_plan(plan) for plan in views] for views in sources]
+        per_space[space] = torch.cat([torch.stack([latents for latents, _ in views], 1) for views in read])
+        readable.append(np.concatenate([torch.stack([ok for _, ok in views]).all(0).numpy() for views in read]))
+    sources = next(iter(plans.values()))
+    records = [record for views in sources for record in views[0].source.records]
+    good = np.logical_and.reduce(readable)
+    whole = LatentSet(
+        per_space,
+        np.array([record.identity for record in records], dtype=object),
+        np.repeat(np.arange(len(sources)), [len(views[0].source) for views in sources]),
+        tuple(views[0].source.name for views in sources),
+        int((~good).sum()),
+    )
+    return whole.take(good) if whole.unreadable else whole
+
+
+def split_by_identity(data: LatentSet, fraction: float, seed: int) -> tuple[LatentSet, LatentSet]:
+    """Training and validation images that share no identity; an identity's side depends on its name and ``seed`` only.
+
+    Raises:
+        DataError: fewer than two identities would be left to train on, or none to validate on.
+    """
+    names = sorted(set(data.identities), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    count = max(1, round(fraction * len(names))) if fraction else 0
+    if len(names) - count < 2:
+        raise DataError(
+            f"training needs at least 3 identities to hold one out for validation, got {len(names)}; give more images"
+        )
+    held = np.isin(data.identities, names[:count])
+    return data.take(~held), data.take(held)
+
+
+def without_identities(data: LatentSet, of: LatentSet) -> LatentSet:
+    """``data`` less the images whose identity also stands in ``of``."""
+    return data.take(~np.isin(data.identities, list(set(of.identities))))
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Rows of pairs: images ``a`` and ``b`` (P,), which view of each (P,), and identity numbers (P,)."""
+
+    a: np.ndarray
+    b: np.ndarray
+    view_a: np.ndarray
+    view_b: np.ndarray
+    identities: np.ndarray
+
+
+class PairSampler:
+    """Draws pairs of one identity; what is drawn depends on the seed and the key alone, so a run can be resumed.
+
+    Identities are drawn in proportion to 1 / sqrt(images of their set), those with two images twice as often. A batch
+    comes from ``sets_per_batch`` sets, so that most negatives are of the same kind. An image without a partner is
+    paired with itself (another view, or augmented otherwise), and so is a share ``same_image`` of the others.
+
+    Raises:
+        DataError: fewer than two identities.
+    """
+
+    def __init__(self, data: LatentSet, *, pairs: int, sets_per_batch: int, same_image: float, seed: int) -> None:
+        self.pairs, self.sets_per_batch, self.same_image, self.seed = pairs, sets_per_batch, same_image, seed
+        self.views = next(iter(data.latents.values())).shape[1]
+        names, self._identity = np.unique(data.identities.astype(str), return_inverse=True)
+        if len(names) < 2:
+            raise DataError(f"training needs at least two identities, got {len(names)}; give images of more")
+        self._images = _groups(self._identity)
+        self._sets = [_groups(self._identity, np.flatnonzero(data.sets == s)) for s in range(len(data.names))]
+        self._sets = [members for members in self._sets if members]
+        self._weights = []
+        for members in self._sets:
+            size = sum(len(rows) for rows in members.values())
+            partnered = np.array([1.0 + (len(self._images[identity]) > 1) for identity in members])
+            self._weights.append(partnered / np.sqrt(size))
+
+    def draw(self, *key: int) -> Pairs:
+        """The batch of ``key``, for example the step."""
+        draw = generator_for(self.seed, "pairs", *key)
+        chosen = self._identities(draw)
+        a = np.array([draw.choice(self._sets[s][identity]) for s, identity in chosen])
+        b = np.array([self._partner(row, draw) for row in a])
+        view_a, view_b = (draw.integers(0, self.views, len(a)) * (draw.random(len(a)) < 0.6) for _ in range(2))
+        return Pairs(a, b, view_a, view_b, self._identity[a])
+
+    def _identities(self, draw: np.random.Generator) -> list[tuple[int, int]]:
+        """(set, identity) of each pair, no identity twice while others are left."""
+        totals = np.array([weights.sum() for weights in self._weights])
+        group = -(-self.pairs // self.sets_per_batch)
+        chosen: list[tuple[int, int]] = []
+        used: set[int] = set()
+        while len(chosen) < self.pairs:
+            if len(used) == len(self._images):
+                used.clear()
+            s = int(draw.choice(len(totals), p=totals / totals.sum()))
+            members = np.array(list(self._sets[s]))
+            free = ~np.isin(members, list(used))
+            take = min(group, self.pairs - len(chosen), int(free.sum()))
+            weights = self._weights[s] * free
+            if take:
+                picked = draw.choice(members, take, replace=False, p=weights / weights.sum())
+                chosen += [(s, int(identity)) for identity in picked]
+                used.update(int(identity) for identity in picked)
+        return chosen
+
+    def _partner(self, row: int, draw: np.random.Generator) -> int:
+        images = self._images[int(self._identity[row])]
+        if len(images) == 1 or draw.random() < self.same_image:
+            return int(row)
+        return int(draw.choice(images[images != row]))
+
+
+def _groups(identity: np.ndarray, rows: np.ndarray | None = None) -> dict[int, np.ndarray]:
+    """Rows of each identity."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for row in range(len(identity)) if rows is None else rows:
+        groups[int(identity[row])].append(int(row))
+    return {key: np.array(value) for key, value in groups.items()}

@@ -1,0 +1,86 @@
+"""What a pair of batches costs. Row i of ``a`` and row i of ``b`` are of one identity; losses are in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+VERIFICATION_WEIGHT = 0.8
+"""Share of binary cross-entropy in the paper's objective (arXiv 2512.14421); NT-Xent has the rest."""
+
+
+def nt_xent(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Normalised temperature-scaled cross-entropy (Chen et al., arXiv 2002.05709), aware of identities.
+
+    Each of the 2P embeddings shall pick its partner out of its partner and all embeddings of *other* identities;
+    further embeddings of its own identity are neither positives nor negatives.
+
+    Args:
+        a, b: (P, D), any norm; cosines are taken.
+        identities: (P,) integers.
+        temperature: Cosines are divided by it; positive.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    count = len(a)
+    embeddings = F.normalize(torch.cat([a, b]).float(), dim=-1)
+    logits = embeddings @ embeddings.T / temperature
+    partner = torch.arange(2 * count, device=a.device).roll(count)
+    twice = identities.repeat(2)
+    excluded = twice[:, None] == twice[None, :]
+    excluded[torch.arange(2 * count, device=a.device), partner] = False
+    return F.cross_entropy(logits.masked_fill(excluded, -torch.inf), partner)
+
+
+def spread(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor) -> torch.Tensor:
+    """Kozachenko-Leonenko estimate of differential entropy, negated, between identities (Sablayrolles et al.,
+    arXiv 1806.03198; used for copy detection by SSCD, arXiv 2202.10261): strangers shall not be near.
+
+    Args:
+        a, b: (P, D), any norm.
+        identities: (P,) integers.
+
+    Returns:
+        A scalar: minus the mean log distance of an embedding from the nearest of another identity; 0 where all rows
+        are of one identity.
+    """
+    embeddings = F.normalize(torch.cat([a, b]).float(), dim=-1)
+    twice = identities.repeat(2)
+    same = twice[:, None] == twice[None, :]
+    similarity, _ = (embeddings @ embeddings.T).masked_fill(same, -torch.inf).max(dim=1)
+    distance = (2 - 2 * similarity[similarity.isfinite()]).clamp_min(1e-6).sqrt()
+    return -distance.log().mean() if len(distance) else embeddings.sum() * 0
+
+
+def verification(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    identities: torch.Tensor,
+    logit: Callable[[torch.Tensor], torch.Tensor],
+    offsets: torch.Tensor,
+) -> torch.Tensor:
+    """Binary cross-entropy of a verification layer on matched and as many mismatched pairs.
+
+    Args:
+        a, b: (P, D) features.
+        identities: (P,) integers.
+        logit: ``|a - b|`` (P, D) to logits (P, 1).
+        offsets: (P,) in [0, 1): which of the rows of another identity row i is mismatched with.
+
+    Returns:
+        A scalar, at least 0. Rows that have no other identity in the batch stand in matched pairs only.
+    """
+    a, b = a.float(), b.float()
+    matched = logit((a - b).abs()).squeeze(-1)
+    different = identities[:, None] != identities[None, :]
+    choices = different.sum(1)
+    has_other = choices > 0
+    nth = (offsets.to(a) * choices).long().clamp_max((choices - 1).clamp_min(0))
+    ordered = different.int().argsort(dim=1, descending=True, stable=True)
+    other = ordered.gather(1, nth[:, None]).squeeze(1)
+    mismatched = logit((a - b[other]).abs()).squeeze(-1)[has_other]
+    logits = torch.cat([matched, mismatched])
+    return F.binary_cross_entropy_with_logits(logits, torch.cat([torch.ones_like(matched), torch.zeros_like(mismatched)]))

@@ -1,0 +1,66 @@
+"""A head and its loss as one module, so that data-parallel wrappers see one forward pass."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from ..head import LCMemHead
+from .config import TrainingConfig
+from .losses import VERIFICATION_WEIGHT, nt_xent, spread, verification
+
+
+class Objective(nn.Module):
+    """Loss of a batch of pairs; with several processes, over the pairs of all of them.
+
+    Every process computes the same loss on the gathered features, and gradients flow back to the process that a
+    feature came from; the mean over processes that data-parallel training takes is then the gradient of that loss.
+    """
+
+    def __init__(self, head: LCMemHead, config: TrainingConfig) -> None:
+        super().__init__()
+        self.head = head
+        self.loss, self.temperature, self.spread = config.loss, config.temperature, config.spread
+
+    def forward(
+        self, a: torch.Tensor, b: torch.Tensor, spaces: tuple[str, str], identities: torch.Tensor, offsets: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Args:
+            a, b: (P, C, g, g) canonical latents of this process, of the two ``spaces``.
+            identities: (P,) integers.
+            offsets: (P,) in [0, 1); picks each row's mismatched partner.
+
+        Returns:
+            A scalar.
+        """
+        if spaces[0] == spaces[1]:
+            both = self.head(torch.cat([a, b]), spaces[0])
+            first, second = both[: len(a)], both[len(a) :]
+        else:
+            first, second = self.head(a, spaces[0]), self.head(b, spaces[1])
+        with torch.autocast(a.device.type, enabled=False):
+            return self._loss(_gather(first.float()), _gather(second.float()), _gather(identities), _gather(offsets))
+
+    def _loss(self, a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        contrast = nt_xent(a, b, identities, self.temperature)
+        total = contrast + self.spread * spread(a, b, identities) if self.spread else contrast
+        if self.loss == "nt-xent":
+            return total
+        matched = verification(a, b, identities, self.head.fc_end, offsets)
+        return VERIFICATION_WEIGHT * matched + (1 - VERIFICATION_WEIGHT) * total
+
+
+def _gather(values: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, in the order of their ranks; differentiable."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    if values.requires_grad:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(cast("tuple[torch.Tensor, ...]", all_gather(values)))
+    parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, values.contiguous())
+    return torch.cat(parts)

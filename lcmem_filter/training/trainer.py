@@ -1,0 +1,308 @@
+"""Stage 1: one identity, one place. NT-Xent on cached latents, under accelerate."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from tqdm.auto import tqdm
+
+from ..errors import CorruptArtifactError, DataError
+from ..head import SIZES, LCMemHead, Size
+from ..images import ImageSource
+from ..latents import Encoder, canonical
+from .cache import CachePlan, encode_plans
+from .card import write_card
+from .checkpoint import RESULT, Checkpoints, Progress, write_json
+from .config import TrainingConfig
+from .data import LatentSet, Pairs, PairSampler, load_latents, split_by_identity, without_identities
+from .objective import Objective
+from .validation import Validation, Validator
+from .views import augment_latents, generator_for
+
+Sources = ImageSource | Sequence[ImageSource]
+
+
+def train_head(
+    sources: Sources,
+    encoders: Mapping[str, Encoder],
+    output: str | os.PathLike[str],
+    config: TrainingConfig | None = None,
+    *,
+    validation: Sources | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    terms: str = "",
+    progress: bool = True,
+) -> LCMemHead:
+    """Train a head and save the best one, by recall on unseen identities, into ``output``.
+
+    Interrupted, the same call goes on from the last checkpoint and ends in the same weights; finished, it returns
+    what it trained. Under ``accelerate launch`` the batch is divided among the processes.
+
+    Args:
+        sources: Training images; several are balanced against each other.
+        encoders: The encoder of each latent space, by the space's name.
+        output: Folder of the head; checkpoints lie in a subfolder until it is finished.
+        validation: Images whose identities are not trained on; a share of the training identities by default.
+        cache: Folder of encoded latents, for use by other runs too; inside ``output`` by default.
+        terms: Terms of the data, for the model card.
+        progress: Show progress on stderr.
+
+    Returns:
+        The head, in float32, on the CPU.
+
+    Raises:
+        EmptyDataError: a source without readable images.
+        DataError: too few identities.
+        ArtifactError: ``output`` holds something else than an unfinished run of the same plan.
+    """
+    return _Run(_listed(sources), dict(encoders), Path(output), config or TrainingConfig(),
+                _listed(validation or ()), Path(cache) if cache else None, terms, progress).run()
+
+
+class _Run:
+    def __init__(
+        self, sources: Sequence[ImageSource], encoders: dict[str, Encoder], output: Path, config: TrainingConfig,
+        validation: Sequence[ImageSource], cache: Path | None, terms: str, progress: bool,
+    ) -> None:
+        if not sources or not encoders:
+            raise DataError("training needs at least one data source and one encoder")
+        self.sources, self.encoders, self.validation, self.config = sources, encoders, validation, config
+        self.terms, self.checkpoints = terms, Checkpoints(output)
+        self.cache = cache or self.checkpoints.work / "latents"
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=len(encoders) > 1)],
+        )
+        self.show = progress and self.accelerator.is_main_process
+        self.plan = {
+            "config": config.to_dict(),
+            "sources": [source.fingerprint for source in sources],
+            "validation": [source.fingerprint for source in validation],
+            "encoders": {space: encoder.source.sha256 for space, encoder in encoders.items()},
+            "processes": self.accelerator.num_processes,
+        }
+
+    def run(self) -> LCMemHead:
+        if self.checkpoints.finished(self.plan):
+            self._say(f"{self.checkpoints.output} is finished already")
+            return LCMemHead.from_pretrained(self.checkpoints.output)
+        standing = self.checkpoints.latest(self.plan) or Progress(self.plan)
+        train, held_out = self._data()
+        sampler = PairSampler(train, pairs=self.config.batch_pairs, sets_per_batch=self.config.sets_per_batch,
+                              same_image=self.config.same_image, seed=self.config.seed)
+        validator = Validator(train, held_out, false_rejection_rate=self.config.false_rejection_rate,
+                              seed=self.config.seed)
+        self._say(f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} validation "
+                  f"images of {len(set(held_out.identities))}; {train.unreadable} unreadable")
+        objective, optimizer = self._prepare(standing, train)
+        self._train(standing, objective, optimizer, train, sampler, validator)
+        return self._finish(standing, train, held_out)
+
+    def _data(self) -> tuple[LatentSet, LatentSet]:
+        """Encode what is missing, each process its share, then read everything."""
+        grid = int(SIZES[self.config.size]["grid"])
+        views = range(1 + self.config.image_views)
+        train = self._plans(self.sources, grid, views)
+        held = self._plans(self.validation, grid, range(1))
+        every = [plan for part in (train, held) for sources in part.values() for one in sources for plan in one]
+        accelerator = self.accelerator
+        for encoder in self.encoders.values():
+            encoder.vae.to(accelerator.device)
+        encode_plans(every, rank=accelerator.process_index, processes=accelerator.num_processes, progress=self.show)
+        accelerator.wait_for_everyone()
+        data = load_latents(train)
+        if not self.validation:
+            return split_by_identity(data, self.config.validation_fraction, self.config.seed)
+        held_out = without_identities(load_latents(held), data)
+        if not len(held_out):
+            raise DataError("every validation image is of an identity that is trained on; give images of others")
+        return data, held_out
+
+    def _plans(
+        self, sources: Sequence[ImageSource], grid: int, views: range
+    ) -> dict[str, list[list[CachePlan]]]:
+        def of(source: ImageSource, encoder: Encoder) -> list[CachePlan]:
+            return [CachePlan(self.cache, source, encoder, self.config.resolution, grid, view, self.config.seed)
+                    for view in views]
+
+        return {space: [of(source, encoder) for source in sources] for space, encoder in self.encoders.items()}
+
+    def _prepare(self, standing: Progress, train: LatentSet) -> tuple[Any, Any]:
+        """Objective and optimiser under accelerate, as of ``standing``."""
+        head = self._untrained_head({space: values.shape[2] for space, values in train.latents.items()})
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [{"params": [p for p in trained if p.ndim > 1], "weight_decay": self.config.weight_decay},
+             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}],
+            lr=self.config.learning_rate,
+        )
+        objective, prepared = self.accelerator.prepare(Objective(head, self.config), optimizer)
+        if standing.step:
+            state = self.checkpoints.state(standing.step)
+            try:
+                self.accelerator.load_state(str(state))
+            except Exception as error:
+                raise CorruptArtifactError(
+                    f"training checkpoint {state} cannot be read: {error}; remove it to start afresh"
+                ) from error
+            self._say(f"going on from step {standing.step}")
+        return objective, prepared
+
+    def _untrained_head(self, channels: Mapping[str, int]) -> LCMemHead:
+        config = self.config
+        trained_for = {
+            "nt-xent": {"score": "cosine", "activation": "none"},
+            "verification": {"score": "verification", "activation": "sigmoid"},
+        }[config.loss]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            head = LCMemHead.create(cast(Size, config.size), channels, **trained_for)
+        for space, encoder in self.encoders.items():
+            head.add_probes(space, encoder.vae)
+        head.fc_end.requires_grad_(config.loss == "verification")
+        return head.train()
+
+    def _train(self, standing: Progress, objective: Any, optimizer: Any, train: LatentSet, sampler: PairSampler,
+               validator: Validator) -> None:
+        config, since, losses = self.config, time.monotonic(), []
+        bar = tqdm(total=config.steps, initial=standing.step, desc="training", unit="step", disable=not self.show)
+        while standing.step < config.steps and standing.stale < config.patience:
+            rate = _learning_rate(config, standing.step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            losses.append(self._step(standing.step, objective, optimizer, train, sampler))
+            standing.step += 1
+            bar.update()
+            if standing.step % config.evaluate_every == 0 or standing.step == config.steps:
+                standing.seconds += time.monotonic() - since
+                self._evaluate(standing, objective, validator, sum(losses) / len(losses), rate)
+                since, losses = time.monotonic(), []
+        bar.close()
+
+    def _step(self, step: int, objective: Any, optimizer: Any, train: LatentSet, sampler: PairSampler) -> float:
+        """One optimiser step; what is drawn depends on the seed and ``step`` alone."""
+        accumulation = self.config.gradient_accumulation
+        pairs, total = sampler.draw(step), 0.0
+        size = len(pairs.a) // accumulation
+        for i in range(accumulation):
+            with self.accelerator.accumulate(objective):
+                loss = objective(*self._batch(pairs, slice(i * size, (i + 1) * size), train, step, i))
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(objective.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            total += float(loss.detach())
+        return total / accumulation
+
+    def _batch(self, pairs: Pairs, part: slice, train: LatentSet, step: int, i: int) -> tuple[Any, ...]:
+        """This process's rows of a batch: latents of both sides, their spaces, identities, offsets."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        size = (part.stop - part.start) // processes
+        rows = slice(part.start + rank * size, part.start + (rank + 1) * size)
+        shared = generator_for(self.config.seed, "batch", step, i)
+        spaces = tuple(str(shared.choice(train.spaces)) for _ in range(2))
+        offsets = shared.random(part.stop - part.start)[rank * size : (rank + 1) * size]
+        own = generator_for(self.config.seed, "augment", step, i, rank)
+        sides = []
+        for space, images, views, clean in zip(
+            spaces, (pairs.a, pairs.b), (pairs.view_a, pairs.view_b), (0.5, 0.1), strict=True
+        ):
+            latents = train.latents[space][images[rows], views[rows]].float().to(self.accelerator.device)
+            moved = augment_latents(latents, own, clean=clean) if self.config.augment else latents
+            sides.append(canonical(moved, moved.shape[-1]))
+        device = self.accelerator.device
+        identities = torch.from_numpy(pairs.identities[rows]).to(device)
+        return (*sides, spaces, identities, torch.from_numpy(offsets).float().to(device))
+
+    def _evaluate(self, standing: Progress, objective: Any, validator: Validator, loss: float, rate: float) -> None:
+        """Validate on the main process, keep the head if it is the best, and write a checkpoint."""
+        accelerator, since = self.accelerator, time.monotonic()
+        head = accelerator.unwrap_model(objective).head
+        entry: list[dict[str, Any] | None] = [None]
+        if accelerator.is_main_process:
+            head.eval()
+            entry[0] = validator.measure(head, accelerator.device).to_dict()
+            head.train()
+        if accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(entry)
+        measured = entry[0] or {}
+        standing.stale += 1
+        if measured["score"] > standing.best_score:
+            standing.best_score, standing.best_step, standing.stale = measured["score"], standing.step, 0
+            if accelerator.is_main_process:
+                head.save_pretrained(self.checkpoints.best(standing.step))
+        standing.seconds += time.monotonic() - since
+        standing.history.append(
+            {"step": standing.step, "loss": loss, "learning_rate": rate, "seconds": standing.seconds, **measured}
+        )
+        accelerator.save_state(str(self.checkpoints.state(standing.step)))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self.checkpoints.seal(standing)
+        self._say(_line(standing))
+
+    def _finish(self, standing: Progress, train: LatentSet, held_out: LatentSet) -> LCMemHead:
+        """Put the best head into ``output``, with its card and its record, and drop the checkpoints."""
+        output = self.checkpoints.output
+        head = LCMemHead.from_pretrained(self.checkpoints.best(standing.best_step))
+        if self.accelerator.is_main_process:
+            head.save_pretrained(output)
+            best = next(entry for entry in standing.history if entry["step"] == standing.best_step)
+            record = {
+                **standing.to_dict(),
+                "best": best,
+                "data": {"train": train.counts(), "validation": held_out.counts(), "unreadable": train.unreadable},
+                "spaces": {space: _encoder(encoder) for space, encoder in self.encoders.items()},
+                "versions": {name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate")},
+                "terms": self.terms,
+            }
+            write_card(output, head, record)
+            write_json(output / RESULT, record)
+            self.checkpoints.clear()
+        self.accelerator.wait_for_everyone()
+        return head
+
+    def _say(self, line: str) -> None:
+        if self.show:
+            tqdm.write(line, file=sys.stderr)
+
+
+def _listed(sources: Sources) -> list[ImageSource]:
+    return [sources] if isinstance(sources, ImageSource) else list(sources)
+
+
+def _learning_rate(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _encoder(encoder: Encoder) -> dict[str, str]:
+    """What a card says of an encoder; not the folder that it lay in."""
+    source = encoder.source
+    return {"name": Path(source.path).name, "class": source.class_name, "sha256": source.sha256}
+
+
+def _line(standing: Progress) -> str:
+    entry = standing.history[-1]
+    shares = [f"{name} {entry[key]['overall']:.3f}" for name, key in
+              (("mild copies", "mild_copies"), ("same identity", "same_identity")) if entry[key]["overall"] is not None]
+    mark = "  *" if standing.best_step == standing.step else ""
+    return (f"step {standing.step} loss {entry['loss']:.4f} {' '.join(shares)} threshold {entry['threshold']:.3f} "
+            f"strangers {entry['stranger_median']:.3f} {standing.seconds:.0f} s{mark}")

@@ -1,0 +1,97 @@
+"""Augmented views: of pictures, before they are encoded, and of latents, while training goes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageEnhance, ImageFilter
+
+MOST_ZOOM = 0.75
+MOST_TURN = 14.0
+MOST_NOISE = 0.1
+
+
+def generator_for(*key: object) -> np.random.Generator:
+    """A random generator that depends on ``key`` alone, not on what was drawn before."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+def augment_image(image: Image.Image, resolution: int, draw: np.random.Generator) -> Image.Image:
+    """A light change of a picture that keeps who is in it: turn, crop, flip, light, blur, JPEG, noise.
+
+    Args:
+        image: RGB, any size.
+        resolution: Side of the result, which is square.
+        draw: Where the change is drawn from.
+    """
+    image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    image = image.rotate(float(draw.uniform(-10, 10)), Image.Resampling.BICUBIC, fillcolor=_border_colour(image))
+    side = resolution * math.sqrt(float(draw.uniform(0.7, 1.0)))
+    left, top = (float(v) for v in draw.uniform(0, resolution - side, 2))
+    image = image.resize((resolution, resolution), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    if draw.random() < 0.3:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = ImageEnhance.Brightness(image).enhance(float(draw.uniform(0.8, 1.2)))
+    image = ImageEnhance.Contrast(image).enhance(float(draw.uniform(0.8, 1.25)))
+    if draw.random() < 0.4:
+        image = image.filter(ImageFilter.GaussianBlur(float(draw.uniform(0.2, 1.0)) * resolution / 128))
+    if draw.random() < 0.5:
+        image = _through_jpeg(image, int(draw.integers(30, 96)))
+    if draw.random() < 0.4:
+        pixels = np.asarray(image, dtype=np.float32) / 255
+        pixels = pixels + draw.standard_normal(pixels.shape, dtype=np.float32) * float(draw.uniform(0, 0.04))
+        image = Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
+    return image
+
+
+def augment_latents(latents: torch.Tensor, draw: np.random.Generator, *, clean: float = 0.0) -> torch.Tensor:
+    """Zoom (to 0.75), shift, turn (to 14 degrees), flip, soften and noise (to 0.1) canonical latents, each its own way.
+
+    Args:
+        latents: (B, C, g, g), canonical.
+        draw: Where the changes are drawn from.
+        clean: Share of the rows that stay as they are.
+
+    Returns:
+        (B, C, g, g), on the device of ``latents``; no longer normalised.
+    """
+    b = len(latents)
+    untouched = torch.from_numpy(draw.random(b) < clean).to(latents.device)[:, None, None, None]
+    theta = torch.from_numpy(_affine(b, draw)).to(latents)
+    where = F.affine_grid(theta, list(latents.shape), align_corners=False)
+    moved = F.grid_sample(latents, where, mode="bilinear", padding_mode="reflection", align_corners=False)
+    soft = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    softness = torch.from_numpy(np.where(draw.random(b) < 0.3, draw.uniform(0, 0.8, b), 0)).to(latents)[:, None, None, None]
+    noise = torch.from_numpy(draw.standard_normal(latents.shape, dtype=np.float32)).to(latents)
+    level = torch.from_numpy(draw.uniform(0, MOST_NOISE, b)).to(latents)[:, None, None, None]
+    return torch.where(untouched, latents, moved.lerp(soft, softness) + noise * level)
+
+
+def _affine(rows: int, draw: np.random.Generator) -> np.ndarray:
+    """Sampling matrices (rows, 2, 3): half of the rows mild (zoom to 0.94, no turn), the others up to the full range."""
+    mild = draw.random(rows) < 0.5
+    zoom = draw.uniform(np.where(mild, 0.94, MOST_ZOOM), 1.0)
+    turn = np.deg2rad(draw.uniform(-MOST_TURN, MOST_TURN, rows)) * ~mild
+    flip = np.where((draw.random(rows) < 0.4) & ~mild, -1.0, 1.0)
+    room = (1 - zoom) + 0.06
+    shift = draw.uniform(-room, room, (2, rows))
+    cos, sin = np.cos(turn) * zoom, np.sin(turn) * zoom
+    return np.stack([np.stack([cos * flip, -sin, shift[0]], -1), np.stack([sin * flip, cos, shift[1]], -1)], 1)
+
+
+def _border_colour(image: Image.Image) -> tuple[int, ...]:
+    pixels = np.asarray(image)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return tuple(int(v) for v in np.median(edge, axis=0))
+
+
+def _through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
