@@ -29,7 +29,7 @@ class CachePlan:
     """One view of one source through one encoder, as a folder of shards.
 
     Attributes:
-        folder: Where caches lie; each plan has a folder of its own in there, named by everything it depends on.
+        folder: Where caches lie; each plan has a folder of its own there, named by all that it depends on.
         resolution: Side in pixels of the encoded squares.
         grid: Side of the canonical latents that are kept.
         view: 0 for the clean picture, else the number of an augmented view.
@@ -46,8 +46,17 @@ class CachePlan:
     path: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        key = [self.source.fingerprint, len(self.source), self.encoder.source.sha256, self.resolution, self.grid]
-        key += [SHARD_ROWS, f"view {self.view} seed {self.seed} version {VIEWS_VERSION}" if self.view else "clean"]
+        key = [
+            self.source.fingerprint,
+            len(self.source),
+            self.encoder.source.sha256,
+            self.resolution,
+            self.grid,
+        ]
+        key += [
+            SHARD_ROWS,
+            f"view {self.view} seed {self.seed} version {VIEWS_VERSION}" if self.view else "clean",
+        ]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
         object.__setattr__(self, "path", Path(self.folder) / name)
 
@@ -57,7 +66,9 @@ class CachePlan:
         return range(0, len(self.source), SHARD_ROWS)
 
 
-def encode_plans(plans: Sequence[CachePlan], *, rank: int = 0, processes: int = 1, progress: bool = True) -> int:
+def encode_plans(
+    plans: Sequence[CachePlan], *, rank: int = 0, processes: int = 1, progress: bool = True
+) -> int:
     """Encode what is not in the cache yet, every ``processes``-th shard from ``rank``.
 
     Returns:
@@ -71,7 +82,7 @@ def encode_plans(plans: Sequence[CachePlan], *, rank: int = 0, processes: int = 
 
 
 def read_plan(plan: CachePlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """A plan's canonical latents (N, C, grid, grid), float16, and which rows (N,) could be read; the others are zero.
+    """A plan's canonical latents (N, C, grid, grid), float16, and which rows (N,) could be read, else zero.
 
     Raises:
         EmptyDataError: the source is empty, or no image could be read.
@@ -80,7 +91,9 @@ def read_plan(plan: CachePlan) -> tuple[torch.Tensor, torch.Tensor]:
     for first in plan.shards:
         shard = _read_shard(plan, first)
         if shard is None:
-            raise EmptyDataError(f"latent cache {plan.path} lacks rows from {first}; run the same command again")
+            raise EmptyDataError(
+                f"latent cache {plan.path} lacks rows from {first}; run the same command again"
+            )
         latents.append(torch.from_numpy(shard[0]))
         readable.append(torch.from_numpy(shard[1]))
     if not latents or not torch.cat(readable).any():
@@ -92,7 +105,7 @@ def read_plan(plan: CachePlan) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def _encode_shard(plan: CachePlan, first: int) -> None:
-    """Encode the rows from ``first``; write the array first and its receipt last, each aside and then renamed."""
+    """Encode the rows from ``first``; write the array, then its receipt, each aside and then renamed."""
     count = min(SHARD_ROWS, len(plan.source) - first)
     readable = np.zeros(count, dtype=bool)
     parts: list[tuple[list[int], torch.Tensor]] = []

@@ -71,7 +71,7 @@ class Checkpoints:
             progress = Progress(**json.loads(complete[-1].read_text()))
         except (ValueError, TypeError) as error:
             raise CorruptArtifactError(
-                f"training checkpoint {complete[-1]} cannot be read: {error}; remove {self.work} to start afresh"
+                f"checkpoint {complete[-1]} cannot be read: {error}; remove {self.work} to start over"
             ) from error
         self._same_plan(progress.plan, plan)
         return progress
@@ -91,7 +91,7 @@ class Checkpoints:
             written = json.loads(result.read_text())["plan"]
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptArtifactError(
-                f"{result} is not a finished run's record ({error}); remove {self.output} or give another --output"
+                f"{result} is no finished run's record ({error}); give another --output, or remove that folder"
             ) from error
         self._same_plan(written, plan)
         return True
@@ -114,7 +114,7 @@ class Checkpoints:
             return
         changes = "; ".join(f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}" for key in different)
         raise ArtifactError(
-            f"{self.output} holds another training run ({changes}); give another --output, or remove that folder"
+            f"{self.output} holds another run ({changes}); give another --output, or remove that folder"
         )
 
 

@@ -15,8 +15,9 @@ class TrainingConfig:
 
     Attributes:
         size: Named size of the head (``head.SIZES``).
-        loss: ``"nt-xent"`` trains for the cosine score. ``"verification"`` is the paper's objective, 0.8 binary
-            cross-entropy of ``fc_end`` on matched and mismatched pairs and 0.2 NT-Xent (arXiv 2512.14421).
+        loss: ``"nt-xent"`` trains for the cosine score. ``"verification"`` is the paper's objective: 0.8
+            binary cross-entropy of ``fc_end`` on matched and mismatched pairs and 0.2 NT-Xent (arXiv
+            2512.14421).
         temperature: Of NT-Xent.
         spread: Weight of the term that pushes each embedding from its nearest other identity.
         resolution: Side in pixels that images are squashed to before they are encoded.
@@ -62,7 +63,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.batch_pairs % self.gradient_accumulation:
             raise ValueError(
-                f"batch_pairs ({self.batch_pairs}) must divide into gradient_accumulation ({self.gradient_accumulation})"
+                f"batch_pairs must be a multiple of gradient_accumulation ({self.gradient_accumulation}), "
+                f"got {self.batch_pairs}"
             )
         for name in ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience", "resolution"):
             if getattr(self, name) < 1:

@@ -63,7 +63,9 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSe
     for space, sources in plans.items():
         read = [[read_plan(plan) for plan in views] for views in sources]
         per_space[space] = torch.cat([torch.stack([latents for latents, _ in views], 1) for views in read])
-        readable.append(np.concatenate([torch.stack([ok for _, ok in views]).all(0).numpy() for views in read]))
+        readable.append(
+            np.concatenate([torch.stack([ok for _, ok in views]).all(0).numpy() for views in read])
+        )
     sources = next(iter(plans.values()))
     records = [record for views in sources for record in views[0].source.records]
     good = np.logical_and.reduce(readable)
@@ -78,7 +80,7 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSe
 
 
 def split_by_identity(data: LatentSet, fraction: float, seed: int) -> tuple[LatentSet, LatentSet]:
-    """Training and validation images that share no identity; an identity's side depends on its name and ``seed`` only.
+    """Training and validation images that share no identity; sides depend on identities and ``seed`` only.
 
     Raises:
         DataError: fewer than two identities would be left to train on, or none to validate on.
@@ -87,7 +89,7 @@ def split_by_identity(data: LatentSet, fraction: float, seed: int) -> tuple[Late
     count = max(1, round(fraction * len(names))) if fraction else 0
     if len(names) - count < 2:
         raise DataError(
-            f"training needs at least 3 identities to hold one out for validation, got {len(names)}; give more images"
+            f"training needs two identities and one to validate on, got {len(names)}; give images of more"
         )
     held = np.isin(data.identities, names[:count])
     return data.take(~held), data.take(held)
@@ -110,17 +112,20 @@ class Pairs:
 
 
 class PairSampler:
-    """Draws pairs of one identity; what is drawn depends on the seed and the key alone, so a run can be resumed.
+    """Draws pairs of one identity; what is drawn depends on the seed and the key alone.
 
-    Identities are drawn in proportion to 1 / sqrt(images of their set), those with two images twice as often. A batch
-    comes from ``sets_per_batch`` sets, so that most negatives are of the same kind. An image without a partner is
-    paired with itself (another view, or augmented otherwise), and so is a share ``same_image`` of the others.
+    Identities are drawn in proportion to 1 / sqrt(images of their set), those with two images twice as often.
+    A batch comes from ``sets_per_batch`` sets, so that most negatives are of the same kind. An image without
+    a partner is paired with itself (another view, augmented otherwise), and so is a share ``same_image`` of
+    the rest.
 
     Raises:
         DataError: fewer than two identities.
     """
 
-    def __init__(self, data: LatentSet, *, pairs: int, sets_per_batch: int, same_image: float, seed: int) -> None:
+    def __init__(
+        self, data: LatentSet, *, pairs: int, sets_per_batch: int, same_image: float, seed: int
+    ) -> None:
         self.pairs, self.sets_per_batch, self.same_image, self.seed = pairs, sets_per_batch, same_image, seed
         self.views = next(iter(data.latents.values())).shape[1]
         names, self._identity = np.unique(data.identities.astype(str), return_inverse=True)
@@ -141,7 +146,9 @@ class PairSampler:
         chosen = self._identities(draw)
         a = np.array([draw.choice(self._sets[s][identity]) for s, identity in chosen])
         b = np.array([self._partner(row, draw) for row in a])
-        view_a, view_b = (draw.integers(0, self.views, len(a)) * (draw.random(len(a)) < 0.6) for _ in range(2))
+        view_a, view_b = (
+            draw.integers(0, self.views, len(a)) * (draw.random(len(a)) < 0.6) for _ in range(2)
+        )
         return Pairs(a, b, view_a, view_b, self._identity[a])
 
     def _identities(self, draw: np.random.Generator) -> list[tuple[int, int]]:

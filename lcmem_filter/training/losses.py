@@ -1,4 +1,4 @@
-"""What a pair of batches costs. Row i of ``a`` and row i of ``b`` are of one identity; losses are in float32."""
+"""What a batch of pairs costs. Row i of ``a`` and row i of ``b`` are of one identity; all in float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VERIFICATION_WEIGHT = 0.8
 def nt_xent(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, temperature: float) -> torch.Tensor:
     """Normalised temperature-scaled cross-entropy (Chen et al., arXiv 2002.05709), aware of identities.
 
-    Each of the 2P embeddings shall pick its partner out of its partner and all embeddings of *other* identities;
+    Each of the 2P embeddings shall pick its partner out of it and all embeddings of *other* identities;
     further embeddings of its own identity are neither positives nor negatives.
 
     Args:
@@ -36,15 +36,17 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, temperat
 
 
 def spread(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor) -> torch.Tensor:
-    """Kozachenko-Leonenko estimate of differential entropy, negated, between identities (Sablayrolles et al.,
-    arXiv 1806.03198; used for copy detection by SSCD, arXiv 2202.10261): strangers shall not be near.
+    """Negated Kozachenko-Leonenko estimate of entropy between identities: strangers shall not be near.
+
+    After Sablayrolles et al., arXiv 1806.03198; SSCD, arXiv 2202.10261, uses it for copy detection.
 
     Args:
         a, b: (P, D), any norm.
         identities: (P,) integers.
 
     Returns:
-        A scalar: minus the mean log distance of an embedding from the nearest of another identity; 0 where all rows
+        A scalar: minus the mean log distance of an embedding from the nearest of another identity; 0 where
+            all rows
         are of one identity.
     """
     embeddings = F.normalize(torch.cat([a, b]).float(), dim=-1)
@@ -83,4 +85,6 @@ def verification(
     other = ordered.gather(1, nth[:, None]).squeeze(1)
     mismatched = logit((a - b[other]).abs()).squeeze(-1)[has_other]
     logits = torch.cat([matched, mismatched])
-    return F.binary_cross_entropy_with_logits(logits, torch.cat([torch.ones_like(matched), torch.zeros_like(mismatched)]))
+    return F.binary_cross_entropy_with_logits(
+        logits, torch.cat([torch.ones_like(matched), torch.zeros_like(mismatched)])
+    )

@@ -15,8 +15,9 @@ from .losses import VERIFICATION_WEIGHT, nt_xent, spread, verification
 class Objective(nn.Module):
     """Loss of a batch of pairs; with several processes, over the pairs of all of them.
 
-    Every process computes the same loss on the gathered features, and gradients flow back to the process that a
-    feature came from; the mean over processes that data-parallel training takes is then the gradient of that loss.
+    Every process computes the same loss on the gathered features, and gradients flow back to the process that
+    a feature came from; their mean over processes, which data-parallel training takes, is that loss's
+    gradient.
     """
 
     def __init__(self, head: LCMemHead, config: TrainingConfig) -> None:
@@ -25,7 +26,12 @@ class Objective(nn.Module):
         self.loss, self.temperature, self.spread = config.loss, config.temperature, config.spread
 
     def forward(
-        self, a: torch.Tensor, b: torch.Tensor, spaces: tuple[str, str], identities: torch.Tensor, offsets: torch.Tensor
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        spaces: tuple[str, str],
+        identities: torch.Tensor,
+        offsets: torch.Tensor,
     ) -> torch.Tensor:
         """
         Args:
@@ -42,9 +48,13 @@ class Objective(nn.Module):
         else:
             first, second = self.head(a, spaces[0]), self.head(b, spaces[1])
         with torch.autocast(a.device.type, enabled=False):
-            return self._loss(_gather(first.float()), _gather(second.float()), _gather(identities), _gather(offsets))
+            return self._loss(
+                _gather(first.float()), _gather(second.float()), _gather(identities), _gather(offsets)
+            )
 
-    def _loss(self, a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    def _loss(
+        self, a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, offsets: torch.Tensor
+    ) -> torch.Tensor:
         contrast = nt_xent(a, b, identities, self.temperature)
         total = contrast + self.spread * spread(a, b, identities) if self.spread else contrast
         if self.loss == "nt-xent":

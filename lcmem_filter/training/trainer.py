@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate import Accelerator
@@ -17,19 +17,19 @@ from accelerate.utils import DistributedDataParallelKwargs
 from tqdm.auto import tqdm
 
 from ..errors import CorruptArtifactError, DataError
-from ..head import SIZES, LCMemHead, Size
+from ..head import LCMemHead, Size
 from ..images import ImageSource
 from ..latents import Encoder, canonical
-from .cache import CachePlan, encode_plans
 from .card import write_card
 from .checkpoint import RESULT, Checkpoints, Progress, write_json
 from .config import TrainingConfig
-from .data import LatentSet, Pairs, PairSampler, load_latents, split_by_identity, without_identities
+from .data import LatentSet, Pairs, PairSampler
 from .objective import Objective
-from .validation import Validation, Validator
+from .prepare import prepare_data
+from .validation import Validator
 from .views import augment_latents, generator_for
 
-Sources = ImageSource | Sequence[ImageSource]
+Sources: TypeAlias = ImageSource | Sequence[ImageSource]
 
 
 def train_head(
@@ -45,8 +45,8 @@ def train_head(
 ) -> LCMemHead:
     """Train a head and save the best one, by recall on unseen identities, into ``output``.
 
-    Interrupted, the same call goes on from the last checkpoint and ends in the same weights; finished, it returns
-    what it trained. Under ``accelerate launch`` the batch is divided among the processes.
+    Interrupted, the same call goes on from the last checkpoint and ends in the same weights; finished, it
+    returns what it trained. Under ``accelerate launch`` the batch is divided among the processes.
 
     Args:
         sources: Training images; several are balanced against each other.
@@ -65,14 +65,29 @@ def train_head(
         DataError: too few identities.
         ArtifactError: ``output`` holds something else than an unfinished run of the same plan.
     """
-    return _Run(_listed(sources), dict(encoders), Path(output), config or TrainingConfig(),
-                _listed(validation or ()), Path(cache) if cache else None, terms, progress).run()
+    return _Run(
+        _listed(sources),
+        dict(encoders),
+        Path(output),
+        config or TrainingConfig(),
+        _listed(validation or ()),
+        Path(cache) if cache else None,
+        terms,
+        progress,
+    ).run()
 
 
 class _Run:
     def __init__(
-        self, sources: Sequence[ImageSource], encoders: dict[str, Encoder], output: Path, config: TrainingConfig,
-        validation: Sequence[ImageSource], cache: Path | None, terms: str, progress: bool,
+        self,
+        sources: Sequence[ImageSource],
+        encoders: dict[str, Encoder],
+        output: Path,
+        config: TrainingConfig,
+        validation: Sequence[ImageSource],
+        cache: Path | None,
+        terms: str,
+        progress: bool,
     ) -> None:
         if not sources or not encoders:
             raise DataError("training needs at least one data source and one encoder")
@@ -85,6 +100,12 @@ class _Run:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=len(encoders) > 1)],
         )
         self.show = progress and self.accelerator.is_main_process
+        portion = config.gradient_accumulation * self.accelerator.num_processes
+        if config.batch_pairs % portion:
+            raise ValueError(
+                f"batch_pairs must be a multiple of processes x gradient_accumulation ({portion}), "
+                f"got {config.batch_pairs}"
+            )
         self.plan = {
             "config": config.to_dict(),
             "sources": [source.fingerprint for source in sources],
@@ -98,53 +119,42 @@ class _Run:
             self._say(f"{self.checkpoints.output} is finished already")
             return LCMemHead.from_pretrained(self.checkpoints.output)
         standing = self.checkpoints.latest(self.plan) or Progress(self.plan)
-        train, held_out = self._data()
-        sampler = PairSampler(train, pairs=self.config.batch_pairs, sets_per_batch=self.config.sets_per_batch,
-                              same_image=self.config.same_image, seed=self.config.seed)
-        validator = Validator(train, held_out, false_rejection_rate=self.config.false_rejection_rate,
-                              seed=self.config.seed)
-        self._say(f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} validation "
-                  f"images of {len(set(held_out.identities))}; {train.unreadable} unreadable")
+        train, held_out = prepare_data(
+            self.sources,
+            self.validation,
+            self.encoders,
+            self.config,
+            self.cache,
+            self.accelerator,
+            progress=self.show,
+        )
+        sampler = PairSampler(
+            train,
+            pairs=self.config.batch_pairs,
+            sets_per_batch=self.config.sets_per_batch,
+            same_image=self.config.same_image,
+            seed=self.config.seed,
+        )
+        validator = Validator(
+            train, held_out, false_rejection_rate=self.config.false_rejection_rate, seed=self.config.seed
+        )
+        self._say(
+            f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
+            f"validation images of {len(set(held_out.identities))}; {train.unreadable} unreadable"
+        )
         objective, optimizer = self._prepare(standing, train)
         self._train(standing, objective, optimizer, train, sampler, validator)
         return self._finish(standing, train, held_out)
-
-    def _data(self) -> tuple[LatentSet, LatentSet]:
-        """Encode what is missing, each process its share, then read everything."""
-        grid = int(SIZES[self.config.size]["grid"])
-        views = range(1 + self.config.image_views)
-        train = self._plans(self.sources, grid, views)
-        held = self._plans(self.validation, grid, range(1))
-        every = [plan for part in (train, held) for sources in part.values() for one in sources for plan in one]
-        accelerator = self.accelerator
-        for encoder in self.encoders.values():
-            encoder.vae.to(accelerator.device)
-        encode_plans(every, rank=accelerator.process_index, processes=accelerator.num_processes, progress=self.show)
-        accelerator.wait_for_everyone()
-        data = load_latents(train)
-        if not self.validation:
-            return split_by_identity(data, self.config.validation_fraction, self.config.seed)
-        held_out = without_identities(load_latents(held), data)
-        if not len(held_out):
-            raise DataError("every validation image is of an identity that is trained on; give images of others")
-        return data, held_out
-
-    def _plans(
-        self, sources: Sequence[ImageSource], grid: int, views: range
-    ) -> dict[str, list[list[CachePlan]]]:
-        def of(source: ImageSource, encoder: Encoder) -> list[CachePlan]:
-            return [CachePlan(self.cache, source, encoder, self.config.resolution, grid, view, self.config.seed)
-                    for view in views]
-
-        return {space: [of(source, encoder) for source in sources] for space, encoder in self.encoders.items()}
 
     def _prepare(self, standing: Progress, train: LatentSet) -> tuple[Any, Any]:
         """Objective and optimiser under accelerate, as of ``standing``."""
         head = self._untrained_head({space: values.shape[2] for space, values in train.latents.items()})
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            [{"params": [p for p in trained if p.ndim > 1], "weight_decay": self.config.weight_decay},
-             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}],
+            [
+                {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.config.weight_decay},
+                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            ],
             lr=self.config.learning_rate,
         )
         objective, prepared = self.accelerator.prepare(Objective(head, self.config), optimizer)
@@ -173,10 +183,19 @@ class _Run:
         head.fc_end.requires_grad_(config.loss == "verification")
         return head.train()
 
-    def _train(self, standing: Progress, objective: Any, optimizer: Any, train: LatentSet, sampler: PairSampler,
-               validator: Validator) -> None:
+    def _train(
+        self,
+        standing: Progress,
+        objective: Any,
+        optimizer: Any,
+        train: LatentSet,
+        sampler: PairSampler,
+        validator: Validator,
+    ) -> None:
         config, since, losses = self.config, time.monotonic(), []
-        bar = tqdm(total=config.steps, initial=standing.step, desc="training", unit="step", disable=not self.show)
+        bar = tqdm(
+            total=config.steps, initial=standing.step, desc="training", unit="step", disable=not self.show
+        )
         while standing.step < config.steps and standing.stale < config.patience:
             rate = _learning_rate(config, standing.step)
             for group in optimizer.param_groups:
@@ -190,7 +209,9 @@ class _Run:
                 since, losses = time.monotonic(), []
         bar.close()
 
-    def _step(self, step: int, objective: Any, optimizer: Any, train: LatentSet, sampler: PairSampler) -> float:
+    def _step(
+        self, step: int, objective: Any, optimizer: Any, train: LatentSet, sampler: PairSampler
+    ) -> float:
         """One optimiser step; what is drawn depends on the seed and ``step`` alone."""
         accumulation = self.config.gradient_accumulation
         pairs, total = sampler.draw(step), 0.0
@@ -226,7 +247,9 @@ class _Run:
         identities = torch.from_numpy(pairs.identities[rows]).to(device)
         return (*sides, spaces, identities, torch.from_numpy(offsets).float().to(device))
 
-    def _evaluate(self, standing: Progress, objective: Any, validator: Validator, loss: float, rate: float) -> None:
+    def _evaluate(
+        self, standing: Progress, objective: Any, validator: Validator, loss: float, rate: float
+    ) -> None:
         """Validate on the main process, keep the head if it is the best, and write a checkpoint."""
         accelerator, since = self.accelerator, time.monotonic()
         head = accelerator.unwrap_model(objective).head
@@ -247,7 +270,13 @@ class _Run:
                 head.save_pretrained(self.checkpoints.best(standing.step))
         standing.seconds += time.monotonic() - since
         standing.history.append(
-            {"step": standing.step, "loss": loss, "learning_rate": rate, "seconds": standing.seconds, **measured}
+            {
+                "step": standing.step,
+                "loss": loss,
+                "learning_rate": rate,
+                "seconds": standing.seconds,
+                **measured,
+            }
         )
         accelerator.save_state(str(self.checkpoints.state(standing.step)))
         accelerator.wait_for_everyone()
@@ -265,9 +294,15 @@ class _Run:
             record = {
                 **standing.to_dict(),
                 "best": best,
-                "data": {"train": train.counts(), "validation": held_out.counts(), "unreadable": train.unreadable},
+                "data": {
+                    "train": train.counts(),
+                    "validation": held_out.counts(),
+                    "unreadable": train.unreadable,
+                },
                 "spaces": {space: _encoder(encoder) for space, encoder in self.encoders.items()},
-                "versions": {name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate")},
+                "versions": {
+                    name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate")
+                },
                 "terms": self.terms,
             }
             write_card(output, head, record)
@@ -301,8 +336,14 @@ def _encoder(encoder: Encoder) -> dict[str, str]:
 
 def _line(standing: Progress) -> str:
     entry = standing.history[-1]
-    shares = [f"{name} {entry[key]['overall']:.3f}" for name, key in
-              (("mild copies", "mild_copies"), ("same identity", "same_identity")) if entry[key]["overall"] is not None]
+    shares = [
+        f"{name} {entry[key]['overall']:.3f}"
+        for name, key in (("mild copies", "mild_copies"), ("same identity", "same_identity"))
+        if entry[key]["overall"] is not None
+    ]
     mark = "  *" if standing.best_step == standing.step else ""
-    return (f"step {standing.step} loss {entry['loss']:.4f} {' '.join(shares)} threshold {entry['threshold']:.3f} "
-            f"strangers {entry['stranger_median']:.3f} {standing.seconds:.0f} s{mark}")
+    return (
+        f"step {standing.step} loss {entry['loss']:.4f} {' '.join(shares)} "
+        f"threshold {entry['threshold']:.3f} "
+        f"strangers {entry['stranger_median']:.3f} {standing.seconds:.0f} s{mark}"
+    )

@@ -34,7 +34,7 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Recall on unseen identities at ``false_rejection_rate`` against an index of ``index_rows`` and half of them.
+    """Recall on unseen identities at a false-rejection rate; half of them stand in the index.
 
     Attributes:
         score: Mean of the recalls there are; what checkpoints are chosen by.
@@ -59,7 +59,7 @@ class Validation:
 
 
 def mild_copies(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
-    """What a memorising model emits: latents (B, C, g, g) zoomed to 6 %, shifted to 3 %, with noise to 0.1."""
+    """What a memorising model emits: latents (B, C, g, g) zoomed to 6 %, shifted to 3 %, noise to 0.1."""
     b = len(latents)
     zoom, level = draw.uniform(0.94, 1.0, b), draw.uniform(0, 0.1, b)
     theta = np.zeros((b, 2, 3), dtype=np.float32)
@@ -74,15 +74,17 @@ def mild_copies(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tenso
 class Validator:
     """Measures a head on identities that it was not trained on.
 
-    The validation identities are divided in two halves that take turns: one is enrolled in the index beside the
-    training images, the other are the strangers whose rejection is false.
+    The validation identities are divided in two halves that take turns: one is enrolled in the index beside
+    the training images, the other are the strangers whose rejection is false.
 
     Args:
         train: Images that the head is trained on: the index.
         validation: Images of other identities.
     """
 
-    def __init__(self, train: LatentSet, validation: LatentSet, *, false_rejection_rate: float, seed: int) -> None:
+    def __init__(
+        self, train: LatentSet, validation: LatentSet, *, false_rejection_rate: float, seed: int
+    ) -> None:
         self.rate, self.seed = false_rejection_rate, seed
         self.index = _at_most(train, MOST_INDEX_ROWS, seed)
         self.validation = _at_most(validation, MOST_VALIDATION_ROWS, seed)
@@ -104,7 +106,9 @@ class Validator:
         clean_latents = self.validation.latents[space][:, 0].float()
         clean = embed_all(head, clean_latents, space, device)
         mild = embed_all(head, mild_copies(clean_latents, generator_for(self.seed, "mild")), space, device)
-        return self._recalls((clean @ index.T).amax(1).numpy(), (clean @ clean.T).numpy(), (mild @ clean.T).numpy())
+        return self._recalls(
+            (clean @ index.T).amax(1).numpy(), (clean @ clean.T).numpy(), (mild @ clean.T).numpy()
+        )
 
     def _recalls(self, to_index: np.ndarray, clean: np.ndarray, mild: np.ndarray) -> Validation:
         found_mild, found_same = np.full(len(to_index), np.nan), np.full(len(to_index), np.nan)
@@ -113,7 +117,9 @@ class Validator:
             enrolled, query = self._enrol(half)
             strangers = _first_of_each(self._number, self._half != half)
             scores = np.maximum(to_index[strangers], clean[np.ix_(strangers, enrolled)].max(1, initial=-1.0))
-            threshold = np.sort(scores)[::-1][max(int(self.rate * (len(scores) + 1)), 1) - 1] if len(scores) else 1.0
+            threshold = (
+                np.sort(scores)[::-1][max(int(self.rate * (len(scores) + 1)), 1) - 1] if len(scores) else 1.0
+            )
             thresholds.append(threshold)
             nearest.append(scores)
             found_mild[enrolled] = mild[enrolled, enrolled] > threshold
@@ -124,12 +130,17 @@ class Validator:
         shares = [recall.overall for recall in recalls if recall.overall is not None]
         every = np.concatenate(nearest)
         return Validation(
-            float(np.mean(shares)) if shares else 0.0, *recalls, float(np.mean(thresholds)), len(every),
-            float(np.median(every)), len(self.index), self.rate,
+            float(np.mean(shares)) if shares else 0.0,
+            *recalls,
+            float(np.mean(thresholds)),
+            len(every),
+            float(np.median(every)),
+            len(self.index),
+            self.rate,
         )
 
     def _enrol(self, half: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of ``half`` that stand in the index, and one query row of each identity that has another image."""
+        """Rows of ``half`` in the index, and a query row of each identity that has another image there."""
         rows = np.flatnonzero(self._half == half)
         count = np.bincount(self._number[rows], minlength=self._number.max() + 1)
         query = _first_of_each(self._number, (self._half == half) & (count[self._number] > 1))
@@ -145,7 +156,9 @@ class Validator:
 
 
 @torch.inference_mode()
-def embed_all(head: LCMemHead, latents: torch.Tensor, space: str, device: torch.device, batch: int = 256) -> torch.Tensor:
+def embed_all(
+    head: LCMemHead, latents: torch.Tensor, space: str, device: torch.device, batch: int = 256
+) -> torch.Tensor:
     """Canonical latents (N, C, g, g) to unit-norm embeddings (N, D), float32, on the CPU."""
     parts = [head.embed(canonical(part.to(device), head.grid), space).cpu() for part in latents.split(batch)]
     return torch.cat(parts)

@@ -31,10 +31,14 @@ def augment_image(image: Image.Image, resolution: int, draw: np.random.Generator
         draw: Where the change is drawn from.
     """
     image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
-    image = image.rotate(float(draw.uniform(-10, 10)), Image.Resampling.BICUBIC, fillcolor=_border_colour(image))
+    image = image.rotate(
+        float(draw.uniform(-10, 10)), Image.Resampling.BICUBIC, fillcolor=_border_colour(image)
+    )
     side = resolution * math.sqrt(float(draw.uniform(0.7, 1.0)))
     left, top = (float(v) for v in draw.uniform(0, resolution - side, 2))
-    image = image.resize((resolution, resolution), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    image = image.resize(
+        (resolution, resolution), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+    )
     if draw.random() < 0.3:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     image = ImageEnhance.Brightness(image).enhance(float(draw.uniform(0.8, 1.2)))
@@ -51,7 +55,7 @@ def augment_image(image: Image.Image, resolution: int, draw: np.random.Generator
 
 
 def augment_latents(latents: torch.Tensor, draw: np.random.Generator, *, clean: float = 0.0) -> torch.Tensor:
-    """Zoom (to 0.75), shift, turn (to 14 degrees), flip, soften and noise (to 0.1) canonical latents, each its own way.
+    """Zoom (to 0.75), shift, turn (to 14 degrees), flip, soften and noise (to 0.1) each latent.
 
     Args:
         latents: (B, C, g, g), canonical.
@@ -67,14 +71,16 @@ def augment_latents(latents: torch.Tensor, draw: np.random.Generator, *, clean: 
     where = F.affine_grid(theta, list(latents.shape), align_corners=False)
     moved = F.grid_sample(latents, where, mode="bilinear", padding_mode="reflection", align_corners=False)
     soft = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    softness = torch.from_numpy(np.where(draw.random(b) < 0.3, draw.uniform(0, 0.8, b), 0)).to(latents)[:, None, None, None]
+    softness = torch.from_numpy(np.where(draw.random(b) < 0.3, draw.uniform(0, 0.8, b), 0)).to(latents)[
+        :, None, None, None
+    ]
     noise = torch.from_numpy(draw.standard_normal(latents.shape, dtype=np.float32)).to(latents)
     level = torch.from_numpy(draw.uniform(0, MOST_NOISE, b)).to(latents)[:, None, None, None]
     return torch.where(untouched, latents, moved.lerp(soft, softness) + noise * level)
 
 
 def _affine(rows: int, draw: np.random.Generator) -> np.ndarray:
-    """Sampling matrices (rows, 2, 3): half of the rows mild (zoom to 0.94, no turn), the others up to the full range."""
+    """Sampling matrices (rows, 2, 3): half mild (zoom to 0.94, no turn), the others up to the full range."""
     mild = draw.random(rows) < 0.5
     zoom = draw.uniform(np.where(mild, 0.94, MOST_ZOOM), 1.0)
     turn = np.deg2rad(draw.uniform(-MOST_TURN, MOST_TURN, rows)) * ~mild
@@ -82,7 +88,9 @@ def _affine(rows: int, draw: np.random.Generator) -> np.ndarray:
     room = (1 - zoom) + 0.06
     shift = draw.uniform(-room, room, (2, rows))
     cos, sin = np.cos(turn) * zoom, np.sin(turn) * zoom
-    return np.stack([np.stack([cos * flip, -sin, shift[0]], -1), np.stack([sin * flip, cos, shift[1]], -1)], 1)
+    return np.stack(
+        [np.stack([cos * flip, -sin, shift[0]], -1), np.stack([sin * flip, cos, shift[1]], -1)], 1
+    )
 
 
 def _border_colour(image: Image.Image) -> tuple[int, ...]:

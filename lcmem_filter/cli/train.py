@@ -1,0 +1,150 @@
+"""``lcmem-filter train``: images and a VAE to a head."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..images import ImageSource
+    from ..latents import Encoder
+
+NAME = "train"
+HELP = "Train a head on images, some of which share an identity."
+
+_RECIPE: dict[str, dict[str, Any]] = {
+    "size": {
+        "choices": ["tiny", "small", "micro"],
+        "help": "size of the head: tiny is the paper's, small is for CPUs",
+    },
+    "loss": {
+        "choices": ["nt-xent", "verification"],
+        "help": "verification is the paper's 0.8 BCE and 0.2 NT-Xent",
+    },
+    "temperature": {"type": float, "help": "of NT-Xent"},
+    "spread": {"type": float, "help": "weight of the term that pushes strangers apart"},
+    "resolution": {"type": int, "help": "side in pixels that images are squashed to before they are encoded"},
+    "steps": {"type": int, "help": "optimiser steps"},
+    "batch_pairs": {"type": int, "help": "pairs of one optimiser step, all processes together"},
+    "learning_rate": {"type": float, "help": "peak of the cosine decay"},
+    "image_views": {
+        "type": int,
+        "help": "augmented views of each image that are encoded beside the clean one",
+    },
+    "gradient_accumulation": {"type": int, "help": "batches that one optimiser step is divided into"},
+    "mixed_precision": {"choices": ["no", "fp16", "bf16"], "help": "of the trunk while training"},
+    "validation_fraction": {
+        "type": float,
+        "help": "share of identities held out where no validation data is named",
+    },
+    "evaluate_every": {"type": int, "help": "steps between validations and checkpoints"},
+    "patience": {"type": int, "help": "validations without improvement after which training stops"},
+    "seed": {"type": int, "help": "of everything that is drawn"},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument(
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="image folder, folder of identities, or CSV, JSONL or Parquet file; each is a set of its own",
+    )
+    parser.add_argument(
+        "--vae", required=True, help="diffusers folder or hub id of the VAE whose latents the head sees"
+    )
+    parser.add_argument(
+        "--output", required=True, help="folder of the head; an interrupted run goes on from there"
+    )
+    parser.add_argument(
+        "--space",
+        help="name of the VAE's latent space (default: the name that a shipped head knows it "
+        "by, else the name of its folder)",
+    )
+    parser.add_argument(
+        "--cache", help="folder of encoded latents, to be used by other runs too (default: in --output)"
+    )
+    parser.add_argument(
+        "--validation", nargs="+", metavar="DATA", help="images of identities that are not trained on"
+    )
+    parser.add_argument("--image-column", help="column of the images")
+    parser.add_argument("--identity-column", help="column of the identities")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="COLUMN=VALUE", help="train on these rows only"
+    )
+    parser.add_argument(
+        "--validation-where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="validate on these rows, of --validation or else of DATA",
+    )
+    parser.add_argument("--terms", default="", help="terms of the data, for the model card")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run a custom class that lies in the VAE's folder"
+    )
+    recipe = parser.add_argument_group("recipe")
+    for name, options in _RECIPE.items():
+        recipe.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **options)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, save, and print what was reached as one JSON object."""
+    from ..latents import load_encoder
+    from ..training import TrainingConfig, train_head
+
+    try:
+        config = TrainingConfig(**{name: getattr(args, name) for name in _RECIPE if hasattr(args, name)})
+    except ValueError as error:
+        print(f"lcmem-filter train: {error}", file=sys.stderr)
+        return 2
+    encoder = load_encoder(args.vae, trust_remote_code=args.trust_remote_code)
+    validation = None
+    if args.validation or args.validation_where:
+        validation = _open(args, args.validation or args.data, args.validation_where)
+    head = train_head(
+        _open(args, args.data, args.where),
+        {args.space or _name_of_space(encoder): encoder},
+        args.output,
+        config,
+        validation=validation,
+        cache=args.cache,
+        terms=args.terms,
+    )
+    print(json.dumps({"head": args.output, "spaces": list(head.spaces), "fingerprint": head.fingerprint}))
+    return 0
+
+
+def _open(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:
+    from ..images import open_images
+
+    rows = dict(_condition(one) for one in where) or None
+    columns = {"image_column": args.image_column, "identity_column": args.identity_column}
+    return [open_images(one, where=rows, **columns) for one in data]
+
+
+def _condition(text: str) -> tuple[str, str]:
+    column, equals, value = text.partition("=")
+    if not equals or not column:
+        from ..errors import DataError
+
+        raise DataError(f"a condition is COLUMN=VALUE, got {text!r}; for example --where split=train")
+    return column, value
+
+
+def _name_of_space(encoder: Encoder) -> str:
+    """The latent space's name in a shipped head, or one made of the name of the VAE's folder."""
+    from pathlib import Path
+
+    from ..errors import LatentSpaceError
+    from ..head import LCMemHead, shipped_heads
+
+    for name in shipped_heads():
+        try:
+            return LCMemHead.from_pretrained(name).identify_space(encoder.vae).space
+        except LatentSpaceError:
+            continue
+    return "".join(c if c.isalnum() else "_" for c in Path(encoder.source.path).name) or "latents"

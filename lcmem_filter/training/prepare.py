@@ -1,0 +1,65 @@
+"""From images to what training sees: latents of identities to train on and of others to validate on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..errors import DataError
+from ..head import SIZES
+from ..images import ImageSource
+from ..latents import Encoder
+from .cache import CachePlan, encode_plans
+from .config import TrainingConfig
+from .data import LatentSet, load_latents, split_by_identity, without_identities
+
+
+def prepare_data(
+    sources: Sequence[ImageSource],
+    validation: Sequence[ImageSource],
+    encoders: Mapping[str, Encoder],
+    config: TrainingConfig,
+    cache: Path,
+    accelerator: Accelerator,
+    *,
+    progress: bool = True,
+) -> tuple[LatentSet, LatentSet]:
+    """Encode what is missing, each process its share, then read everything.
+
+    Returns:
+        Images to train on, and images to validate on that share no identity with them: those of
+            ``validation``, or
+        a share of ``sources`` where that is empty.
+
+    Raises:
+        EmptyDataError: a source without readable images.
+        DataError: too few identities.
+    """
+    grid = int(SIZES[config.size]["grid"])
+
+    def plans(images: Sequence[ImageSource], views: range) -> dict[str, list[list[CachePlan]]]:
+        def of(source: ImageSource, encoder: Encoder) -> list[CachePlan]:
+            return [
+                CachePlan(cache, source, encoder, config.resolution, grid, view, config.seed)
+                for view in views
+            ]
+
+        return {space: [of(source, encoder) for source in images] for space, encoder in encoders.items()}
+
+    train, held = plans(sources, range(1 + config.image_views)), plans(validation, range(1))
+    every = [plan for part in (train, held) for images in part.values() for views in images for plan in views]
+    for encoder in encoders.values():
+        encoder.vae.to(accelerator.device)
+    encode_plans(
+        every, rank=accelerator.process_index, processes=accelerator.num_processes, progress=progress
+    )
+    accelerator.wait_for_everyone()
+    data = load_latents(train)
+    if not validation:
+        return split_by_identity(data, config.validation_fraction, config.seed)
+    held_out = without_identities(load_latents(held), data)
+    if not len(held_out):
+        raise DataError("every validation image is of an identity that is trained on; give images of others")
+    return data, held_out
