@@ -70,7 +70,7 @@ the median.
 
 
 def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None:
-    """Write ``folder/README.md`` of the head that a finished run's ``record`` describes (``training.json``)."""
+    """Write ``folder/README.md`` for a head, from its finished run's ``record`` (``training.json``)."""
     best, config = record["best"], record["plan"]["config"]
     text = _TEMPLATE.format(
         name=folder.name,

@@ -91,7 +91,7 @@ class Checkpoints:
             written = json.loads(result.read_text())["plan"]
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptArtifactError(
-                f"{result} is no finished run's record ({error}); give another --output, or remove that folder"
+                f"{result} is no run's record ({error}); give another --output, or remove that folder"
             ) from error
         self._same_plan(written, plan)
         return True
