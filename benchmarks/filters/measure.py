@@ -1,0 +1,142 @@
+"""What is measured of each filter, and how."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from copies import FALSE_COPIES, CopyJudge, Verdicts
+from drawing import BATCH, Drawn, Sample, call, draw, watched_decoder
+from filters import RATE, Filter, LCMem, Nothing
+from stats import realised_range, share
+
+Real = dict[str, tuple[torch.Tensor, np.ndarray]]
+
+
+def offline(
+    candidate: Filter, real: Real, plain: Drawn, verdicts: Verdicts, samples: Sequence[Sample]
+) -> dict[str, Any]:
+    """Rates of one filter on real images and on the unfiltered run's samples."""
+    prompts = np.array([sample.prompt for sample in samples])
+    rejected = rejections(candidate, plain.latents, plain.images)
+    copied = verdicts.copied
+    return {
+        "label": candidate.label,
+        "threshold": candidate.threshold if np.isfinite(candidate.threshold) else None,
+        "memorised_returned": share(~rejected[copied], list(prompts[copied])),
+        "held_out_rejected": share(rejections(candidate, *real["held_out"])),
+        "other_generations_rejected": share(rejected[~copied], list(prompts[~copied])),
+        "mild_copies_of_training_images_missed": share(~rejections(candidate, *real["copies"])),
+    }
+
+
+def rejections(candidate: Filter, latents: torch.Tensor, images: np.ndarray) -> np.ndarray:
+    scores = [candidate.scores(latents[i : i + 64], images[i : i + 64]) for i in range(0, len(latents), 64)]
+    return np.concatenate(scores) > candidate.threshold
+
+
+def through_the_pipeline(
+    pipe: Any,
+    index: Any,
+    mode: str,
+    samples: list[Sample],
+    plain: Drawn,
+    judge: CopyJudge,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Draw every sample again with the filter attached, and judge what comes back."""
+    pipe.with_memorization_filter(index, on_memorized=mode, max_resamples=4, on_exhausted="blank")
+    try:
+        drawn = draw(pipe, samples, log)
+    finally:
+        pipe.without_memorization_filter()
+    returned = np.array([decision.accepted is True for decision in drawn.decisions])
+    first = np.array([decision.attempts == 1 for decision in drawn.decisions]) & returned
+    if not np.array_equal(drawn.images[first], plain.images[first]):
+        raise SystemExit("accepted images differ from those of the unfiltered run")
+    if drawn.images[~returned].any():
+        raise SystemExit("withheld images are not blank")
+    before, after = judge(plain.images).copied, judge(drawn.images).copied & returned
+    prompts = [sample.prompt for sample in samples]
+    return {
+        "on_memorized": mode,
+        "memorised_without_filter": share(before, prompts),
+        "memorised_with_filter": share(after, prompts),
+        "memorised_returned_of_those_without": after.sum() / max(1, before.sum()),
+        "samples_withheld_to_the_end": share(~returned, prompts),
+        "mean_attempts": float(np.mean([decision.attempts for decision in drawn.decisions])),
+        "seconds_an_image": drawn.seconds / len(samples),
+    }
+
+
+def seconds_an_image(
+    pipe: Any, filters: Sequence[Filter], samples: list[Sample], repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Seconds an image, filters side by side on the same batches, and the ratio to no filter within each batch."""
+    batches = [samples[i * BATCH : (i + 1) * BATCH] for i in range(repeats)]
+    call(pipe, batches[0])  # warm up
+    times: dict[str, list[float]] = {}
+    for batch in batches:
+        for candidate in filters:
+            times.setdefault(candidate.label, []).append(_time(pipe, candidate, batch))
+    base = np.array(times[Nothing.label])
+    return {
+        label: {
+            "seconds_an_image": float(np.median(values)),
+            "time_ratio": float(np.median(np.array(values) / base)),
+        }
+        for label, values in times.items()
+    }
+
+
+def describe_judge(
+    judge: CopyJudge, held_out: np.ndarray, copied: np.ndarray, verdicts: Verdicts, samples: Sequence[Sample]
+) -> dict[str, Any]:
+    """What the judge was fixed on, and what it says of images that it was not fixed on."""
+    own = np.array([sample.own for sample in samples])
+    prompts = np.array([sample.prompt for sample in samples])
+    return {
+        "statistic": "distance to the nearest training image / mean distance to the next 50 of other identities, "
+        "channel-centred 32 px pictures",
+        "threshold": judge.threshold,
+        "rule": f"at most {FALSE_COPIES:.1%} of the calibration images are called copies",
+        "unseen_real_images_called_copies": share(judge(held_out).copied),
+        "mild_copies_of_training_images_recognised": share(judge(copied).copied),
+        "own_prompt_samples_that_are_copies": share(verdicts.copied[own], list(prompts[own])),
+        "generic_prompt_samples_that_are_copies": share(verdicts.copied[~own], list(prompts[~own])),
+    }
+
+
+def describe_calibration(lcmem: LCMem, given: int, tested: int) -> dict[str, Any]:
+    n = lcmem.calibration.n
+    return {
+        "false_rejection_rate": RATE,
+        "images_given": given,
+        "images_used_by_lcmem": n,
+        "tested_on": tested,
+        "rejections_expected_in_95_percent": list(realised_range(n, RATE, tested)),
+    }
+
+
+def _time(pipe: Any, candidate: Filter, batch: list[Sample]) -> float:
+    with _attached(pipe, candidate):
+        start = time.perf_counter()
+        call(pipe, batch)
+        return (time.perf_counter() - start) / len(batch)
+
+
+@contextmanager
+def _attached(pipe: Any, candidate: Filter) -> Iterator[None]:
+    if isinstance(candidate, Nothing):
+        yield
+    elif isinstance(candidate, LCMem):
+        pipe.with_memorization_filter(candidate.filter.index, on_memorized="flag")
+        yield
+        pipe.without_memorization_filter()
+    else:
+        with watched_decoder(pipe, candidate.scores):
+            yield

@@ -1,0 +1,44 @@
+"""The benchmark's rows as the package reads them, and the index over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from data import RESOLUTION, Row, data_folder
+
+import lcmem_filter
+
+
+def open_rows(rows: Sequence[Row], path: Path) -> Any:
+    """Write the rows into one Parquet file, images as they are, and open it with the package."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = {
+            name: pq.read_table(data_folder() / f"{name}.parquet", columns=["image"])["image"]
+            for name in {row.file for row in rows}
+        }
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        images = [{"bytes": columns[row.file][row.position].as_py()["bytes"], "path": None} for row in rows]
+        table = pa.table(
+            {
+                "image": pa.array(images, kind),
+                "key": [row.key for row in rows],
+                "identity": [row.identity for row in rows],
+            }
+        )
+        info = '{"info": {"features": {"image": {"_type": "Image"}, "key": {"dtype": "string", "_type": "Value"}, '
+        info += '"identity": {"dtype": "string", "_type": "Value"}}}}'
+        pq.write_table(table.replace_schema_metadata({"huggingface": info}), path, row_group_size=256)
+    return lcmem_filter.open_images(path, image_column="image", identity_column="identity", id_column="key")
+
+
+def build_index(source: Any, encoder: Any, head: str, output: Path) -> Any:
+    """Build, or finish, the index of ``source``; the head by its shipped name or folder."""
+    lcmem_filter.MemorizationIndex.build(
+        source, encoder, lcmem_filter.LCMemHead.from_pretrained(head), output, resolution=RESOLUTION
+    )
+    return lcmem_filter.MemorizationIndex.load(output)
