@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     head.save_pretrained(args.output)
     if vae is None:
         print(
-            "without --vae the head cannot recognise its latent space, and pipelines refuse it; convert with --vae",
+            "without --vae the head cannot recognise its latent space; convert it with --vae to use it",
             file=sys.stderr,
         )
     print(json.dumps({"head": args.output, "spaces": list(head.spaces), "fingerprint": head.fingerprint}))

@@ -317,7 +317,7 @@ class _Run:
 
 
 def _listed(sources: Sources) -> list[ImageSource]:
-    return [sources] if isinstance(sources, ImageSource) else list(sources)
+    return list(sources) if isinstance(sources, list | tuple) else [cast(ImageSource, sources)]
 
 
 def _learning_rate(config: TrainingConfig, step: int) -> float:

@@ -1,0 +1,101 @@
+"""Cached latents: encoded once, shared, mended, and the same as encoding at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lcmem_filter.images import to_pixels
+
+from lcmem_filter.errors import EmptyDataError
+from lcmem_filter.latents import Encoder, canonical
+from lcmem_filter.training import cache
+from lcmem_filter.training.cache import CachePlan, encode_plans, read_plan
+
+from tests.tiny import tiny_vae
+from tests.training.pictures import Pictures
+
+ENCODER = Encoder(tiny_vae(), "tiny")
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SHARD_ROWS", 4)
+
+
+def plan(folder: Path, source: Any = None, **changes: Any) -> CachePlan:
+    return CachePlan(folder, source or Pictures("p", 5, 2), ENCODER, 32, 16, **changes)
+
+
+def test_cached_latents_are_the_encoders(tmp_path: Path) -> None:
+    one = plan(tmp_path)
+    assert encode_plans([one], progress=False) == 3
+    latents, readable = read_plan(one)
+    pixels = torch.stack([to_pixels(one.source.image(row), 32) for row in range(10)])
+    torch.testing.assert_close(latents.float(), canonical(ENCODER.encode(pixels), 16), rtol=0, atol=2e-3)
+    assert readable.all() and latents.dtype == torch.float16
+
+
+def test_what_is_there_is_not_encoded_again(tmp_path: Path) -> None:
+    encode_plans([plan(tmp_path)], progress=False)
+    assert encode_plans([plan(tmp_path)], progress=False) == 0
+    for changed in (
+        plan(tmp_path, view=1),
+        plan(tmp_path, Pictures("q", 5, 2)),
+        plan(tmp_path, view=1, seed=1),
+    ):
+        assert encode_plans([changed], progress=False) == 3
+    assert plan(tmp_path, seed=1).path == plan(tmp_path).path  # a clean view has no seed
+
+
+def test_processes_share_the_work(tmp_path: Path) -> None:
+    plans = [plan(tmp_path), plan(tmp_path, view=1)]
+    assert encode_plans(plans, rank=0, processes=2, progress=False) == 3
+    with pytest.raises(EmptyDataError, match="lacks rows"):
+        read_plan(plans[0])
+    assert encode_plans(plans, rank=1, processes=2, progress=False) == 3
+    assert len(read_plan(plans[0])[0]) == len(read_plan(plans[1])[0]) == 10
+
+
+@pytest.mark.parametrize("harm", ["truncated", "changed", "no receipt", "bad receipt"])
+def test_a_harmed_shard_is_encoded_again(tmp_path: Path, harm: str) -> None:
+    one = plan(tmp_path)
+    encode_plans([one], progress=False)
+    before = read_plan(one)[0]
+    array, receipt = one.path / "000000004.npy", one.path / "000000004.json"
+    if harm == "truncated":
+        array.write_bytes(array.read_bytes()[:-9])
+    elif harm == "changed":
+        array.write_bytes(array.read_bytes()[:-1] + b"\x55")
+    elif harm == "no receipt":
+        receipt.unlink()
+    else:
+        receipt.write_text("{")
+    assert encode_plans([one], progress=False) == 1
+    assert torch.equal(read_plan(one)[0], before)
+
+
+def test_augmented_views_are_repeatable_and_differ(tmp_path: Path) -> None:
+    clean, one, other = (plan(tmp_path, view=view) for view in (0, 1, 2))
+    again = plan(tmp_path / "again", view=1)
+    encode_plans([clean, one, other, again], progress=False)
+    latents = [read_plan(of)[0] for of in (clean, one, other, again)]
+    assert torch.equal(latents[1], latents[3])
+    assert not torch.equal(latents[0], latents[1]) and not torch.equal(latents[1], latents[2])
+
+
+def test_unreadable_images_are_marked(tmp_path: Path) -> None:
+    one = plan(tmp_path, Pictures("p", 5, 2, broken=(1, 4, 5, 6, 7)))  # the second shard has none
+    encode_plans([one], progress=False)
+    latents, readable = read_plan(one)
+    assert readable.tolist() == [row not in (1, 4, 5, 6, 7) for row in range(10)]
+    assert latents.shape == (10, 4, 16, 16) and not latents[~readable].any()
+
+
+def test_nothing_readable(tmp_path: Path) -> None:
+    one = plan(tmp_path, Pictures("p", 1, 2, broken=(0, 1)))
+    encode_plans([one], progress=False)
+    with pytest.raises(EmptyDataError, match="no image of 'p' could be read"):
+        read_plan(one)

@@ -1,0 +1,101 @@
+"""Splits and pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from lcmem_filter.errors import DataError
+from lcmem_filter.training.data import LatentSet, PairSampler, split_by_identity, without_identities
+
+
+def latent_set(*sets: list[str]) -> LatentSet:
+    """One image for each name, which is its identity."""
+    identities = np.array([name for members in sets for name in members], dtype=object)
+    return LatentSet(
+        {"sd": torch.arange(len(identities))[:, None, None, None, None].expand(-1, 2, 1, 1, 1).half()},
+        identities,
+        np.repeat(np.arange(len(sets)), [len(members) for members in sets]),
+        tuple(f"set{i}" for i in range(len(sets))),
+    )
+
+
+DATA = latent_set(["a", "a", "b", "c", "d", "e"], [f"p{i // 2}" for i in range(40)], ["a", *"qrstuvwxyz"])
+
+
+def sampler(data: LatentSet = DATA, pairs: int = 8, same_image: float = 0.3, seed: int = 0) -> PairSampler:
+    return PairSampler(data, pairs=pairs, sets_per_batch=2, same_image=same_image, seed=seed)
+
+
+def test_pairs_are_of_one_identity_and_batches_of_many() -> None:
+    for step in range(20):
+        pairs = sampler().draw(step)
+        assert (DATA.identities[pairs.a] == DATA.identities[pairs.b]).all()
+        assert len(set(pairs.identities)) == len(pairs.a) == 8
+        assert len(set(DATA.sets[pairs.a])) <= 2
+
+
+def test_what_is_drawn_depends_on_the_step_and_seed_alone() -> None:
+    one, other = sampler(), sampler()
+    other.draw(0)
+    for field in ("a", "b", "view_a", "view_b", "identities"):
+        assert (getattr(one.draw(7), field) == getattr(other.draw(7), field)).all()
+    assert (one.draw(7).a != one.draw(8).a).any()
+    assert (one.draw(7).a != sampler(seed=1).draw(7).a).any()
+
+
+def test_partners() -> None:
+    never, always = sampler(same_image=0.0), sampler(same_image=1.0)
+    alone = {name for name, count in Counter(DATA.identities).items() if count == 1}
+    for step in range(10):
+        pairs = never.draw(step)
+        for a, b in zip(pairs.a, pairs.b, strict=True):
+            assert (a == b) == (DATA.identities[a] in alone)
+        pairs = always.draw(step)
+        assert (pairs.a == pairs.b).all()
+
+
+def test_small_sets_are_not_drowned_and_partnered_identities_come_twice_as_often() -> None:
+    data = latent_set(
+        [f"s{i}" for i in range(100)], [f"l{i}" for i in range(1600)], [f"m{i // 2}" for i in range(100)]
+    )
+    one = sampler(data, pairs=10)
+    drawn = np.concatenate([one.draw(step).a for step in range(400)])
+    share = np.bincount(data.sets[drawn], minlength=3) / len(drawn)
+    # identities / sqrt(images): 100/10, 1600/40, 2 * 50/10
+    np.testing.assert_allclose(share, np.array([10, 40, 10]) / 60, atol=0.05)
+
+
+def test_fewer_identities_than_pairs_still_fill_the_batch() -> None:
+    pairs = sampler(latent_set(["a", "a", "b"]), pairs=9).draw(0)
+    assert len(pairs.a) == 9
+    assert sorted(Counter(pairs.identities).values()) in ([4, 5],)
+
+
+def test_one_identity_cannot_be_trained_on() -> None:
+    with pytest.raises(DataError, match="at least two identities, got 1"):
+        sampler(latent_set(["a", "a"]))
+
+
+def test_split_is_by_identity() -> None:
+    train, held = split_by_identity(DATA, 0.3, seed=0)
+    assert not set(train.identities) & set(held.identities)
+    assert len(train) + len(held) == len(DATA)
+    assert len(set(held.identities)) == round(0.3 * len(set(DATA.identities)))
+    assert list(split_by_identity(DATA, 0.3, seed=0)[1].identities) == list(held.identities)
+    assert list(split_by_identity(DATA, 0.3, seed=1)[1].identities) != list(held.identities)
+    rows = held.latents["sd"][:, 0, 0, 0, 0].long().numpy()
+    assert (DATA.identities[rows] == held.identities).all()
+
+
+def test_too_few_identities_to_split() -> None:
+    with pytest.raises(DataError, match="got 2"):
+        split_by_identity(latent_set(["a", "b"]), 0.3, seed=0)
+
+
+def test_validation_images_of_trained_identities_are_left_out() -> None:
+    held = without_identities(latent_set(["a", "new", "q"]), DATA)
+    assert list(held.identities) == ["new"]

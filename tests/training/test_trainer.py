@@ -1,0 +1,287 @@
+"""Training runs, small: what comes out, going on after a kill, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from lcmem_filter.errors import ArtifactError, CorruptArtifactError, DataError, EmptyDataError
+from lcmem_filter.head import LCMemHead
+from lcmem_filter.latents import Encoder
+from lcmem_filter.training import TrainingConfig, train_head
+from lcmem_filter.training.trainer import _Run
+
+from tests.tiny import tiny_vae
+from tests.training.pictures import QUICK, Pictures
+
+SOURCES: list[Any] = [Pictures("twice", 12, 2), Pictures("once", 12, 1, first=100)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("latents")
+
+
+def train(
+    output: Path, cache: Path, config: TrainingConfig = QUICK, sources: Any = None, **options: Any
+) -> LCMemHead:
+    encoders = {"sd": Encoder(tiny_vae(), "tiny")}
+    return train_head(
+        SOURCES if sources is None else sources,
+        encoders,
+        output,
+        config,
+        cache=cache,
+        progress=False,
+        **options,
+    )
+
+
+def record(output: Path) -> Any:
+    return json.loads((output / "training.json").read_text())
+
+
+def test_a_run_learns_and_leaves_a_head(tmp_path: Path, cache: Path) -> None:
+    output = tmp_path / "head"
+    head = train(output, cache, replace(QUICK, steps=40, evaluate_every=10, augment=False))
+    written = record(output)
+    losses = [entry["loss"] for entry in written["history"]]
+    assert losses[-1] < 0.8 * losses[0]
+    assert written["step"] == 40 and not (output / ".training").exists()
+    assert written["best_score"] == max(entry["score"] for entry in written["history"])
+    assert LCMemHead.from_pretrained(output).fingerprint == head.fingerprint
+    assert head.identify_space(tiny_vae()).space == "sd"
+    card = (output / "README.md").read_text()
+    assert "| twice |" in card and "not stated" in card and str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("killed_at", [3, 5, 8])
+def test_a_killed_run_goes_on_to_the_same_weights(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    whole = train(tmp_path / "whole", cache)
+    step = _Run._step
+    with monkeypatch.context() as patch:
+
+        def killed(self: _Run, number: int, *rest: Any) -> float:
+            if number == killed_at:
+                raise KeyboardInterrupt
+            return step(self, number, *rest)
+
+        patch.setattr(_Run, "_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed", cache)
+    steps: list[int] = []
+
+    def counted(self: _Run, number: int, *rest: Any) -> float:
+        steps.append(number)
+        return step(self, number, *rest)
+
+    monkeypatch.setattr(_Run, "_step", counted)
+    torch.manual_seed(99)  # what else went on in the process does not matter
+    resumed = train(tmp_path / "killed", cache)
+    assert steps[0] == killed_at // 4 * 4  # from the last checkpoint, not from the start
+    assert resumed.fingerprint == whole.fingerprint
+    scores = [
+        [entry["score"] for entry in record(tmp_path / name)["history"]] for name in ("whole", "killed")
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_a_half_written_checkpoint_is_passed_over(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcmem_filter.training.checkpoint import Checkpoints
+
+    whole = train(tmp_path / "whole", cache)
+    seal = Checkpoints.seal
+    with monkeypatch.context() as patch:
+
+        def unsealed(self: Checkpoints, progress: Any) -> None:
+            if progress.step == 8:
+                raise KeyboardInterrupt
+            seal(self, progress)
+
+        patch.setattr(Checkpoints, "seal", unsealed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed", cache)
+    assert train(tmp_path / "killed", cache).fingerprint == whole.fingerprint
+
+
+def test_a_corrupt_checkpoint_is_named(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: _Run, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Run, "_finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "head", cache, replace(QUICK, steps=4))
+    state = tmp_path / "head" / ".training" / "step-00000004"
+    (state / "optimizer.bin").write_bytes(b"no optimiser")
+    with pytest.raises(CorruptArtifactError, match="cannot be read"):
+        train(tmp_path / "head", cache, replace(QUICK, steps=4))
+    (state / "progress.json").write_text("{")
+    with pytest.raises(CorruptArtifactError, match="start over"):
+        train(tmp_path / "head", cache, replace(QUICK, steps=4))
+
+
+def test_a_finished_run_is_not_repeated_and_not_overwritten(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(tmp_path / "head", cache, replace(QUICK, steps=4))
+    monkeypatch.setattr(_Run, "_train", None)
+    assert train(tmp_path / "head", cache, replace(QUICK, steps=4)).fingerprint == first.fingerprint
+    with pytest.raises(ArtifactError, match=r"another run .*seed"):
+        train(tmp_path / "head", cache, replace(QUICK, steps=4, seed=7))
+    (tmp_path / "head" / "training.json").unlink()
+    with pytest.raises(ArtifactError, match="already holds"):
+        train(tmp_path / "head", cache, replace(QUICK, steps=4))
+
+
+def test_training_stops_early_and_keeps_the_best(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcmem_filter.training import trainer
+
+    measure, scores = trainer.Validator.measure, iter([0.2, 0.9, 0.5, 0.9, 0.1, 1.0])
+    fingerprints = []
+
+    def scored(self: Any, head: LCMemHead, device: Any) -> Any:
+        fingerprints.append(head.fingerprint)
+        return replace(measure(self, head, device), score=next(scores))
+
+    monkeypatch.setattr(trainer.Validator, "measure", scored)
+    head = train(tmp_path / "head", cache, replace(QUICK, steps=100, evaluate_every=2, patience=3))
+    assert record(tmp_path / "head")["best_step"] == 4 and record(tmp_path / "head")["step"] == 10
+    assert head.fingerprint == fingerprints[1]
+
+
+def test_the_papers_loss_trains_the_verification_layer(tmp_path: Path, cache: Path) -> None:
+    for loss in ("nt-xent", "verification"):
+        config = replace(QUICK, steps=4, loss=loss)
+        head = train(tmp_path / loss, cache, config)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            untrained = LCMemHead.create("micro", {"sd": 4})
+        assert torch.equal(head.fc_end.weight, untrained.fc_end.weight) == (loss == "nt-xent")
+        assert not torch.equal(head.projection.weight, untrained.projection.weight)
+        assert head.config.score == {"nt-xent": "cosine", "verification": "verification"}[loss]
+
+
+def test_two_spaces_train_together(tmp_path: Path) -> None:
+    encoders = {"a": Encoder(tiny_vae(), "a"), "b": Encoder(tiny_vae(seed=1, latent_channels=6), "b")}
+    head = train_head(SOURCES, encoders, tmp_path / "head", replace(QUICK, steps=4), progress=False)
+    assert head.spaces == ("a", "b")
+    assert head.identify_space(tiny_vae(seed=1, latent_channels=6)).space == "b"
+
+
+def test_mixed_precision_and_accumulation(tmp_path: Path, cache: Path) -> None:
+    config = replace(QUICK, steps=4, mixed_precision="bf16", gradient_accumulation=2)
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    head = train(tmp_path / "head", cache, config)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert {p.dtype for p in head.parameters()} == {torch.float32}
+    assert record(tmp_path / "head")["history"][0]["loss"] > 0
+
+
+def test_accumulated_batches_make_one_step(tmp_path: Path, cache: Path) -> None:
+    """Two copies of one batch, accumulated, move the weights as that batch does."""
+    one = replace(QUICK, steps=4, batch_pairs=4, augment=False)
+    original = _Run._batch
+
+    def repeated(self: _Run, pairs: Any, part: slice, *rest: Any) -> Any:
+        return original(self, pairs, slice(0, 4), *rest[:2], 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "_batch", repeated)
+        single = train(tmp_path / "single", cache, one)
+        patch.setattr("lcmem_filter.training.data.PairSampler.draw", _doubled())
+        double = train(tmp_path / "double", cache, replace(one, batch_pairs=8, gradient_accumulation=2))
+    for name, value in single.state_dict().items():
+        torch.testing.assert_close(double.state_dict()[name], value, rtol=0, atol=2e-5, msg=name)
+
+
+def _doubled() -> Any:
+    from lcmem_filter.training.data import PairSampler
+
+    draw = PairSampler.draw
+
+    def halved(self: PairSampler, *key: int) -> Any:
+        self.pairs = 4
+        pairs = draw(self, *key)
+        import numpy as np
+
+        return type(pairs)(
+            *(np.concatenate([getattr(pairs, f)] * 2) for f in ("a", "b", "view_a", "view_b", "identities"))
+        )
+
+    return halved
+
+
+def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
+    sources: list[Any] = [Pictures("twice", 12, 2, broken=(3, 4)), SOURCES[1]]
+    train(tmp_path / "head", tmp_path / "cache", replace(QUICK, steps=4), sources)
+    data = record(tmp_path / "head")["data"]
+    assert data["unreadable"] == 2
+    assert sum(data[part][name][0] for part in ("train", "validation") for name in ("twice", "once")) == 34
+
+
+def test_data_that_cannot_be_trained_on(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(EmptyDataError, match="no image of 'p'"):
+        train(tmp_path / "a", cache, sources=[Pictures("p", 1, 2, broken=(0, 1))])
+    with pytest.raises(DataError, match="two identities"):
+        train(tmp_path / "b", cache, sources=[Pictures("q", 2, 2)])
+    with pytest.raises(DataError, match="every validation image"):
+        train(tmp_path / "c", cache, validation=[SOURCES[0]])
+    with pytest.raises(DataError, match="at least one data source"):
+        train(tmp_path / "d", cache, sources=())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_pairs": 5, "gradient_accumulation": 2},
+        {"steps": 0},
+        {"temperature": 0},
+        {"validation_fraction": 1.0},
+    ],
+)
+def test_settings_that_make_no_sense(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(QUICK, **change)
+
+
+PROCESS = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tests.training.test_trainer import QUICK, train
+train(Path(sys.argv[1]), Path(sys.argv[2]), replace(QUICK, steps=4, augment=False))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_head_as_one(tmp_path: Path) -> None:
+    """The batch is divided and the negatives of both processes count: the gradient is the whole batch's."""
+    config = replace(QUICK, steps=4, augment=False)
+    single = train(tmp_path / "single", tmp_path / "cache", config)
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    here = str(Path(__file__).parents[2])
+    path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*launch, str(script), str(tmp_path / "double"), str(tmp_path / "cache2")]
+    subprocess.run(command, check=True, timeout=240, cwd=here, env=environment)
+    double = LCMemHead.from_pretrained(tmp_path / "double")
+    assert record(tmp_path / "double")["plan"]["processes"] == 2
+    for name, value in single.state_dict().items():
+        torch.testing.assert_close(double.state_dict()[name], value, rtol=0, atol=5e-5, msg=name)
