@@ -17,6 +17,7 @@ from lcmem_filter.convert import convert_checkpoint
 from lcmem_filter.errors import ArtifactNotFoundError, CorruptArtifactError
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import normalise
+
 from tests.tiny import tiny_vae
 
 WIDTHS, DEPTHS = (8, 12, 16, 24), (1, 1, 2, 1)

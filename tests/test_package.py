@@ -10,6 +10,7 @@ import pytest
 
 import lcmem_filter
 from lcmem_filter.cli.main import build_parser, commands
+
 from tools.readme import README, refreshed
 
 HEAVY = (

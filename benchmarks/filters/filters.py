@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 import lcmem_filter
-from lcmem_filter.calibration import calibrate
 from lcmem_filter.latents import canonical
 
 RATE = 0.01
@@ -45,7 +44,7 @@ class LCMem:
     label = "LCMem"
 
     def __init__(self, index: lcmem_filter.MemorizationIndex, held_out: object) -> None:
-        self.calibration = calibrate(index, held_out, false_rejection_rate=RATE)
+        self.calibration = lcmem_filter.calibrate(index, held_out, false_rejection_rate=RATE)
         self.filter = lcmem_filter.MemorizationFilter(index)
         self.threshold = self.filter.calibration.threshold
 

@@ -128,8 +128,9 @@ def keep(path: Path, make: Callable[[], Drawn]) -> Drawn:
 def about(samples: list[Sample], rows: dict[str, list[Row]], indexed: int) -> str:
     prompts = len({sample.prompt for sample in samples})
     return (
-        f"{len(samples)} samples of {prompts} prompts, an index of {indexed} images, {len(rows['calibration'])} images to "
-        f"calibrate with and {len(rows['held_out'])} others to measure rejections; shares with 95 % intervals."
+        f"{len(samples)} samples of {prompts} prompts, an index of {indexed} images, "
+        f"{len(rows['calibration'])} images to calibrate with and {len(rows['held_out'])} others to measure "
+        "rejections; shares with 95 % intervals."
     )
 
 

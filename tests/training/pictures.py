@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lcmem_filter.images import ImageRecord
 from PIL import Image
 
 from lcmem_filter.errors import UnreadableImageError
+from lcmem_filter.images import ImageRecord
 from lcmem_filter.training import TrainingConfig
 
 from tests.tiny import picture

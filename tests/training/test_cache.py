@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from lcmem_filter.images import to_pixels
 
 from lcmem_filter.errors import EmptyDataError
+from lcmem_filter.images import to_pixels
 from lcmem_filter.latents import Encoder, canonical
 from lcmem_filter.training import cache
 from lcmem_filter.training.cache import CachePlan, encode_plans, read_plan
