@@ -1,0 +1,216 @@
+"""The head: embeddings, scores, saving, and refusing what it was not made for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lcmem_filter.errors import ArtifactNotFoundError, CorruptArtifactError, LatentSpaceError
+from lcmem_filter.head import SIZES, LCMemHead, shipped_heads
+
+from tests.tiny import tiny_vae
+
+
+def tiny_head(seed: int = 0, **changes: Any) -> LCMemHead:
+    torch.manual_seed(seed)
+    return LCMemHead.create("micro", {"sd": 4, "sd3": 16}, **changes)
+
+
+@pytest.fixture
+def head() -> LCMemHead:
+    return tiny_head()
+
+
+def latents(rows: int = 3, channels: int = 4, side: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, channels, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(size: Any) -> None:
+    head = LCMemHead.create(size)
+    with torch.no_grad():
+        embeddings = head.embed(latents(2, side=64), "sd")
+    assert embeddings.shape == (2, SIZES[size]["embedding_dim"]) and embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
+    norms = [
+        module
+        for module in head.modules()
+        if isinstance(module, nn.LayerNorm) or "LayerNorm" in type(module).__name__
+    ]
+    assert norms and {module.eps for module in norms} == {1e-6}
+
+
+def test_tiny_is_the_papers_and_small_is_small() -> None:
+    tiny, small = LCMemHead.create("tiny"), LCMemHead.create("small")
+    assert tiny.embedding_dim == 512
+    assert 27e6 < sum(p.numel() for p in tiny.parameters()) < 29e6
+    assert sum(p.numel() for p in small.parameters()) < 2e6
+    with torch.no_grad():
+        features = tiny.features(latents(), "sd")
+    assert features.min() > 0 and features.max() < 1
+
+
+def test_unknown_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="one of tiny, small, micro, got 'huge'"):
+        LCMemHead.create("huge")  # type: ignore[arg-type]
+
+
+def test_embeddings_ignore_scale_and_shift_of_latents(head: LCMemHead) -> None:
+    raw = latents(side=24)
+    scaled = (
+        raw * torch.tensor([0.18215, 2, 0.5, 1])[:, None, None] + torch.tensor([1.0, 0, -3, 2])[:, None, None]
+    )
+    torch.testing.assert_close(head.embed(scaled, "sd"), head.embed(raw, "sd"), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        head.embed(head.canonical(raw), "sd"), head.embed(raw, "sd"), rtol=0, atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_embeddings_do_not_depend_on_the_batch(head: LCMemHead) -> None:
+    whole = head.embed(latents(5), "sd")
+    assert whole.std(0).max() > 1e-3
+    for row in range(5):
+        torch.testing.assert_close(
+            head.embed(latents(5)[row : row + 1], "sd")[0], whole[row], rtol=0, atol=1e-5
+        )
+
+
+@torch.no_grad()
+def test_embeddings_are_float32_whatever_surrounds_them(head: LCMemHead) -> None:
+    expected = head.embed(latents(), "sd")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head.embed(latents(), "sd"), expected)
+    assert head.embed(latents().half(), "sd").dtype == torch.float32
+    rounded = tiny_head()
+    rounded.load_state_dict({name: value.half().float() for name, value in head.state_dict().items()})
+    assert torch.equal(head.half().embed(latents(), "sd"), rounded.embed(latents(), "sd"))
+
+
+def test_embeddings_can_be_differentiated(head: LCMemHead) -> None:
+    given = latents().requires_grad_()
+    head.embed(given, "sd")[:, 0].sum().backward()
+    assert given.grad is not None and given.grad.isfinite().all() and given.grad.abs().max() > 0
+
+
+def test_verification_score(head: LCMemHead) -> None:
+    a, b = (torch.rand(2, 5, 64, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    score = head.verification_score(a, b)
+    weight, bias = head.fc_end.weight[0], head.fc_end.bias[0]
+    expected = 1 / (1 + torch.exp(-(((a - b).abs() * weight).sum(-1) + bias)))
+    torch.testing.assert_close(score, expected)
+    torch.testing.assert_close(score, head.verification_score(b, a))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_saved_heads_load_again(head: LCMemHead, tmp_path: Path, dtype: torch.dtype) -> None:
+    head.to(dtype).save_pretrained(tmp_path / "head")
+    assert {path.suffix for path in (tmp_path / "head").iterdir()} >= {".json", ".safetensors"}
+    loaded = LCMemHead.from_pretrained(tmp_path / "head")
+    assert loaded.dtype == torch.float32 and not loaded.training
+    assert loaded.spaces == ("sd", "sd3")
+    for name, value in head.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.float()), name
+    with torch.no_grad():
+        assert torch.equal(loaded.embed(latents(), "sd"), head.embed(latents(), "sd"))
+    assert loaded.fingerprint == head.fingerprint
+    assert LCMemHead.from_pretrained(tmp_path / "head", torch_dtype=dtype).dtype == dtype
+
+
+def test_fingerprints_tell_heads_apart(head: LCMemHead) -> None:
+    assert tiny_head().fingerprint == head.fingerprint
+    assert tiny_head(seed=1).fingerprint != head.fingerprint
+    assert tiny_head(score="verification").fingerprint != head.fingerprint
+    with torch.no_grad():
+        head.projection.bias[0] += 1e-6
+    assert tiny_head().fingerprint != head.fingerprint
+
+
+def test_spaces_are_known_by_behaviour(head: LCMemHead) -> None:
+    sd, sd3 = tiny_vae(), tiny_vae(seed=2, latent_channels=16)
+    head.add_probes("sd", sd)
+    head.add_probes("sd3", sd3)
+    match = head.identify_space(sd)
+    assert match.space == "sd" and match.agreement == pytest.approx(1) and match.agreements["sd3"] == -1
+    assert head.identify_space(sd3).space == "sd3"
+    assert head.identify_space(tiny_vae().to(torch.bfloat16)).agreement > 0.99
+    with torch.no_grad():
+        other = tiny_vae()
+        for parameter in other.encoder.parameters():
+            parameter += 0.02 * parameter.std().nan_to_num() * torch.randn_like(parameter)
+    assert head.identify_space(other).space == "sd"  # nearly the same encoder
+
+
+def test_probes_are_saved(head: LCMemHead, tmp_path: Path) -> None:
+    head.add_probes("sd", tiny_vae())
+    head.half().save_pretrained(tmp_path)
+    assert LCMemHead.from_pretrained(tmp_path).identify_space(tiny_vae()).agreement > 0.999
+
+
+@pytest.mark.parametrize(
+    "vae", [{"seed": 1}, {"latent_channels": 8}], ids=["other weights", "other channels"]
+)
+def test_vaes_of_other_spaces_are_refused(head: LCMemHead, vae: dict[str, int]) -> None:
+    head.add_probes("sd", tiny_vae())
+    with pytest.raises(
+        LatentSpaceError, match=r"none of the head's latent spaces .*sd -?\d.*lcmem-filter train"
+    ):
+        head.identify_space(tiny_vae(**vae))
+
+
+def test_a_head_without_probes_recognises_nothing(head: LCMemHead) -> None:
+    with pytest.raises(LatentSpaceError, match="agreement on probe images"):
+        head.identify_space(tiny_vae())
+
+
+def test_latents_without_a_stem_are_refused(head: LCMemHead) -> None:
+    with pytest.raises(LatentSpaceError, match="no stem for latent space 'flux'; it has sd, sd3"):
+        head.embed(latents(), "flux")
+    with pytest.raises(LatentSpaceError, match="batch, 16, height, width"):
+        head.embed(latents(), "sd3")
+
+
+def test_no_head_there(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for where in (tmp_path / "nowhere", tmp_path / "empty", "no-such-head"):
+        with pytest.raises(ArtifactNotFoundError, match="no head"):
+            LCMemHead.from_pretrained(where)
+
+
+@pytest.mark.parametrize(
+    "harm", ["truncated weights", "no weights", "bad config", "other class", "weights of another"]
+)
+def test_harmed_heads_are_refused(head: LCMemHead, tmp_path: Path, harm: str) -> None:
+    head.save_pretrained(tmp_path)
+    weights, config = next(tmp_path.glob("*.safetensors")), tmp_path / "config.json"
+    if harm == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif harm == "no weights":
+        weights.unlink()
+    elif harm == "bad config":
+        config.write_text("{")
+    elif harm == "other class":
+        config.write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    else:
+        config.write_text(json.dumps({**json.loads(config.read_text()), "embedding_dim": 32}))
+    with pytest.raises(CorruptArtifactError, match="no head can be loaded"):
+        LCMemHead.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", shipped_heads())
+def test_shipped_heads(name: str) -> None:
+    head = LCMemHead.from_pretrained(name)
+    folder = Path(__file__).parents[1] / "lcmem_filter" / "heads" / name
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) < 10e6
+    card = (folder / "README.md").read_text()
+    assert all(word in card for word in ("## Data", "Terms:", "## Recipe", "## Metrics", "## Known misses"))
+    for probes in head.probes.values():
+        assert probes.abs().max() > 0.1  # it knows its spaces
+    with torch.no_grad():
+        embeddings = head.embed(latents(8), head.spaces[0])
+    assert (embeddings @ embeddings.T).fill_diagonal_(0).max() < 0.95

@@ -1,0 +1,172 @@
+"""Latents: encoding, the canonical form, and which space a VAE speaks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lcmem_filter.errors import ArtifactNotFoundError, LatentSpaceError
+from lcmem_filter.latents import (
+    canonical,
+    channel_agreement,
+    check_latents,
+    encode_pixels,
+    load_encoder,
+    normalise,
+    probe_images,
+    probe_latents,
+    to_grid,
+    weights_sha256,
+)
+
+from tests.tiny import VAES, tiny_vae
+
+REAL_VAES = Path(os.environ.get("LCMEM_VAE", Path(__file__).parents[2] / "shared" / "vae" / "taesd")).parent
+
+
+def pixels(rows: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.rand(rows, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("kind", VAES)
+def test_encoding_is_the_posteriors_mode(kind: str) -> None:
+    vae = tiny_vae(kind)
+    with torch.no_grad():
+        output = vae.encode(pixels())
+        expected = output.latent_dist.mean if kind == "AutoencoderKL" else output.latents
+    first, again = encode_pixels(vae, pixels()), encode_pixels(vae, pixels())
+    assert torch.equal(first, expected) and torch.equal(first, again)
+    assert first.shape == (3, 4, 16, 16) and not first.requires_grad
+
+
+@pytest.mark.parametrize("shape", ["latents", "latent", "tensor", "tuple"])
+def test_encoders_of_other_classes(shape: str) -> None:
+    class Custom(torch.nn.Module):
+        def encode(self, x: torch.Tensor) -> Any:
+            latents = x[:, :, ::2, ::2].half()
+            if shape == "tensor":
+                return latents
+            if shape == "tuple":
+                return (latents,)
+            from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
+            from diffusers.models.autoencoders.vae import EncoderOutput
+
+            return (
+                AutoencoderTinyOutput(latents=latents)
+                if shape == "latents"
+                else EncoderOutput(latent=latents)
+            )
+
+    latents = encode_pixels(Custom(), pixels())
+    assert latents.shape == (3, 3, 16, 16) and latents.dtype == torch.float32
+
+
+def test_a_half_precision_vae_gives_float32() -> None:
+    vae = tiny_vae().to(torch.bfloat16)
+    latents = encode_pixels(vae, pixels())
+    assert latents.dtype == torch.float32
+    torch.testing.assert_close(latents, encode_pixels(tiny_vae(), pixels()), rtol=0.1, atol=0.1)
+
+
+def test_normalised_latents_have_mean_0_and_standard_deviation_a_half() -> None:
+    latents = normalise(torch.randn(2, 4, 16, 16) * torch.tensor([1, 5, 0.1, 9.0])[:, None, None] + 7)
+    torch.testing.assert_close(latents.mean((2, 3)), torch.zeros(2, 4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents.std((2, 3)), torch.full((2, 4), 0.5))
+
+
+def test_a_constant_channel_is_zero_and_finite() -> None:
+    assert not normalise(torch.full((1, 4, 8, 8), 3.0)).any()
+
+
+def test_canonical_latents_ignore_scale_and_shift_of_channels() -> None:
+    raw = torch.randn(2, 4, 24, 24)
+    pipeline = (
+        raw * torch.tensor([0.18215, 1, 3, 0.5])[:, None, None] + torch.tensor([1, -2, 0, 0.1])[:, None, None]
+    )
+    torch.testing.assert_close(canonical(pipeline, 16), canonical(raw, 16), rtol=0, atol=1e-5)
+    flipped = canonical(-raw, 16)
+    torch.testing.assert_close(flipped, -canonical(raw, 16), rtol=0, atol=1e-6)
+
+
+def test_canonical_latents_stay_as_they_are() -> None:
+    once = canonical(torch.randn(2, 4, 40, 24), 16)
+    torch.testing.assert_close(canonical(once, 16), once, rtol=0, atol=1e-6)
+
+
+def test_resizing_is_antialiased() -> None:
+    stripes = (torch.arange(64) % 2 * 2.0 - 1).expand(1, 1, 64, 64)
+    assert to_grid(stripes, 16).abs().max() < 0.1
+    assert to_grid(stripes[..., :16, :16], 16) is not None
+
+
+def test_probe_images_are_the_same_everywhere() -> None:
+    probes = probe_images()
+    assert probes.shape == (12, 3, 128, 128)
+    assert torch.equal(probes, probe_images())
+    assert probes.min() >= -1 and probes.max() <= 1 and probes.std() > 0.3
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    probe_images()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_agreement() -> None:
+    a = torch.randn(5, 4, 8, 8)
+    assert channel_agreement(a, a * 3 + 1) == pytest.approx(1)
+    assert channel_agreement(a, -a) == pytest.approx(-1)
+    assert channel_agreement(a, a * torch.tensor([1.0, 1, -1, -1])[:, None, None]) == pytest.approx(0)
+    assert channel_agreement(a, torch.randn(5, 4, 8, 8)) == pytest.approx(0, abs=0.2)
+    assert channel_agreement(a, a[:, :3]) == -1
+
+
+@pytest.mark.skipif(
+    not REAL_VAES.exists(), reason="no pretrained autoencoders beside the checkout (LCMEM_VAE)"
+)
+def test_real_spaces_are_told_apart() -> None:
+    latents = {
+        name: probe_latents(load_encoder(REAL_VAES / name).vae, 16)
+        for name in ("taesd", "taesdxl", "taesd3", "taef1")
+    }
+    for a, b in (("taesd", "taesdxl"), ("taesd3", "taef1")):
+        assert channel_agreement(latents[a], latents[b]) < 0.4
+
+
+def test_latents_of_another_shape_are_refused() -> None:
+    check_latents(torch.zeros(2, 4, 8, 8), 4, "sd")
+    for wrong in (torch.zeros(2, 16, 8, 8), torch.zeros(4, 8, 8), torch.zeros(2, 64, 4)):
+        with pytest.raises(LatentSpaceError, match="batch, 4, height, width"):
+            check_latents(wrong, 4, "sd")
+
+
+@pytest.mark.parametrize("kind", VAES)
+def test_encoders_load_from_folders(tmp_path: Path, kind: str) -> None:
+    vae = tiny_vae(kind)
+    vae.save_pretrained(tmp_path / "pipeline" / "vae")
+    alone = load_encoder(tmp_path / "pipeline" / "vae")
+    whole = load_encoder(tmp_path / "pipeline")  # a pipeline's folder gives its VAE
+    for encoder in (alone, whole):
+        assert torch.equal(encoder.encode(pixels()), encode_pixels(vae, pixels()))
+        assert encoder.source.class_name == kind and encoder.source.sha256 == weights_sha256(vae)
+    assert whole.source.subfolder == "vae"
+    assert not any(parameter.requires_grad for parameter in alone.vae.parameters())
+
+
+def test_what_is_no_encoder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    for where in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(ArtifactNotFoundError, match="no autoencoder could be loaded"):
+            load_encoder(where)
+
+
+def test_weights_hash_knows_values_not_devices_or_formats() -> None:
+    vae = tiny_vae()
+    before = weights_sha256(vae)
+    assert weights_sha256(tiny_vae()) == before != weights_sha256(tiny_vae(seed=1))
+    assert weights_sha256(vae, b"prefix") != before
+    assert weights_sha256(SimpleNamespace(state_dict=vae.state_dict)) == before  # type: ignore[arg-type]
