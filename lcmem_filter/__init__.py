@@ -77,4 +77,11 @@ def _give_pipelines_their_methods(pipeline_utils: Any) -> None:
     importlib.import_module(".pipeline.methods", __name__).install(pipeline_utils.DiffusionPipeline)
 
 
+def _let_auto_pipelines_carry_filters(auto_pipeline: Any) -> None:
+    methods = importlib.import_module(".pipeline.methods", __name__)
+    for task in ("Text2Image", "Image2Image", "Inpainting"):
+        methods.carry_through_from_pipe(getattr(auto_pipeline, f"AutoPipelineFor{task}"))
+
+
 wrapt.register_post_import_hook(_give_pipelines_their_methods, "diffusers.pipelines.pipeline_utils")
+wrapt.register_post_import_hook(_let_auto_pipelines_carry_filters, "diffusers.pipelines.auto_pipeline")

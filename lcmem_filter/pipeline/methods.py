@@ -7,7 +7,7 @@ from typing import Any
 
 
 def install(pipeline_class: Any) -> None:
-    """Give ``DiffusionPipeline`` its two methods, and let ``from_pipe`` carry a filter over."""
+    """Give ``DiffusionPipeline`` its two methods, and let its ``from_pipe`` carry a filter over."""
 
     def with_memorization_filter(self: Any, index: Any, **options: Any) -> Any:
         from .attachment import attach
@@ -19,6 +19,15 @@ def install(pipeline_class: Any) -> None:
 
         return detach(self)
 
+    with_memorization_filter.__doc__ = "Attach a memorization filter; see ``lcmem_filter.attach``."
+    without_memorization_filter.__doc__ = "Take the memorization filter off; see ``lcmem_filter.detach``."
+    pipeline_class.with_memorization_filter = with_memorization_filter
+    pipeline_class.without_memorization_filter = without_memorization_filter
+    carry_through_from_pipe(pipeline_class)
+
+
+def carry_through_from_pipe(pipeline_class: Any) -> None:
+    """Let ``from_pipe`` of ``pipeline_class`` attach to the new pipeline what the old one had attached."""
     plain_from_pipe = pipeline_class.from_pipe.__func__
 
     @functools.wraps(plain_from_pipe)
@@ -27,8 +36,4 @@ def install(pipeline_class: Any) -> None:
 
         return carry_over(pipeline, plain_from_pipe(cls, pipeline, **kwargs))
 
-    with_memorization_filter.__doc__ = "Attach a memorization filter; see ``lcmem_filter.attach``."
-    without_memorization_filter.__doc__ = "Take the memorization filter off; see ``lcmem_filter.detach``."
-    pipeline_class.with_memorization_filter = with_memorization_filter
-    pipeline_class.without_memorization_filter = without_memorization_filter
     pipeline_class.from_pipe = classmethod(from_pipe)

@@ -12,9 +12,9 @@ import torch
 
 from lcmem_filter.errors import FilterFailedError, MemorizationError
 from lcmem_filter.pipeline import MemorizationWarning, detach
-from tests.tiny import KINDS, VAES, call_arguments, tiny_pipeline
 
 from .scripted import always, reject_first_pass, wear
+from tests.tiny import KINDS, VAES, call_arguments, tiny_pipeline
 
 PROMPTS = ["a cat", "a dog"]
 

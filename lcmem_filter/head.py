@@ -1,0 +1,244 @@
+"""LCMemHead: canonical latents of a known space to one embedding, and two embeddings to a score."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+from transformers import ConvNextConfig, ConvNextModel
+
+from .errors import ArtifactNotFoundError, CorruptArtifactError, LatentSpaceError
+from .latents import canonical, channel_agreement, check_latents, probe_latents, weights_sha256
+
+Size = Literal["tiny", "small", "micro"]
+Score = Literal["cosine", "verification"]
+
+SIZES: dict[str, dict[str, Any]] = {
+    # The paper's network: ConvNeXt-Tiny (Liu et al., 2022), sigmoid features, 512-d (arXiv 2512.14421).
+    "tiny": {"grid": 32, "patch_size": 4, "stem_channels": 0, "hidden_sizes": (96, 192, 384, 768),
+             "depths": (3, 3, 9, 3), "embedding_dim": 512, "activation": "sigmoid", "layer_scale": 1e-6},
+    # For CPUs: 1.3 M parameters.
+    "small": {"grid": 16, "patch_size": 2, "stem_channels": 32, "hidden_sizes": (64, 128, 256),
+              "depths": (1, 2, 2), "embedding_dim": 256, "activation": "none", "layer_scale": 0.1},
+    # For demonstrations and tests.
+    "micro": {"grid": 16, "patch_size": 2, "stem_channels": 16, "hidden_sizes": (32, 64, 96),
+              "depths": (1, 1, 1), "embedding_dim": 64, "activation": "none", "layer_scale": 0.1},
+}
+
+MINIMUM_AGREEMENT = 0.6
+"""Two encoders speak one latent space where their probe latents agree at least so much (``channel_agreement``)."""
+
+SHIPPED = Path(__file__).parent / "heads"
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceMatch:
+    """Which latent space a VAE speaks, and how well it agrees with each that the head knows, in [-1, 1]."""
+
+    space: str
+    agreement: float
+    agreements: Mapping[str, float]
+
+
+class ChannelsFirstNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, H, W)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Stem(nn.Module):
+    """Latents of one space to the trunk's token grid: an optional 3x3 convolution, then patches and a norm."""
+
+    def __init__(self, channels: int, width: int, patch_size: int, hidden: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, hidden, 3, padding=1) if hidden else None
+        self.patch_embeddings = nn.Conv2d(hidden or channels, width, patch_size, stride=patch_size)
+        self.layernorm = ChannelsFirstNorm(width, eps=1e-6)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        if self.convolution is not None:
+            latents = F.gelu(self.convolution(latents))
+        return self.layernorm(self.patch_embeddings(latents))
+
+
+class LCMemHead(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """One stem per latent space over one shared ConvNeXt trunk and projection (after LCMem, arXiv 2512.14421).
+
+    Args:
+        spaces: Latent channels of each space, by name.
+        grid: Latents are resized to (grid, grid) before they are normalised.
+        patch_size: Side of a token in canonical latents.
+        stem_channels: Width of a stem's 3x3 convolution; 0 for none.
+        hidden_sizes: Width of each trunk stage.
+        depths: Blocks of each trunk stage.
+        embedding_dim: Length of an embedding.
+        activation: ``"sigmoid"`` for the paper's features, ``"none"`` for heads trained for cosine alone.
+        layer_scale: Initial residual scale of a block.
+        score: Which score the head was trained for.
+    """
+
+    config_name = "config.json"
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        spaces: dict[str, int],
+        grid: int = 16,
+        patch_size: int = 2,
+        stem_channels: int = 32,
+        hidden_sizes: tuple[int, ...] = (64, 128, 256),
+        depths: tuple[int, ...] = (1, 2, 2),
+        embedding_dim: int = 256,
+        activation: str = "none",
+        layer_scale: float = 0.1,
+        score: str = "cosine",
+    ) -> None:
+        super().__init__()
+        width = hidden_sizes[0]
+        self.stems = nn.ModuleDict({name: Stem(c, width, patch_size, stem_channels) for name, c in spaces.items()})
+        self.trunk = ConvNextModel(
+            ConvNextConfig(
+                num_channels=width,
+                patch_size=1,
+                num_stages=len(hidden_sizes),
+                hidden_sizes=list(hidden_sizes),
+                depths=list(depths),
+                layer_norm_eps=1e-6,
+                layer_scale_init_value=layer_scale,
+            )
+        )
+        self.trunk.embeddings = nn.Identity()  # the stems stand in its place
+        self.projection = nn.Linear(hidden_sizes[-1], embedding_dim)
+        self.fc_end = nn.Linear(embedding_dim, 1)
+        self.probes = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(12, c, grid, grid), requires_grad=False) for name, c in spaces.items()}
+        )
+
+    @classmethod
+    def create(cls, size: Size = "small", spaces: Mapping[str, int] | None = None, **changes: Any) -> LCMemHead:
+        """An untrained head of a named size; ``changes`` override single values of its configuration."""
+        if size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+        return cls(spaces=dict(spaces or {"sd": 4}), **{**SIZES[size], **changes}).eval()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> LCMemHead:
+        """Load a head from a folder or a hub id, or one that ships with this package by its name; in float32.
+
+        Raises:
+            ArtifactNotFoundError: nothing lies there.
+            CorruptArtifactError: what lies there is no head.
+        """
+        path = SHIPPED / os.fspath(name_or_path)
+        shipped = (path / cls.config_name).exists() and Path(path).parent == SHIPPED
+        where = path if shipped else Path(name_or_path)
+        local = where.exists()
+        if local and not (where / cls.config_name).exists():
+            raise ArtifactNotFoundError(f"{where} holds no head: it has no {cls.config_name}")
+        options.setdefault("torch_dtype", torch.float32)
+        try:
+            head: LCMemHead = super().from_pretrained(str(where), **options)
+        except Exception as error:
+            kind = CorruptArtifactError if local else ArtifactNotFoundError
+            shipped_names = ", ".join(shipped_heads()) or "none"
+            raise kind(
+                f"no head can be loaded from {os.fspath(name_or_path)!r}: {type(error).__name__}: {error}; "
+                f"give a folder written by `lcmem-filter train`, or a shipped head ({shipped_names})"
+            ) from error
+        return head.eval()
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Names of the latent spaces that the head has a stem for."""
+        return tuple(self.stems.keys())
+
+    @property
+    def grid(self) -> int:
+        """Side of the canonical grid."""
+        return int(self.config.grid)
+
+    @property
+    def embedding_dim(self) -> int:
+        return int(self.config.embedding_dim)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of configuration and weights, in hexadecimal."""
+        config = {key: value for key, value in dict(self.config).items() if not key.startswith("_")}
+        return weights_sha256(self, json.dumps(config, sort_keys=True).encode())
+
+    def canonical(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) resized to the head's grid and normalised, float32; see ``latents.canonical``."""
+        return canonical(latents, self.grid)
+
+    def features(self, latents: torch.Tensor, space: str) -> torch.Tensor:
+        """Latents (B, C, h, w) of ``space`` to features (B, embedding_dim), float32, outside any autocast.
+
+        Raises:
+            LatentSpaceError: no stem for ``space``, or latents of another shape.
+        """
+        if space not in self.stems:
+            raise LatentSpaceError(f"the head has no stem for latent space {space!r}; it has {', '.join(self.spaces)}")
+        check_latents(latents, int(self.config.spaces[space]), space)
+        with torch.autocast(latents.device.type, enabled=False):
+            given = self.canonical(latents)
+            if self.dtype == torch.float32:
+                return self(given, space)
+            upcast = {name: value.float() for name, value in self.state_dict().items()}
+            return torch.func.functional_call(self, upcast, (given, space))
+
+    def forward(self, latents: torch.Tensor, space: str) -> torch.Tensor:
+        """Canonical latents (B, C, grid, grid) of ``space`` to features (B, embedding_dim)."""
+        pooled = self.trunk(self.stems[space](latents)).pooler_output
+        features = self.projection(pooled)
+        return torch.sigmoid(features) if self.config.activation == "sigmoid" else features
+
+    def embed(self, latents: torch.Tensor, space: str) -> torch.Tensor:
+        """Latents (B, C, h, w) of ``space`` to unit-norm embeddings (B, embedding_dim); see ``features``."""
+        return F.normalize(self.features(latents, space), dim=-1)
+
+    def verification_score(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """The paper's score: the probability in [0, 1] that two features (..., embedding_dim) are of one identity.
+
+        ``sigmoid(Linear(|a - b|))`` on the features of ``features``, after arXiv 2512.14421.
+        """
+        return torch.sigmoid(self.fc_end((a - b).abs())).squeeze(-1)
+
+    @torch.no_grad()
+    def add_probes(self, space: str, vae: Any) -> None:
+        """Remember how ``vae`` encodes the probe images, so that ``identify_space`` knows ``space`` by behaviour."""
+        self.probes[space].copy_(probe_latents(vae, self.grid).to(self.probes[space]))
+
+    def identify_space(self, vae: Any) -> SpaceMatch:
+        """Which of the head's latent spaces ``vae`` encodes into, by its latents of the probe images.
+
+        Raises:
+            LatentSpaceError: none of them; says how well each agrees.
+        """
+        latents = probe_latents(vae, self.grid)
+        agreements = {name: channel_agreement(probes.float().cpu(), latents) for name, probes in self.probes.items()}
+        space = max(agreements, key=lambda name: agreements[name])
+        if not agreements[space] >= MINIMUM_AGREEMENT:
+            found = ", ".join(f"{name} {value:.2f}" for name, value in agreements.items())
+            raise LatentSpaceError(
+                f"this {type(vae).__name__} ({latents.shape[1]} channels) speaks none of the head's latent spaces "
+                f"(agreement on probe images: {found}; {MINIMUM_AGREEMENT} is needed); "
+                "use a head of its space, or train one: lcmem-filter train DATA --vae VAE --output head/"
+            )
+        return SpaceMatch(space, agreements[space], agreements)
+
+
+def shipped_heads() -> list[str]:
+    """Names of the heads that lie in this package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))

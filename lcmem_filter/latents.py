@@ -1,0 +1,208 @@
+"""Images to VAE latents, latents to the canonical form that a head sees, and which latent space a VAE speaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .errors import ArtifactNotFoundError, LatentSpaceError
+
+NORMALISED_STD = 0.5
+PROBE_RESOLUTION = 128
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSource:
+    """Where an encoder came from: local folder or hub id, revision, class, and a SHA-256 of its weights."""
+
+    path: str
+    class_name: str
+    sha256: str
+    revision: str | None = None
+    subfolder: str | None = None
+    trust_remote_code: bool = False
+
+
+class Encoder:
+    """A VAE's encoder and where it came from."""
+
+    def __init__(self, vae: Any, path: str, revision: str | None = None, subfolder: str | None = None,
+                 trust_remote_code: bool = False) -> None:
+        self.vae = vae
+        self._origin = (path, revision, subfolder, trust_remote_code)
+
+    @cached_property
+    def source(self) -> EncoderSource:
+        path, revision, subfolder, trusted = self._origin
+        return EncoderSource(path, type(self.vae).__name__, weights_sha256(self.vae), revision, subfolder, trusted)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] to float32 latents; see ``encode_pixels``."""
+        return encode_pixels(self.vae, pixels)
+
+
+def load_encoder(
+    path_or_id: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    subfolder: str | None = None,
+    trust_remote_code: bool = False,
+) -> Encoder:
+    """Load a VAE from a diffusers folder or a hub id, in float32. A whole pipeline's folder gives its ``vae``.
+
+    Args:
+        trust_remote_code: Run a custom autoencoder class that lies in the folder.
+
+    Raises:
+        ArtifactNotFoundError: no autoencoder can be loaded from ``path_or_id``.
+    """
+    path = os.fspath(path_or_id)
+    if subfolder is None and (Path(path) / "vae" / "config.json").exists():
+        subfolder = "vae"
+    try:
+        vae = _load_autoencoder(path, revision, subfolder, trust_remote_code)
+    except Exception as error:
+        raise ArtifactNotFoundError(
+            f"no autoencoder could be loaded from {path!r}: {type(error).__name__}: {error}; give a diffusers VAE folder "
+            "or a hub id (--trust-remote-code runs a custom class in the folder)"
+        ) from error
+    return Encoder(vae.to(device).eval().requires_grad_(False), path, revision, subfolder, trust_remote_code)
+
+
+def _load_autoencoder(path: str, revision: str | None, subfolder: str | None, trust_remote_code: bool) -> Any:
+    import diffusers
+
+    options: dict[str, Any] = {"revision": revision, "torch_dtype": torch.float32}
+    if subfolder:
+        options["subfolder"] = subfolder
+    config_file = Path(path) / (subfolder or "") / "config.json"
+    if config_file.exists():
+        config = json.loads(config_file.read_text())
+        named = getattr(diffusers, config.get("_class_name", ""), None)
+        if named is not None and "auto_map" not in config:
+            return named.from_pretrained(path, **options)
+    return diffusers.AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+
+
+@torch.no_grad()
+def encode_pixels(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Encode as diffusers does: the mode of the posterior, unscaled.
+
+    Args:
+        vae: A diffusers autoencoder (KL, tiny, or custom with an ``encode``).
+        pixels: (B, 3, H, W) in [-1, 1].
+
+    Returns:
+        Latents (B, C, h, w), float32, on the device of ``pixels``.
+    """
+    parameter = next(iter(vae.parameters()), None)
+    given = pixels if parameter is None or parameter.device.type == "meta" else pixels.to(parameter)
+    output = vae.encode(given)
+    if hasattr(output, "latent_dist"):
+        latents = output.latent_dist.mode()
+    else:
+        latents = output if isinstance(output, torch.Tensor) else output[0]
+    return latents.to(device=pixels.device, dtype=torch.float32)
+
+
+def to_grid(latents: torch.Tensor, grid: int) -> torch.Tensor:
+    """Latents (B, C, h, w) resized to (B, C, grid, grid), antialiased bilinear, the whole picture squashed."""
+    if latents.shape[-2:] == (grid, grid):
+        return latents
+    return F.interpolate(latents, (grid, grid), mode="bilinear", antialias=True, align_corners=False)
+
+
+def normalise(latents: torch.Tensor) -> torch.Tensor:
+    """Each sample's each channel to mean 0 and standard deviation 0.5 (unbiased, clamped at 1e-8), in float32.
+
+    This cancels every affine map of a channel with positive scale, so scaled, shifted and standardised pipeline
+    latents agree (LCMem, arXiv 2512.14421, normalises so before its network).
+    """
+    latents = latents.float()
+    mean = latents.mean(dim=(-2, -1), keepdim=True)
+    std = latents.std(dim=(-2, -1), keepdim=True).clamp_min(1e-8)
+    return (latents - mean) / std * NORMALISED_STD
+
+
+def canonical(latents: torch.Tensor, grid: int) -> torch.Tensor:
+    """Latents (B, C, h, w) as a head sees them: resized to (B, C, grid, grid), then normalised; float32."""
+    return normalise(to_grid(latents.float(), grid))
+
+
+def probe_images(resolution: int = PROBE_RESOLUTION) -> torch.Tensor:
+    """Twelve procedural pictures (12, 3, resolution, resolution) in [-1, 1] with a natural fall-off of frequencies."""
+    draw = np.random.Generator(np.random.PCG64(20_512))
+    pictures = []
+    for i in range(12):
+        total = torch.zeros(1, 3, resolution, resolution)
+        for octave in range(2, 8):
+            size = min(2**octave, resolution)
+            noise = torch.from_numpy(draw.standard_normal((1, 3, size, size))).float()
+            shared = noise.mean(1, keepdim=True) * 1.5
+            layer = F.interpolate(noise * 0.5 + shared, (resolution, resolution), mode="bicubic", align_corners=False)
+            total += layer * 0.75**octave
+        total = _with_shape(total[0], i, draw)
+        pictures.append(torch.tanh(total / total.std() * 0.7))
+    return torch.stack(pictures)
+
+
+def _with_shape(picture: torch.Tensor, i: int, draw: np.random.Generator) -> torch.Tensor:
+    """Add a hard-edged disc, box or bar: encoders treat edges and textures differently."""
+    size = picture.shape[-1]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+    cx, cy, radius = (float(v) for v in draw.uniform((-0.5, -0.5, 0.2), (0.5, 0.5, 0.6)))
+    inside = [(x - cx) ** 2 + (y - cy) ** 2 < radius**2, (x - cx).abs().maximum((y - cy).abs()) < radius,
+              (x + (y - cy) * cx).abs() < radius / 3][i % 3]
+    colour = torch.from_numpy(draw.standard_normal(3)).float()[:, None, None]
+    return picture + inside * colour * picture.std()
+
+
+@torch.no_grad()
+def probe_latents(vae: Any, grid: int) -> torch.Tensor:
+    """Canonical latents (12, C, grid, grid) of the probe images, on the CPU."""
+    device = next(vae.parameters()).device
+    device = torch.device("cpu") if device.type == "meta" else device
+    return canonical(encode_pixels(vae, probe_images().to(device)).cpu(), grid)
+
+
+def channel_agreement(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Signed Pearson correlation of two sets of probe latents (P, C, h, w), per channel, averaged, in [-1, 1].
+
+    Latents of other shapes than each other's agree by -1.
+    """
+    if a.shape != b.shape:
+        return -1.0
+    a, b = (t.double().transpose(0, 1).flatten(1) for t in (a, b))
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return float(((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)).mean())
+
+
+def check_latents(latents: torch.Tensor, channels: int, space: str) -> None:
+    """
+    Raises:
+        LatentSpaceError: not (B, ``channels``, H, W).
+    """
+    if latents.ndim != 4 or latents.shape[1] != channels:
+        raise LatentSpaceError(
+            f"latents of space {space!r} are (batch, {channels}, height, width), got {tuple(latents.shape)}; "
+            "unpack them, or attach an index of the pipeline's own latent space"
+        )
+
+
+def weights_sha256(model: torch.nn.Module, prefix: bytes = b"") -> str:
+    """SHA-256 over the names and float32 values of a model's weights, independent of device and file format."""
+    digest = hashlib.sha256(prefix)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
