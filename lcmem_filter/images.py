@@ -1,0 +1,259 @@
+"""Images from folders and tables: one record an image, read when it is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .errors import DataError, EmptyDataError, MissingColumnError, UnreadableImageError
+
+IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5"}
+TABLE_KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+IMAGE_COLUMNS = ("image", "file_name", "path", "file")
+"""Columns that are taken for the images where none is named, the first that there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """What is known of one image.
+
+    Attributes:
+        id: Names the image in an index: its path in a folder, its row in a table, or a column's value.
+        identity: Equal for images of one identity; the image's own where nothing is known.
+        labels: Findings, diagnoses or classes, separated by ``|``.
+    """
+
+    id: str
+    identity: str
+    labels: str = ""
+
+
+Reader: TypeAlias = Callable[[int], bytes | Path]
+
+
+class ImageSource:
+    """A sequence of images, each read when it is asked for.
+
+    Args:
+        name: What to call it in messages and cards.
+        records: One for each image; their ids are unique.
+        read: Row to the image's encoded bytes, or to its file.
+        fingerprint: Changes when the images or their records do.
+
+    Raises:
+        EmptyDataError: no images.
+        DataError: two images of one id.
+    """
+
+    def __init__(self, name: str, records: Sequence[ImageRecord], read: Reader, fingerprint: str) -> None:
+        if not records:
+            raise EmptyDataError(f"{name!r} has no images; give a folder or a table with at least one")
+        if len({record.id for record in records}) < len(records):
+            seen: set[str] = set()
+            twice = next(record.id for record in records if record.id in seen or seen.add(record.id))
+            raise DataError(f"{name!r} has two images of id {twice!r}; give a column of unique ids, or none")
+        self.name, self.records, self.fingerprint, self._read = name, list(records), fingerprint, read
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def encoded(self, row: int) -> bytes:
+        """The bytes of an image as they are stored.
+
+        Raises:
+            UnreadableImageError: they cannot be read.
+        """
+        try:
+            found = self._read(row)
+            return found if isinstance(found, bytes) else found.read_bytes()
+        except (OSError, TypeError, ValueError, KeyError) as error:
+            raise self._unreadable(row, error) from error
+
+    def image(self, row: int) -> Image.Image:
+        """An image as RGB, upright; greyscale of 16 bits keeps its highest eight.
+
+        Raises:
+            UnreadableImageError: it cannot be read or decoded.
+        """
+        return self.decode(self.encoded(row), row)
+
+    def decode(self, encoded: bytes, row: int) -> Image.Image:
+        """What ``image`` gives, from the bytes that ``encoded`` gave."""
+        try:
+            with Image.open(io.BytesIO(encoded)) as opened:
+                return _rgb(ImageOps.exif_transpose(opened))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, OverflowError) as error:
+            raise self._unreadable(row, error) from error
+
+    def _unreadable(self, row: int, error: Exception) -> UnreadableImageError:
+        return UnreadableImageError(
+            f"image {self.records[row].id!r} of {self.name!r} cannot be read: {type(error).__name__}: {error}; "
+            "mend or remove it"
+        )
+
+
+def open_images(
+    path: str | os.PathLike[str],
+    *,
+    image_column: str | None = None,
+    identity_column: str | None = None,
+    id_column: str | None = None,
+    where: Mapping[str, str] | None = None,
+) -> ImageSource:
+    """Open a folder of images, a folder of identities, or a table.
+
+    Args:
+        path: A folder: images in it, or in subfolders, of which each is then an identity; with a ``metadata`` table
+            (CSV, JSON lines, Parquet; column ``file_name``) that table is read. Or a table's file, which ``datasets``
+            reads (and keeps a copy of in its cache).
+        image_column: Column of images, or of paths relative to the table; ``image``, ``file_name``, ``path`` or
+            ``file`` by default.
+        identity_column: Column of identities; ``identity`` where there is one, else each image is its own.
+        id_column: Column of unique ids; paths, or row numbers, by default.
+        where: Only rows of a table whose columns have these values, compared as text.
+
+    Raises:
+        DataError: nothing lies at ``path``, or it cannot be read as a table.
+        EmptyDataError: no images.
+        MissingColumnError: a table without a column that was named.
+    """
+    path = Path(path)
+    metadata = next((path / name for name in METADATA_FILES if (path / name).is_file()), None)
+    table = path if path.is_file() else metadata
+    if table is not None:
+        return _open_table(table, image_column, identity_column, id_column, dict(where or {}))
+    if not path.is_dir():
+        raise DataError(f"no images at {path}: no such folder or table; give one that exists")
+    columns = [name for name in (image_column, identity_column, id_column, *(where or {})) if name]
+    if columns:
+        raise MissingColumnError(
+            f"{path} is a folder of images without a table, so it has no column {columns[0]!r}; "
+            f"add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
+        )
+    return _open_folder(path)
+
+
+def to_pixels(image: Image.Image, resolution: int) -> torch.Tensor:
+    """An RGB image squashed to a square as pixels (3, resolution, resolution) in [-1, 1], float32."""
+    if image.size != (resolution, resolution):
+        image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def _open_folder(path: Path) -> ImageSource:
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
+    )
+    if not files:
+        raise EmptyDataError(f"{path} has no images; give a folder with at least one")
+    names = [file.relative_to(path).as_posix() for file in files]
+    records = [ImageRecord(name, name.split("/")[0] if "/" in name else name) for name in names]
+    stats = [(name, (stat := file.stat()).st_size, stat.st_mtime_ns) for name, file in zip(names, files, strict=True)]
+    return ImageSource(path.name, records, lambda row: files[row], _digest(repr(stats).encode()))
+
+
+def _open_table(
+    path: Path,
+    image_column: str | None,
+    identity_column: str | None,
+    id_column: str | None,
+    where: dict[str, str],
+) -> ImageSource:
+    table = _read_table(path)
+    found = list(table.column_names)
+    default = next((name for name in IMAGE_COLUMNS if name in found), None)
+    image_column = image_column or default
+    identity_column = identity_column or ("identity" if "identity" in found else None)
+    for name in (image_column or "image", identity_column, id_column, *where):
+        if name is not None and name not in found:
+            raise MissingColumnError(f"{path} has no column {name!r}; it has {', '.join(found)}")
+    assert image_column is not None
+    rows = _matching(table, where)
+    if not rows:
+        raise EmptyDataError(f"{path} has no rows with {where or 'anything in them'}; it has {len(table)} rows")
+    identities, ids, labels = (
+        table[name][:] if name in found else None for name in (identity_column, id_column, "labels")
+    )
+    images = table[image_column]
+    in_files = isinstance(images[rows[0]], str)
+    records = []
+    for row in rows:
+        id_ = str(ids[row]) if ids is not None else images[row] if in_files else f"{path.stem}/{row}"
+        known = identities is not None and identities[row] not in (None, "")
+        records.append(
+            ImageRecord(id_, str(identities[row]) if known else id_, _labels(labels[row]) if labels is not None else "")
+        )
+
+    def read(row: int) -> bytes | Path:
+        value = images[rows[row]]
+        if isinstance(value, dict):
+            return value["bytes"] if value.get("bytes") is not None else path.parent / value["path"]
+        return value if isinstance(value, bytes) else path.parent / value
+
+    plan = repr((image_column, identity_column, id_column, sorted(where.items()))).encode()
+    return ImageSource(path.parent.name if path.name in METADATA_FILES else path.stem, records, read,
+                       _digest(plan, path))
+
+
+def _read_table(path: Path) -> Any:
+    import datasets
+
+    kind = TABLE_KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise DataError(f"{path} is no table that can be read; give one of {', '.join(TABLE_KINDS)}, or a folder")
+    options: dict[str, Any] = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as {kind}: {type(error).__name__}: {error}") from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
+
+
+def _matching(table: Any, where: dict[str, str]) -> list[int]:
+    rows = list(range(len(table)))
+    for name, wanted in where.items():
+        values = table[name][:]
+        rows = [row for row in rows if str(values[row]) == wanted]
+    return rows
+
+
+def _labels(value: Any) -> str:
+    if value is None:
+        return ""
+    return "|".join(str(one) for one in value) if isinstance(value, list) else str(value)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # PIL clips instead of scaling
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values.clip(0, 65_535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _digest(key: bytes, file: Path | None = None) -> str:
+    digest = hashlib.sha256(key)
+    if file is not None:
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
