@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -27,7 +28,9 @@ class MemorizationFilter:
         LatentSpaceError: the head has no stem for ``space``.
     """
 
-    def __init__(self, index: MemorizationIndex | str | os.PathLike[str], *, space: str | None = None) -> None:
+    def __init__(
+        self, index: MemorizationIndex | str | os.PathLike[str], *, space: str | None = None
+    ) -> None:
         self.index = index if isinstance(index, MemorizationIndex) else MemorizationIndex.load(index)
         self.space = space or self.index.space
         self.calibration = _calibration_for(self.index, self.space)
@@ -42,7 +45,7 @@ class MemorizationFilter:
         try:
             self.index.to(latents.device)
             scored = score_latents(self.index, latents, self.space)  # embed, search, verify
-            decisions = [self._decide(sample) for sample in scored]
+            decisions = [self.decide(sample) for sample in scored]
         except LcmemFilterError:
             raise
         except Exception as error:
@@ -65,8 +68,9 @@ class MemorizationFilter:
     def last_decisions(self, decisions: tuple[Decision, ...]) -> None:
         self._last.decisions = decisions
 
-    def _decide(self, sample: Scored) -> Decision:
-        if not sample.score == sample.score:
+    def decide(self, sample: Scored) -> Decision:
+        """The decision about a sample that was scored against this filter's index."""
+        if math.isnan(sample.score):
             raise FilterFailedError("a sample's score is not a number; no image is returned")
         return Decision(
             accepted=sample.score <= self.calibration.threshold,
@@ -83,22 +87,20 @@ class MemorizationFilter:
         return {"index": self.index.path, "space": self.space}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(state["index"], space=state["space"])  # type: ignore[misc, arg-type]
+        self.__init__(state["index"], space=state["space"])  # type: ignore[misc]
 
 
 def _calibration_for(index: MemorizationIndex, space: str) -> Calibration:
     if space not in index.head.spaces:
         raise LatentSpaceError(
-            f"the head of index {index.path} has no stem for latent space {space!r}; it has {', '.join(index.head.spaces)}"
+            f"the head of index {index.path} has no stem for latent space {space!r}; "
+            f"it has {', '.join(index.head.spaces)}"
         )
-    calibration = index.calibration
+    calibration = index.calibration_for(space)
     if calibration is None:
+        vae = "" if space == index.space else f" --vae VAE_OF_{space.upper()}"
         raise CalibrationError(
-            f"index {index.path} has no threshold yet; run: lcmem-filter calibrate {index.path} HELD_OUT_IMAGES"
-        )
-    if calibration.query_space != space:
-        raise CalibrationError(
-            f"index {index.path} is calibrated for latents of {calibration.query_space!r}, not {space!r}; run: "
-            f"lcmem-filter calibrate {index.path} HELD_OUT_IMAGES --vae VAE_OF_{space.upper()}"
+            f"index {index.path} has no threshold for latents of {space!r} yet; run: "
+            f"lcmem-filter calibrate {index.path} HELD_OUT_IMAGES{vae}"
         )
     return calibration

@@ -24,14 +24,38 @@ Score = Literal["cosine", "verification"]
 
 SIZES: dict[str, dict[str, Any]] = {
     # The paper's network: ConvNeXt-Tiny (Liu et al., 2022), sigmoid features, 512-d (arXiv 2512.14421).
-    "tiny": {"grid": 32, "patch_size": 4, "stem_channels": 0, "hidden_sizes": (96, 192, 384, 768),
-             "depths": (3, 3, 9, 3), "embedding_dim": 512, "activation": "sigmoid", "layer_scale": 1e-6},
+    "tiny": {
+        "grid": 32,
+        "patch_size": 4,
+        "stem_channels": 0,
+        "hidden_sizes": (96, 192, 384, 768),
+        "depths": (3, 3, 9, 3),
+        "embedding_dim": 512,
+        "activation": "sigmoid",
+        "layer_scale": 1e-6,
+    },
     # For CPUs: 1.3 M parameters.
-    "small": {"grid": 16, "patch_size": 2, "stem_channels": 32, "hidden_sizes": (64, 128, 256),
-              "depths": (1, 2, 2), "embedding_dim": 256, "activation": "none", "layer_scale": 0.1},
+    "small": {
+        "grid": 16,
+        "patch_size": 2,
+        "stem_channels": 32,
+        "hidden_sizes": (64, 128, 256),
+        "depths": (1, 2, 2),
+        "embedding_dim": 256,
+        "activation": "none",
+        "layer_scale": 0.1,
+    },
     # For demonstrations and tests.
-    "micro": {"grid": 16, "patch_size": 2, "stem_channels": 16, "hidden_sizes": (32, 64, 96),
-              "depths": (1, 1, 1), "embedding_dim": 64, "activation": "none", "layer_scale": 0.1},
+    "micro": {
+        "grid": 16,
+        "patch_size": 2,
+        "stem_channels": 16,
+        "hidden_sizes": (32, 64, 96),
+        "depths": (1, 1, 1),
+        "embedding_dim": 64,
+        "activation": "none",
+        "layer_scale": 0.1,
+    },
 }
 
 MINIMUM_AGREEMENT = 0.6
@@ -71,7 +95,7 @@ class Stem(nn.Module):
         return self.layernorm(self.patch_embeddings(latents))
 
 
-class LCMemHead(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class LCMemHead(ModelMixin, ConfigMixin):
     """One stem per latent space over one shared ConvNeXt trunk and projection (after LCMem, arXiv 2512.14421).
 
     Args:
@@ -106,7 +130,9 @@ class LCMemHead(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         width = hidden_sizes[0]
-        self.stems = nn.ModuleDict({name: Stem(c, width, patch_size, stem_channels) for name, c in spaces.items()})
+        self.stems = nn.ModuleDict(
+            {name: Stem(c, width, patch_size, stem_channels) for name, c in spaces.items()}
+        )
         self.trunk = ConvNextModel(
             ConvNextConfig(
                 num_channels=width,
@@ -122,11 +148,16 @@ class LCMemHead(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.projection = nn.Linear(hidden_sizes[-1], embedding_dim)
         self.fc_end = nn.Linear(embedding_dim, 1)
         self.probes = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(12, c, grid, grid), requires_grad=False) for name, c in spaces.items()}
+            {
+                name: nn.Parameter(torch.zeros(12, c, grid, grid), requires_grad=False)
+                for name, c in spaces.items()
+            }
         )
 
     @classmethod
-    def create(cls, size: Size = "small", spaces: Mapping[str, int] | None = None, **changes: Any) -> LCMemHead:
+    def create(
+        cls, size: Size = "small", spaces: Mapping[str, int] | None = None, **changes: Any
+    ) -> LCMemHead:
         """An untrained head of a named size; ``changes`` override single values of its configuration."""
         if size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
@@ -189,7 +220,9 @@ class LCMemHead(ModelMixin, ConfigMixin):  # type: ignore[misc]
             LatentSpaceError: no stem for ``space``, or latents of another shape.
         """
         if space not in self.stems:
-            raise LatentSpaceError(f"the head has no stem for latent space {space!r}; it has {', '.join(self.spaces)}")
+            raise LatentSpaceError(
+                f"the head has no stem for latent space {space!r}; it has {', '.join(self.spaces)}"
+            )
         check_latents(latents, int(self.config.spaces[space]), space)
         with torch.autocast(latents.device.type, enabled=False):
             given = self.canonical(latents)
@@ -227,7 +260,9 @@ class LCMemHead(ModelMixin, ConfigMixin):  # type: ignore[misc]
             LatentSpaceError: none of them; says how well each agrees.
         """
         latents = probe_latents(vae, self.grid)
-        agreements = {name: channel_agreement(probes.float().cpu(), latents) for name, probes in self.probes.items()}
+        agreements = {
+            name: channel_agreement(probes.float().cpu(), latents) for name, probes in self.probes.items()
+        }
         space = max(agreements, key=lambda name: agreements[name])
         if not agreements[space] >= MINIMUM_AGREEMENT:
             found = ", ".join(f"{name} {value:.2f}" for name, value in agreements.items())

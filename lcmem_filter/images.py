@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,7 @@ class ImageSource:
         if not records:
             raise EmptyDataError(f"{name!r} has no images; give a folder or a table with at least one")
         if len({record.id for record in records}) < len(records):
-            seen: set[str] = set()
-            twice = next(record.id for record in records if record.id in seen or seen.add(record.id))
+            twice = Counter(record.id for record in records).most_common(1)[0][0]
             raise DataError(f"{name!r} has two images of id {twice!r}; give a column of unique ids, or none")
         self.name, self.records, self.fingerprint, self._read = name, list(records), fingerprint, read
 
@@ -160,7 +160,10 @@ def _open_folder(path: Path) -> ImageSource:
         raise EmptyDataError(f"{path} has no images; give a folder with at least one")
     names = [file.relative_to(path).as_posix() for file in files]
     records = [ImageRecord(name, name.split("/")[0] if "/" in name else name) for name in names]
-    stats = [(name, (stat := file.stat()).st_size, stat.st_mtime_ns) for name, file in zip(names, files, strict=True)]
+    stats = [
+        (name, (stat := file.stat()).st_size, stat.st_mtime_ns)
+        for name, file in zip(names, files, strict=True)
+    ]
     return ImageSource(path.name, records, lambda row: files[row], _digest(repr(stats).encode()))
 
 
@@ -182,7 +185,9 @@ def _open_table(
     assert image_column is not None
     rows = _matching(table, where)
     if not rows:
-        raise EmptyDataError(f"{path} has no rows with {where or 'anything in them'}; it has {len(table)} rows")
+        raise EmptyDataError(
+            f"{path} has no rows with {where or 'anything in them'}; it has {len(table)} rows"
+        )
     identities, ids, labels = (
         table[name][:] if name in found else None for name in (identity_column, id_column, "labels")
     )
@@ -191,9 +196,14 @@ def _open_table(
     records = []
     for row in rows:
         id_ = str(ids[row]) if ids is not None else images[row] if in_files else f"{path.stem}/{row}"
-        known = identities is not None and identities[row] not in (None, "")
+        identity = identities[row] if identities is not None else None
+        known = identity not in (None, "")
         records.append(
-            ImageRecord(id_, str(identities[row]) if known else id_, _labels(labels[row]) if labels is not None else "")
+            ImageRecord(
+                id_,
+                str(identity) if known else id_,
+                _labels(labels[row]) if labels is not None else "",
+            )
         )
 
     def read(row: int) -> bytes | Path:
@@ -203,8 +213,9 @@ def _open_table(
         return value if isinstance(value, bytes) else path.parent / value
 
     plan = repr((image_column, identity_column, id_column, sorted(where.items()))).encode()
-    return ImageSource(path.parent.name if path.name in METADATA_FILES else path.stem, records, read,
-                       _digest(plan, path))
+    return ImageSource(
+        path.parent.name if path.name in METADATA_FILES else path.stem, records, read, _digest(plan, path)
+    )
 
 
 def _read_table(path: Path) -> Any:
@@ -212,7 +223,9 @@ def _read_table(path: Path) -> Any:
 
     kind = TABLE_KINDS.get(path.suffix.lower())
     if kind is None:
-        raise DataError(f"{path} is no table that can be read; give one of {', '.join(TABLE_KINDS)}, or a folder")
+        raise DataError(
+            f"{path} is no table that can be read; give one of {', '.join(TABLE_KINDS)}, or a folder"
+        )
     options: dict[str, Any] = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .errors import ArtifactNotFoundError, LatentSpaceError
+from .errors import ArtifactNotFoundError, LatentSpaceError, UnreadableImageError
+from .images import ImageSource, to_pixels
 
 NORMALISED_STD = 0.5
 PROBE_RESOLUTION = 128
@@ -35,15 +37,28 @@ class EncoderSource:
 class Encoder:
     """A VAE's encoder and where it came from."""
 
-    def __init__(self, vae: Any, path: str, revision: str | None = None, subfolder: str | None = None,
-                 trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        vae: Any,
+        path: str,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.vae = vae
         self._origin = (path, revision, subfolder, trust_remote_code)
 
     @cached_property
     def source(self) -> EncoderSource:
         path, revision, subfolder, trusted = self._origin
-        return EncoderSource(path, type(self.vae).__name__, weights_sha256(self.vae), revision, subfolder, trusted)
+        return EncoderSource(
+            path, type(self.vae).__name__, weights_sha256(self.vae), revision, subfolder, trusted
+        )
+
+    def to(self, device: str | torch.device) -> Encoder:
+        """Encode on ``device`` from now on."""
+        self.vae.to(device)
+        return self
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] to float32 latents; see ``encode_pixels``."""
@@ -67,14 +82,16 @@ def load_encoder(
         ArtifactNotFoundError: no autoencoder can be loaded from ``path_or_id``.
     """
     path = os.fspath(path_or_id)
+    if Path(path).exists():  # an index remembers it, and may be used from elsewhere
+        path = str(Path(path).resolve())
     if subfolder is None and (Path(path) / "vae" / "config.json").exists():
         subfolder = "vae"
     try:
         vae = _load_autoencoder(path, revision, subfolder, trust_remote_code)
     except Exception as error:
         raise ArtifactNotFoundError(
-            f"no autoencoder could be loaded from {path!r}: {type(error).__name__}: {error}; give a diffusers VAE folder "
-            "or a hub id (--trust-remote-code runs a custom class in the folder)"
+            f"no autoencoder could be loaded from {path!r}: {type(error).__name__}: {error}; "
+            "give a diffusers VAE folder or a hub id (--trust-remote-code runs a custom class in the folder)"
         ) from error
     return Encoder(vae.to(device).eval().requires_grad_(False), path, revision, subfolder, trust_remote_code)
 
@@ -115,6 +132,45 @@ def encode_pixels(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     return latents.to(device=pixels.device, dtype=torch.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """Some rows of a source, encoded.
+
+    Attributes:
+        rows: Rows that could be read, n of them.
+        latents: (n, C, h, w), float32, on the CPU, unscaled; ``None`` where no row could be read.
+        sha256: Of each image's stored bytes, n of them.
+        unreadable: The other rows, with what was wrong.
+    """
+
+    rows: list[int]
+    latents: torch.Tensor | None
+    sha256: list[str]
+    unreadable: dict[int, str]
+
+
+@torch.inference_mode()
+def encode_images(
+    source: ImageSource, rows: Sequence[int], encoder: Encoder, resolution: int
+) -> EncodedImages:
+    """Encode ``rows`` of ``source``, each squashed to ``resolution`` px, as one batch on the encoder's device."""
+    read, pixels, digests, unreadable = [], [], [], {}
+    for row in rows:
+        try:
+            encoded = source.encoded(row)
+            pixels.append(to_pixels(source.decode(encoded, row), resolution))
+        except UnreadableImageError as error:
+            unreadable[row] = str(error)
+            continue
+        read.append(row)
+        digests.append(hashlib.sha256(encoded).hexdigest())
+    if not read:
+        return EncodedImages([], None, [], unreadable)
+    device = next(iter(encoder.vae.parameters())).device
+    batch = torch.stack(pixels).contiguous(memory_format=torch.channels_last)  # the faster layout on CPUs
+    return EncodedImages(read, encoder.encode(batch.to(device)).cpu(), digests, unreadable)
+
+
 def to_grid(latents: torch.Tensor, grid: int) -> torch.Tensor:
     """Latents (B, C, h, w) resized to (B, C, grid, grid), antialiased bilinear, the whole picture squashed."""
     if latents.shape[-2:] == (grid, grid):
@@ -149,7 +205,9 @@ def probe_images(resolution: int = PROBE_RESOLUTION) -> torch.Tensor:
             size = min(2**octave, resolution)
             noise = torch.from_numpy(draw.standard_normal((1, 3, size, size))).float()
             shared = noise.mean(1, keepdim=True) * 1.5
-            layer = F.interpolate(noise * 0.5 + shared, (resolution, resolution), mode="bicubic", align_corners=False)
+            layer = F.interpolate(
+                noise * 0.5 + shared, (resolution, resolution), mode="bicubic", align_corners=False
+            )
             total += layer * 0.75**octave
         total = _with_shape(total[0], i, draw)
         pictures.append(torch.tanh(total / total.std() * 0.7))
@@ -161,8 +219,11 @@ def _with_shape(picture: torch.Tensor, i: int, draw: np.random.Generator) -> tor
     size = picture.shape[-1]
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     cx, cy, radius = (float(v) for v in draw.uniform((-0.5, -0.5, 0.2), (0.5, 0.5, 0.6)))
-    inside = [(x - cx) ** 2 + (y - cy) ** 2 < radius**2, (x - cx).abs().maximum((y - cy).abs()) < radius,
-              (x + (y - cy) * cx).abs() < radius / 3][i % 3]
+    inside = [
+        (x - cx) ** 2 + (y - cy) ** 2 < radius**2,
+        (x - cx).abs().maximum((y - cy).abs()) < radius,
+        (x + (y - cy) * cx).abs() < radius / 3,
+    ][i % 3]
     colour = torch.from_numpy(draw.standard_normal(3)).float()[:, None, None]
     return picture + inside * colour * picture.std()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -28,6 +30,42 @@ class Neighbour:
     score: float
     embedding_similarity: float
     latent_similarity: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Scores of real images that the pipeline never saw, and the threshold that they set.
+
+    Attributes:
+        scores: Each held-out image's largest combined statistic over the index, ascending.
+        false_rejection_rate: Share of images like these that may be rejected, in (0, 1).
+        threshold: Samples are rejected where their score is larger.
+        query_space: Latent space that the held-out images were encoded into.
+        given: Held-out images that were given.
+        dropped: How many of them were left out, for each reason.
+        realised_rate: What the rate comes out at, over draws of the held-out images: its central 95 %.
+    """
+
+    scores: tuple[float, ...]
+    false_rejection_rate: float
+    threshold: float
+    query_space: str
+    given: int
+    dropped: Mapping[str, int]
+    realised_rate: tuple[float, float]
+
+    @property
+    def n(self) -> int:
+        """Held-out images that the threshold rests on."""
+        return len(self.scores)
+
+    def p_value(self, score: float) -> float:
+        """Conformal p-value: (1 + held-out scores at least as large) / (n + 1), in [1 / (n + 1), 1]."""
+        return (1 + self.n - bisect_left(self.scores, score)) / (self.n + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import json
 import sys
 
 NAME = "convert"
-HELP = "Convert a checkpoint of the paper's own layout to a head."
+HELP = "Convert a checkpoint of the paper's own layout to a head"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

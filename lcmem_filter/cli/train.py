@@ -7,12 +7,14 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ._data import DATA, add_column_arguments, add_encoder_arguments, open_source
+
 if TYPE_CHECKING:
     from ..images import ImageSource
     from ..latents import Encoder
 
 NAME = "train"
-HELP = "Train a head on images, some of which share an identity."
+HELP = "Train a head on images, some of which share an identity"
 
 _RECIPE: dict[str, dict[str, Any]] = {
     "size": {
@@ -51,11 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data",
         nargs="+",
         metavar="DATA",
-        help="image folder, folder of identities, or CSV, JSONL or Parquet file; each is a set of its own",
+        help=f"{DATA}; each is a set of its own",
     )
-    parser.add_argument(
-        "--vae", required=True, help="diffusers folder or hub id of the VAE whose latents the head sees"
-    )
+    add_encoder_arguments(parser, required=True)
     parser.add_argument(
         "--output", required=True, help="folder of the head; an interrupted run goes on from there"
     )
@@ -70,11 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation", nargs="+", metavar="DATA", help="images of identities that are not trained on"
     )
-    parser.add_argument("--image-column", help="column of the images")
-    parser.add_argument("--identity-column", help="column of the identities")
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="COLUMN=VALUE", help="train on these rows only"
-    )
+    add_column_arguments(parser, ids=False)
     parser.add_argument(
         "--validation-where",
         action="append",
@@ -83,9 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="validate on these rows, of --validation or else of DATA",
     )
     parser.add_argument("--terms", default="", help="terms of the data, for the model card")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run a custom class that lies in the VAE's folder"
-    )
     recipe = parser.add_argument_group("recipe")
     for name, options in _RECIPE.items():
         recipe.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **options)
@@ -119,20 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _open(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:
-    from ..images import open_images
-
-    rows = dict(_condition(one) for one in where) or None
-    columns = {"image_column": args.image_column, "identity_column": args.identity_column}
-    return [open_images(one, where=rows, **columns) for one in data]
-
-
-def _condition(text: str) -> tuple[str, str]:
-    column, equals, value = text.partition("=")
-    if not equals or not column:
-        from ..errors import DataError
-
-        raise DataError(f"a condition is COLUMN=VALUE, got {text!r}; for example --where split=train")
-    return column, value
+    return [open_source(args, one, where) for one in data]
 
 
 def _name_of_space(encoder: Encoder) -> str:

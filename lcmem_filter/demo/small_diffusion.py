@@ -143,7 +143,7 @@ def train_small_pipeline(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(recipe.warmup_steps, recipe.steps))
     ema = EMAModel(parameters, decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
     generator = torch.Generator().manual_seed(recipe.seed)
-    state = {"step": 0, "seconds": 0.0, "losses": []}
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "losses": []}
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)

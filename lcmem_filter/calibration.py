@@ -1,0 +1,208 @@
+"""Scores of real images that the pipeline never saw, against the whole index, to p-values and a threshold."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+
+from .errors import CalibrationError, EmptyDataError
+from .images import ImageSource
+from .index import MemorizationIndex
+from .latents import Encoder, encode_images
+from .types import Calibration
+from .verification import Scored, score_latents
+
+BATCH = 16
+NEAR_DUPLICATE = 0.98
+"""Aligned correlation of latents (cosine of embeddings where the index keeps no latents) from which an unseen image
+is taken for a copy of one in the index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One image of a source, scored against an index.
+
+    Attributes:
+        row: In the source.
+        scored: ``None`` where the image could not be read.
+        sha256: Of its stored bytes.
+        problem: What was wrong with it.
+    """
+
+    row: int
+    scored: Scored | None
+    sha256: str = ""
+    problem: str = ""
+
+
+def calibrate(
+    index: MemorizationIndex | str | os.PathLike[str],
+    held_out: ImageSource,
+    *,
+    false_rejection_rate: float = 0.01,
+    encoder: Encoder | None = None,
+    progress: bool = True,
+) -> Calibration:
+    """Set the threshold of an index so that about ``false_rejection_rate`` of unseen real images are rejected.
+
+    Split conformal prediction (Vovk et al., 2005), on each image's largest score over the whole index: the promise
+    holds for images exchangeable with ``held_out``. Left out, and counted, are images that cannot be read, further
+    images of an identity, and images whose identity or near-duplicate stands in the index.
+
+    Args:
+        index: An index, or its folder; the calibration is kept there.
+        held_out: Real images that the pipeline never saw.
+        false_rejection_rate: In (0, 1).
+        encoder: Of the pipeline's latent space; the index's own by default.
+        progress: Show progress on stderr.
+
+    Raises:
+        CalibrationError: too few held-out images for the rate; says how many are needed.
+        EmptyDataError: none of the held-out images can be used.
+        LatentSpaceError: the head does not know the encoder's latent space.
+    """
+    if not 0 < false_rejection_rate < 1:
+        raise CalibrationError(f"a false-rejection rate lies between 0 and 1, got {false_rejection_rate}")
+    index = index if isinstance(index, MemorizationIndex) else MemorizationIndex.load(index)
+    encoder = encoder or index.load_encoder()
+    space = index.head.identify_space(encoder.vae).space
+    rows, dropped = _usable_rows(index, held_out)
+    _check_number(len(rows), false_rejection_rate, dropped)  # before the hours that encoding may take
+    scores = []
+    for judged in judge_images(index, held_out, rows, encoder, space, progress=progress):
+        reason = _reason_to_drop(index, judged)
+        if reason:
+            dropped[reason] += 1
+        elif judged.scored is not None:
+            scores.append(judged.scored.score)
+    calibration = fit(scores, false_rejection_rate, space, len(held_out), dropped)
+    index.set_calibration(calibration)
+    return calibration
+
+
+def fit(
+    scores: Sequence[float], rate: float, space: str, given: int, dropped: Counter[str] | None = None
+) -> Calibration:
+    """The threshold that rejects at most ``rate`` of images exchangeable with those of ``scores``.
+
+    Raises:
+        CalibrationError: too few scores.
+    """
+    dropped = dropped or Counter()
+    allowed = _check_number(len(scores), rate, dropped)
+    ordered = sorted(scores)
+    return Calibration(
+        scores=tuple(ordered),
+        false_rejection_rate=rate,
+        threshold=ordered[-allowed],
+        query_space=space,
+        given=given,
+        dropped=dict(dropped),
+        realised_rate=realised_rate(len(ordered), rate),
+    )
+
+
+def realised_rate(n: int, rate: float, mass: float = 0.95) -> tuple[float, float]:
+    """The central ``mass`` of the rate that a threshold from ``n`` scores comes out at: Beta(k, n + 1 - k), with
+    k = floor(rate (n + 1)) (Vovk, 2012, "Conditional validity of inductive conformal predictors")."""
+    k = math.floor(rate * (n + 1) + 1e-9)
+    return _beta_quantile((1 - mass) / 2, k, n), _beta_quantile((1 + mass) / 2, k, n)
+
+
+def judge_images(
+    index: MemorizationIndex,
+    source: ImageSource,
+    rows: Sequence[int],
+    encoder: Encoder,
+    space: str,
+    *,
+    progress: bool = True,
+    description: str = "scoring",
+) -> Iterator[Judged]:
+    """Encode and score ``rows`` of ``source`` as the index's own images were encoded, in their order."""
+    index.to(next(iter(encoder.vae.parameters())).device)
+    with tqdm(total=len(rows), desc=description, unit="image", disable=not progress) as bar:
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            encoded = encode_images(source, batch, encoder, index.resolution)
+            found = {row: Judged(row, None, problem=why) for row, why in encoded.unreadable.items()}
+            if encoded.latents is not None:
+                scored = score_latents(index, encoded.latents.to(index.head.device), space)
+                for row, one, digest in zip(encoded.rows, scored, encoded.sha256, strict=True):
+                    found[row] = Judged(row, one, digest)
+            yield from (found[row] for row in batch)
+            bar.update(len(batch))
+
+
+def _usable_rows(index: MemorizationIndex, held_out: ImageSource) -> tuple[list[int], Counter[str]]:
+    """One image an identity, of identities that are not in the index."""
+    indexed = {record.identity for record in index.records if record.identity != record.id}
+    seen: set[str] = set()
+    rows, dropped = [], Counter[str]()
+    for row, record in enumerate(held_out.records):
+        known = record.identity != record.id
+        if known and record.identity in indexed:
+            dropped["identity is in the index"] += 1
+        elif known and record.identity in seen:
+            dropped["further image of an identity"] += 1
+        else:
+            rows.append(row)
+            seen.add(record.identity)
+    if not rows:
+        raise EmptyDataError(
+            f"none of the {len(held_out)} held-out images can be used ({_listed(dropped)}); "
+            "give images of identities that the index does not hold"
+        )
+    return rows, dropped
+
+
+def _reason_to_drop(index: MemorizationIndex, judged: Judged) -> str:
+    if judged.scored is None:
+        return "unreadable"
+    if judged.sha256 in index.sha256_set:
+        return "same file in the index"
+    for near in judged.scored.neighbours:
+        alike = near.embedding_similarity if near.latent_similarity is None else near.latent_similarity
+        if alike >= NEAR_DUPLICATE:
+            return "near-duplicate in the index"
+    return ""
+
+
+def _check_number(n: int, rate: float, dropped: Counter[str]) -> int:
+    """How many of ``n`` scores may lie above the threshold."""
+    allowed = math.floor(rate * (n + 1) + 1e-9)
+    if allowed >= 1:
+        return allowed
+    needed = math.ceil(1 / rate - 1e-9) - 1
+    low, high = realised_rate(needed, rate)
+    better = 10 * (needed + 1) - 1
+    low_better, high_better = realised_rate(better, rate)
+    left_out = f" ({_listed(dropped)})" if dropped else ""
+    raise CalibrationError(
+        f"a false-rejection rate of {rate:g} needs at least {needed} held-out images, got {n} usable{left_out}; "
+        f"with {needed} the rate comes out between {low:.2%} and {high:.2%}, "
+        f"with {better} between {low_better:.2%} and {high_better:.2%}"
+    )
+
+
+def _listed(dropped: Counter[str]) -> str:
+    return ", ".join(f"{count} left out: {reason}" for reason, count in dropped.items())
+
+
+def _beta_quantile(level: float, k: int, n: int) -> float:
+    """Quantile of Beta(k, n + 1 - k), by bisection: its CDF at x is P(Binomial(n, x) >= k)."""
+    counts = torch.arange(0, k, dtype=torch.float64)
+    n_ = torch.tensor(float(n), dtype=torch.float64)
+    choose = torch.lgamma(n_ + 1) - torch.lgamma(counts + 1) - torch.lgamma(n_ - counts + 1)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        x = (low + high) / 2
+        below = torch.logsumexp(choose + counts * math.log(x) + (n_ - counts) * math.log1p(-x), 0).exp()
+        low, high = (x, high) if 1 - float(below) < level else (low, x)
+    return (low + high) / 2

@@ -1,0 +1,82 @@
+"""Arguments that name images and encoders, shared by commands."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..images import ImageSource
+    from ..latents import Encoder
+
+DATA = "image folder, folder of identities, or CSV, JSONL or Parquet file"
+
+
+def add_column_arguments(parser: argparse.ArgumentParser, *, ids: bool = True) -> None:
+    """Options that say how a table is read."""
+    parser.add_argument("--image-column", help="column of the images")
+    parser.add_argument("--identity-column", help="column of the identities")
+    if ids:
+        parser.add_argument("--id-column", help="column of unique ids (default: path, or row number)")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these rows of a table"
+    )
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Options that name a VAE."""
+    default = "" if required else " (default: the one that the index was built with)"
+    parser.add_argument("--vae", required=required, help=f"diffusers folder or hub id of a VAE{default}")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run a custom class that lies in the VAE's folder"
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that names a device."""
+    parser.add_argument(
+        "--device", help="where to compute, such as cuda:0 (default: a GPU where there is one)"
+    )
+
+
+def open_source(args: argparse.Namespace, path: str, where: list[str] | None = None) -> ImageSource:
+    """The images at ``path``, read as the options say."""
+    from ..images import open_images
+
+    return open_images(
+        path,
+        image_column=args.image_column,
+        identity_column=args.identity_column,
+        id_column=getattr(args, "id_column", None),
+        where=dict(condition(one) for one in (args.where if where is None else where)) or None,
+    )
+
+
+def open_encoder(args: argparse.Namespace) -> Encoder:
+    """The encoder that ``--vae`` names, on the device that was asked for."""
+    from ..latents import load_encoder
+
+    return load_encoder(args.vae, device=device_of(args), trust_remote_code=args.trust_remote_code)
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """The device that was asked for, or this process's GPU, or the CPU."""
+    if args.device:
+        return str(args.device)
+    from accelerate import PartialState
+
+    return str(PartialState().device)
+
+
+def condition(text: str) -> tuple[str, str]:
+    """``COLUMN=VALUE`` as a pair.
+
+    Raises:
+        DataError: it is no such text.
+    """
+    column, equals, value = text.partition("=")
+    if not equals or not column:
+        from ..errors import DataError
+
+        raise DataError(f"a condition is COLUMN=VALUE, got {text!r}; for example --where split=train")
+    return column, value

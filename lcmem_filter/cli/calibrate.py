@@ -1,0 +1,60 @@
+"""``lcmem-filter calibrate``: unseen real images to the threshold of an index."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from ._data import (
+    DATA,
+    add_column_arguments,
+    add_device_argument,
+    add_encoder_arguments,
+    device_of,
+    open_encoder,
+    open_source,
+)
+
+NAME = "calibrate"
+HELP = "Set an index's threshold on real images that the pipeline never saw"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("index", metavar="INDEX", help="folder of the index")
+    parser.add_argument(
+        "held_out", metavar="HELD_OUT", help=f"{DATA}: real images that the pipeline never saw"
+    )
+    parser.add_argument(
+        "--false-rejection-rate",
+        type=float,
+        default=0.01,
+        metavar="RATE",
+        help="share of unseen real images that may be rejected (default: 0.01)",
+    )
+    add_encoder_arguments(parser, required=False)
+    parser.add_argument("--allow-unindexed", action="store_true", help="accept an incomplete index")
+    add_column_arguments(parser)
+    add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate, and print what came of it as one JSON object."""
+    from ..calibration import calibrate
+    from ..index import MemorizationIndex
+
+    index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
+    held_out = open_source(args, args.held_out)
+    encoder = open_encoder(args) if args.vae else index.load_encoder().to(device_of(args))
+    found = calibrate(index, held_out, false_rejection_rate=args.false_rejection_rate, encoder=encoder)
+    low, high = found.realised_rate
+    left_out = "".join(f"; {count} left out: {why}" for why, count in found.dropped.items())
+    print(
+        f"lcmem-filter: {found.n} of {found.given} images set the threshold{left_out}; "
+        f"with so many, a rate of {found.false_rejection_rate:g} comes out between {low:.2%} and {high:.2%}",
+        file=sys.stderr,
+    )
+    summary = {key: value for key, value in found.to_dict().items() if key != "scores"}
+    print(json.dumps({"index": args.index, "n": found.n, **summary}))
+    return 0

@@ -1,0 +1,79 @@
+"""``lcmem-filter index build``: the training set to an index."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from ._data import (
+    DATA,
+    add_column_arguments,
+    add_device_argument,
+    add_encoder_arguments,
+    open_encoder,
+    open_source,
+)
+
+NAME = "index"
+HELP = "Build the index of a training set"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sub-commands of the command."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    about = "Encode and embed every training image; an interrupted build goes on where it stopped"
+    build = actions.add_parser("build", help=about, description=about)
+    build.add_argument("data", metavar="DATA", help=f"{DATA}: everything that the pipeline was trained on")
+    build.add_argument("--head", required=True, help="folder of a head, or the name of a shipped one")
+    build.add_argument("--output", required=True, help="folder of the index")
+    add_encoder_arguments(build, required=True)
+    build.add_argument(
+        "--resolution",
+        type=int,
+        help="side in pixels that pictures are squashed to; give the size that the pipeline generates "
+        "(default: what the VAE's configuration names, else 512)",
+    )
+    build.add_argument(
+        "--no-latents",
+        action="store_true",
+        help="keep embeddings only: latents can be decoded into the images, but make the filter more sensitive",
+    )
+    add_column_arguments(build)
+    add_device_argument(build)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build; print what was built as one JSON object; 2 where images could not be read."""
+    from ..head import LCMemHead
+    from ..index import MemorizationIndex
+
+    encoder = open_encoder(args)
+    index = MemorizationIndex.build(
+        open_source(args, args.data),
+        encoder,
+        LCMemHead.from_pretrained(args.head),
+        args.output,
+        resolution=args.resolution,
+        keep_latents=not args.no_latents,
+    )
+    print(
+        json.dumps(
+            {
+                "index": args.output,
+                "images": len(index),
+                "unreadable": index.unreadable,
+                "space": index.space,
+                "resolution": index.resolution,
+                "latents": index.has_latents,
+            }
+        )
+    )
+    if not index.unreadable:
+        return 0
+    print(
+        f"lcmem-filter: {len(index.unreadable)} images could not be read, so copies of them would pass; the index is "
+        "incomplete and attaches only with allow_unindexed=True",
+        file=sys.stderr,
+    )
+    return 2

@@ -1,0 +1,222 @@
+"""Images to an index folder, shard by shard; an interrupted build goes on where it stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm.auto import tqdm
+
+from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError
+from ..head import LCMemHead
+from ..images import ImageSource
+from ..latents import Encoder, encode_images
+from . import folder as files
+
+SHARD_ROWS = 1024
+ENCODE_BATCH = 8
+DEFAULT_RESOLUTION = 512
+"""Side in pixels where the encoder's configuration names none."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build: what goes in, and where it goes.
+
+    Attributes:
+        space: Latent space of ``encoder``, as ``head`` calls it.
+    """
+
+    source: ImageSource
+    encoder: Encoder
+    head: LCMemHead
+    output: Path
+    space: str
+    resolution: int
+    keep_latents: bool
+
+    @property
+    def shards(self) -> range:
+        """First row of each shard of the source."""
+        return range(0, len(self.source), SHARD_ROWS)
+
+    def plan(self) -> dict[str, Any]:
+        """Everything that the finished index depends on."""
+        return {
+            "source": self.source.fingerprint,
+            "images": len(self.source),
+            "head": self.head.fingerprint,
+            "encoder": self.encoder.source.sha256,
+            "resolution": self.resolution,
+            "latents": self.keep_latents,
+            "shard_rows": SHARD_ROWS,
+        }
+
+
+def default_resolution(encoder: Encoder) -> int:
+    """Side in pixels that the encoder was made for, as its configuration has it."""
+    found = getattr(encoder.vae.config, "sample_size", None)
+    return int(found) if isinstance(found, int) else DEFAULT_RESOLUTION
+
+
+def build_index(build: Build, *, progress: bool = True) -> None:
+    """Build what is not there yet, every process its share of the shards, and commit the index.
+
+    Raises:
+        ArtifactError: ``output`` holds something else than this build.
+        EmptyDataError: no image could be read.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    if _is_finished(build):
+        return
+    if state.is_main_process:
+        _start(build)
+    state.wait_for_everyone()
+    own = list(enumerate(build.shards))[state.process_index :: state.num_processes]
+    todo = [(number, first) for number, first in own if _read_receipt(build.output, number) is None]
+    show = progress and state.is_main_process
+    total = sum(min(SHARD_ROWS, len(build.source) - first) for _, first in todo)
+    with tqdm(total=total, desc="indexing", unit="image", disable=not show) as bar:
+        for number, first in todo:
+            _write_shard(build, number, first, bar)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _commit(build)
+    state.wait_for_everyone()
+
+
+def _is_finished(build: Build) -> bool:
+    plan_file = build.output / files.PLAN
+    if not plan_file.exists():
+        if build.output.exists() and any(build.output.iterdir()):
+            raise ArtifactError(f"{build.output} is not empty and holds no index; give another --output")
+        return False
+    try:
+        found = json.loads(plan_file.read_text())
+    except ValueError as error:
+        raise CorruptArtifactError(f"{plan_file} cannot be read: {error}; remove {build.output}") from error
+    wanted = build.plan()
+    if changed := [key for key in wanted if found.get(key) != wanted[key]]:
+        raise ArtifactError(
+            f"{build.output} holds an index with other {', '.join(changed)}; give another --output, or remove it"
+        )
+    return files.is_index(build.output)
+
+
+def _start(build: Build) -> None:
+    build.head.save_pretrained(build.output / files.HEAD)
+    files.write_json(build.output / files.PLAN, build.plan())
+
+
+def _write_shard(build: Build, number: int, first: int, bar: Any) -> None:
+    rows = range(first, min(first + SHARD_ROWS, len(build.source)))
+    latents, embeddings, records, size = [], [], [], None
+    unreadable: dict[str, str] = {}
+    device = next(iter(build.encoder.vae.parameters())).device
+    head = build.head.to(device)
+    for start in range(0, len(rows), ENCODE_BATCH):
+        part = encode_images(
+            build.source, rows[start : start + ENCODE_BATCH], build.encoder, build.resolution
+        )
+        unreadable |= {build.source.records[row].id: why for row, why in part.unreadable.items()}
+        if part.latents is not None:
+            size = list(part.latents.shape[-2:])
+            canonical = head.canonical(part.latents.to(device))
+            with torch.inference_mode():
+                embeddings.append(head.embed(canonical, build.space).cpu().half().numpy())
+            latents.append(canonical.cpu().half().numpy())
+            records += [
+                (build.source.records[row], digest)
+                for row, digest in zip(part.rows, part.sha256, strict=True)
+            ]
+        bar.update(len(rows[start : start + ENCODE_BATCH]))
+    folder = build.output / files.shard_folder(number)
+    written: dict[str, str] = {}
+    if records:
+        written[files.EMBEDDINGS] = _write_array(folder / files.EMBEDDINGS, np.concatenate(embeddings))
+        if build.keep_latents:
+            written[files.LATENTS] = _write_array(folder / files.LATENTS, np.concatenate(latents))
+        written[files.RECORDS] = _write_records(folder / files.RECORDS, records)
+    receipt = {"rows": len(records), "files": written, "unreadable": unreadable, "latent_size": size}
+    files.write_json(folder / files.RECEIPT, receipt)
+
+
+def _write_array(path: Path, array: np.ndarray) -> str:
+    return files.write_file(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+def _write_records(path: Path, records: list[tuple[Any, str]]) -> str:
+    table = pa.table(
+        {
+            "id": [record.id for record, _ in records],
+            # an image that is its own identity has none that could recur elsewhere
+            "identity": pa.array(
+                [r.identity if r.identity != r.id else None for r, _ in records], pa.string()
+            ),
+            "labels": [record.labels for record, _ in records],
+            "sha256": [digest for _, digest in records],
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return files.write_file(path, lambda file: file.write(buffer.getvalue()))
+
+
+def _read_receipt(output: Path, number: int) -> dict[str, Any] | None:
+    """A finished shard's receipt; ``None`` where the shard is missing or not what its receipt says."""
+    folder = output / files.shard_folder(number)
+    try:
+        receipt: dict[str, Any] = json.loads((folder / files.RECEIPT).read_text())
+        files.check_files(folder, receipt["files"])
+    except (OSError, ValueError, KeyError, TypeError, CorruptArtifactError):
+        return None
+    return receipt
+
+
+def _commit(build: Build) -> None:
+    shards, size = [], None
+    checksums: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
+    for number in range(len(build.shards)):
+        receipt = _read_receipt(build.output, number)
+        if receipt is None:
+            raise CorruptArtifactError(
+                f"shard {number} of {build.output} was lost while building; run the same command again"
+            )
+        unreadable |= receipt["unreadable"]
+        if receipt["rows"]:
+            name, size = files.shard_folder(number), receipt["latent_size"]
+            shards.append({"folder": name, "rows": receipt["rows"]})
+            checksums |= {f"{name}/{file}": digest for file, digest in receipt["files"].items()}
+    if not shards:
+        raise EmptyDataError(f"none of the {len(build.source)} images of {build.source.name!r} could be read")
+    for path in sorted((build.output / files.HEAD).iterdir()):
+        checksums[f"{files.HEAD}/{path.name}"] = files.sha256(path)
+    manifest = {
+        "format": files.FORMAT,
+        "space": build.space,
+        "grid": build.head.grid,
+        "embedding_dim": build.head.embedding_dim,
+        "head_fingerprint": build.head.fingerprint,
+        "rows": sum(shard["rows"] for shard in shards),
+        "latents": build.keep_latents,
+        "complete": not unreadable,
+        "unreadable": unreadable,
+        "encoder": asdict(build.encoder.source),
+        "resolution": build.resolution,
+        "resize": "whole picture squashed to a square",
+        "latent_size": size,
+        "shards": shards,
+        "files": checksums,
+        "calibration": None,
+    }
+    files.commit(build.output, manifest)

@@ -1,0 +1,323 @@
+"""MemorizationIndex: a training set that can be searched."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from ..errors import CorruptArtifactError, FilterFailedError, IncompleteIndexError, LcmemFilterError
+from ..head import LCMemHead
+from ..images import ImageRecord, ImageSource
+from ..latents import Encoder, EncoderSource, load_encoder
+from ..types import Calibration
+from . import folder as files
+from .backends import Backend, make_backend
+from .build import Build, build_index, default_resolution
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """The nearest rows of an index.
+
+    Attributes:
+        rows: (B, k), int64.
+        similarity: Cosine of query and stored embedding, (B, k), float32, descending.
+    """
+
+    rows: torch.Tensor
+    similarity: torch.Tensor
+
+
+class MemorizationIndex:
+    """A training set as embeddings, canonical latents and records, with the head that made them.
+
+    Made by ``build`` or ``load``.
+
+    Attributes:
+        path: Its folder.
+        space: Latent space of the stored images, as the head calls it.
+        head: The head that made the embeddings, and that queries must go through.
+        encoder_source: Which encoder the images went through.
+        resolution: Side in pixels that they were squashed to before.
+        latent_size: (h, w) of their latents before these were resized to the head's grid.
+        unreadable: Training images that could not be read, with what was wrong; copies of them are not found.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], backend: str) -> None:
+        self.path, self._manifest = path, manifest
+        self.space: str = manifest["space"]
+        self.resolution: int = manifest["resolution"]
+        self.latent_size: tuple[int, int] = tuple(manifest["latent_size"])
+        self.encoder_source = EncoderSource(**manifest["encoder"])
+        self.unreadable: dict[str, str] = manifest["unreadable"]
+        self.head = _head_of(path, manifest)
+        self._latents = _Shards(path, manifest, files.LATENTS) if manifest["latents"] else None
+        embeddings = _Shards(path, manifest, files.EMBEDDINGS)
+        self._embeddings = torch.from_numpy(embeddings.read_all())
+        if self._embeddings.shape != (manifest["rows"], manifest["embedding_dim"]):
+            raise CorruptArtifactError(
+                f"index {path}: its embeddings have another shape than its manifest says"
+            )
+        self._records = _records_of(path, manifest)
+        self._calibrations = _calibrations_of(path, manifest)
+        self.backend = backend
+        self._backend: Backend = make_backend(backend, self._embeddings)
+
+    @classmethod
+    def build(
+        cls,
+        source: ImageSource,
+        encoder: Encoder,
+        head: LCMemHead,
+        output: str | os.PathLike[str],
+        *,
+        resolution: int | None = None,
+        keep_latents: bool = True,
+        progress: bool = True,
+    ) -> MemorizationIndex:
+        """Encode and embed every image of ``source`` into the folder ``output``; interrupted, go on where it stopped.
+
+        Under ``accelerate launch`` the shards are divided among the processes.
+
+        Args:
+            source: The pipeline's whole training set.
+            encoder: Its VAE, or another encoder of the same latent space.
+            head: A head with a stem for that space.
+            resolution: Side in pixels that each picture is squashed to; give what the pipeline generates. By
+                default what the encoder's configuration names, else 512.
+            keep_latents: Keep canonical latents for verification. They can be decoded into the images.
+            progress: Show progress on stderr.
+
+        Returns:
+            The index; where images could not be read it is loaded all the same, see ``unreadable``.
+
+        Raises:
+            ArtifactError: ``output`` holds something else.
+            EmptyDataError: no image could be read.
+            LatentSpaceError: the head does not know the encoder's latent space.
+        """
+        space = head.identify_space(encoder.vae).space
+        side = resolution or default_resolution(encoder)
+        build_index(Build(source, encoder, head, Path(output), space, side, keep_latents), progress=progress)
+        return cls.load(output, allow_unindexed=True)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, allow_unindexed: bool = False, backend: str = "exact"
+    ) -> MemorizationIndex:
+        """Load an index; the checksum of every file is verified.
+
+        Args:
+            allow_unindexed: Accept an index that lacks training images which could not be read.
+            backend: Search engine, one of ``BACKENDS``.
+
+        Raises:
+            ArtifactNotFoundError: no finished index lies at ``path``.
+            CorruptArtifactError: a file is missing, truncated or changed.
+            IncompleteIndexError: training images could not be read when it was built.
+            MissingExtraError: the backend is not installed.
+        """
+        folder = Path(path)
+        manifest = files.read_manifest(folder)
+        files.check_files(folder, manifest["files"])
+        if not manifest["complete"] and not allow_unindexed:
+            some = list(manifest["unreadable"])
+            raise IncompleteIndexError(
+                f"index {folder} lacks {len(some)} training images that could not be read (the first: {some[0]}); "
+                "mend or remove them and build it again, or accept that copies of them pass: allow_unindexed=True"
+            )
+        try:
+            return cls(folder, manifest, backend)
+        except LcmemFilterError:
+            raise
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise CorruptArtifactError(
+                f"index {folder} cannot be used: {type(error).__name__}: {error}; build it again"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._embeddings)
+
+    def __repr__(self) -> str:
+        return (
+            f"MemorizationIndex({str(self.path)!r}, {len(self)} images, space {self.space!r}, {self.backend})"
+        )
+
+    @property
+    def records(self) -> Sequence[ImageRecord]:
+        """What is known of each row."""
+        return self._records.records
+
+    @functools.cached_property
+    def sha256_set(self) -> frozenset[str]:
+        """SHA-256 of the stored bytes of every image."""
+        return frozenset(self._records.sha256)
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether canonical latents are kept."""
+        return self._latents is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the head or any stored row does."""
+        return hashlib.sha256(json.dumps(self._manifest["files"], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The threshold for queries of the index's own latent space; ``None`` before it was calibrated."""
+        return self.calibration_for(self.space)
+
+    def calibration_for(self, space: str) -> Calibration | None:
+        """The threshold for queries of latent space ``space``; ``None`` where there is none."""
+        return self._calibrations.get(space)
+
+    def set_calibration(self, calibration: Calibration) -> None:
+        """Keep a threshold, in memory and in the folder."""
+        calibrations = {**self._calibrations, calibration.query_space: calibration}
+        name = files.next_calibration(self.path)
+        digest = files.write_json(self.path / name, {key: one.to_dict() for key, one in calibrations.items()})
+        old = self._manifest["calibration"]
+        checksums = {key: value for key, value in self._manifest["files"].items() if key != old}
+        manifest = {**self._manifest, "calibration": name, "files": {**checksums, name: digest}}
+        files.commit(self.path, manifest)
+        self._manifest, self._calibrations = manifest, calibrations
+
+    def load_encoder(self, *, trust_remote_code: bool | None = None) -> Encoder:
+        """The encoder that the index was built with.
+
+        Args:
+            trust_remote_code: Run a custom class in the encoder's folder; by default as when the index was built.
+
+        Raises:
+            ArtifactNotFoundError: it is no longer where it was.
+        """
+        source = self.encoder_source
+        trusted = source.trust_remote_code if trust_remote_code is None else trust_remote_code
+        return load_encoder(
+            source.path, revision=source.revision, subfolder=source.subfolder, trust_remote_code=trusted
+        )
+
+    def to(self, device: torch.device | str) -> MemorizationIndex:
+        """Embed and search on ``device`` from now on."""
+        device = torch.device(device)
+        if device != self.head.device:
+            self.head.to(device)
+            self._backend.to(device)
+        return self
+
+    def search(self, embeddings: torch.Tensor, k: int) -> Hits:
+        """The ``k`` stored rows most alike each query, or all where there are fewer.
+
+        The backend proposes; the cosine is computed from the stored embeddings, so that it is the same whichever
+        backend proposed.
+
+        Args:
+            embeddings: (B, D), unit-norm.
+
+        Raises:
+            FilterFailedError: a query or a similarity is not finite.
+        """
+        queries = embeddings.float()
+        if not torch.isfinite(queries).all():
+            raise FilterFailedError(
+                "an embedding is not finite, so it cannot be searched; no image is returned"
+            )
+        rows = self._backend.propose(queries, min(k, len(self)))
+        stored = self._embeddings[rows.cpu()].to(queries.device, torch.float32)
+        similarity = torch.einsum("bd,bkd->bk", queries, stored)
+        if not torch.isfinite(similarity).all():
+            raise FilterFailedError(f"index {self.path} gave a similarity that is not finite; build it again")
+        similarity, order = similarity.clamp(-1, 1).sort(dim=1, descending=True, stable=True)
+        return Hits(rows.gather(1, order), similarity)
+
+    def latents(self, rows: torch.Tensor) -> torch.Tensor:
+        """Canonical latents (..., C, grid, grid) of ``rows`` (...), float32, on the CPU.
+
+        Raises:
+            LcmemFilterError: the index keeps none.
+        """
+        if self._latents is None:
+            raise LcmemFilterError(f"index {self.path} keeps no latents; build it without --no-latents")
+        flat = rows.reshape(-1).cpu().numpy()
+        return torch.from_numpy(self._latents.take(flat)).reshape(*rows.shape, *self._latents.shape).float()
+
+
+class _Shards:
+    """Arrays of the same kind, one a shard, memory-mapped, addressed as one."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], name: str) -> None:
+        self.arrays = [files.read_array(path / shard["folder"] / name) for shard in manifest["shards"]]
+        for shard, array in zip(manifest["shards"], self.arrays, strict=True):
+            if len(array) != shard["rows"] or array.shape[1:] != self.arrays[0].shape[1:]:
+                raise CorruptArtifactError(
+                    f"index {path}: {shard['folder']}/{name} has another shape than expected"
+                )
+        self._ends = np.cumsum([len(array) for array in self.arrays])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.arrays[0].shape[1:])
+
+    def read_all(self) -> np.ndarray:
+        return np.concatenate(self.arrays)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        taken = np.empty((len(rows), *self.shape), dtype=np.float16)
+        which = np.searchsorted(self._ends, rows, side="right")
+        for shard in np.unique(which):
+            here = which == shard
+            start = self._ends[shard] - len(self.arrays[shard])
+            taken[here] = self.arrays[shard][rows[here] - start]
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    records: list[ImageRecord]
+    sha256: list[str]
+
+
+def _records_of(path: Path, manifest: dict[str, Any]) -> _Records:
+    found = _Records([], [])
+    for shard in manifest["shards"]:
+        table = pq.read_table(path / shard["folder"] / files.RECORDS).to_pydict()
+        found.records.extend(
+            ImageRecord(id_, id_ if identity is None else identity, labels)
+            for id_, identity, labels in zip(table["id"], table["identity"], table["labels"], strict=True)
+        )
+        found.sha256.extend(table["sha256"])
+    if len(found.records) != manifest["rows"]:
+        raise CorruptArtifactError(
+            f"index {path} has {len(found.records)} records for {manifest['rows']} rows"
+        )
+    return found
+
+
+def _head_of(path: Path, manifest: dict[str, Any]) -> LCMemHead:
+    head = LCMemHead.from_pretrained(path / files.HEAD)
+    if head.fingerprint != manifest["head_fingerprint"] or manifest["space"] not in head.spaces:
+        raise CorruptArtifactError(f"index {path} lies beside another head than the one it was built with")
+    return head.requires_grad_(False)
+
+
+def _calibrations_of(path: Path, manifest: dict[str, Any]) -> dict[str, Calibration]:
+    if manifest["calibration"] is None:
+        return {}
+    stored = json.loads((path / manifest["calibration"]).read_text())
+    return {
+        space: Calibration(
+            **{**one, "scores": tuple(one["scores"]), "realised_rate": tuple(one["realised_rate"])}
+        )
+        for space, one in stored.items()
+    }

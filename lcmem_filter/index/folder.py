@@ -1,0 +1,176 @@
+"""An index on disk: which files there are, how they are written so that a kill loses nothing, and their checksums.
+
+    CURRENT                       name of the manifest in force, written last
+    manifest-000001.json          what the index is, with the SHA-256 of every file below
+    head/                         the head that made the embeddings
+    shards/00000/embeddings.npy   (n, D) float16, unit-norm
+                 latents.npy      (n, C, grid, grid) float16, canonical; not with ``--no-latents``
+                 records.parquet  id, identity, labels, SHA-256 of each image's bytes
+                 receipt.json     written last: checksums of the three, and which images could not be read
+    calibration-000001.json       scores of held-out images, for each query space
+    plan.json                     what is being built, so that an interrupted build goes on only as it began
+
+Nothing in it is pickled. The manifest and what it names never change once written; a new state is a new manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import ArtifactNotFoundError, CorruptArtifactError
+
+FORMAT = 1
+CURRENT = "CURRENT"
+PLAN = "plan.json"
+HEAD = "head"
+EMBEDDINGS, LATENTS, RECORDS, RECEIPT = "embeddings.npy", "latents.npy", "records.parquet", "receipt.json"
+REQUIRED = {
+    "format",
+    "space",
+    "grid",
+    "embedding_dim",
+    "rows",
+    "complete",
+    "encoder",
+    "resolution",
+    "shards",
+    "files",
+}
+
+
+def shard_folder(number: int) -> str:
+    """A shard's folder, relative to the index."""
+    return f"shards/{number:05d}"
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> str:
+    """Write aside, sync, rename, sync the folder; returns the SHA-256 of what was written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    digest = sha256(aside)
+    os.replace(aside, path)
+    _sync_folder(path.parent)
+    return digest
+
+
+def write_json(path: Path, value: Any) -> str:
+    """Write JSON as ``write_file`` does."""
+    return write_file(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
+
+
+def commit(folder: Path, manifest: dict[str, Any]) -> None:
+    """Put a new manifest in force."""
+    name = f"manifest-{_newest(folder, 'manifest') + 1:06d}.json"
+    digest = write_json(folder / name, manifest)
+    write_file(folder / CURRENT, lambda file: file.write(f"{name} {digest}\n".encode()))
+
+
+def next_calibration(folder: Path) -> str:
+    """Name of the next calibration file."""
+    return f"calibration-{_newest(folder, 'calibration') + 1:06d}.json"
+
+
+def is_index(folder: Path) -> bool:
+    """Whether a finished index lies there."""
+    return (folder / CURRENT).is_file()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in force.
+
+    Raises:
+        ArtifactNotFoundError: no index lies at ``folder``, or one whose build did not finish.
+        CorruptArtifactError: its pointer or manifest is not what was written.
+    """
+    if not is_index(folder):
+        state = (
+            "an unfinished build; run the same `lcmem-filter index build` again"
+            if (folder / PLAN).exists()
+            else ("no index there" if folder.exists() else "no such folder")
+        )
+        raise ArtifactNotFoundError(
+            f"no index at {folder}: {state}; build one with: lcmem-filter index build"
+        )
+    try:
+        name, digest = (folder / CURRENT).read_text().split()
+        content = (folder / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(f"the checksum of {name} is wrong")
+        manifest: dict[str, Any] = json.loads(content)
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"its format is {manifest.get('format')!r}, this version reads {FORMAT}")
+        if missing := REQUIRED - manifest.keys():
+            raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")
+    except (OSError, ValueError) as error:
+        raise CorruptArtifactError(
+            f"index {folder} cannot be used: {error}; restore it or build it again"
+        ) from error
+    return manifest
+
+
+def check_files(folder: Path, files: dict[str, str]) -> None:
+    """
+    Raises:
+        CorruptArtifactError: a file is missing or not what the manifest says.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CorruptArtifactError(f"index {folder} lacks {name}; restore it or build the index again")
+        if sha256(path) != expected:
+            raise CorruptArtifactError(
+                f"index {folder}: the checksum of {name} is wrong (truncated or changed); "
+                "restore it or build the index again"
+            )
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A memory-mapped array; never unpickles."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CorruptArtifactError(
+            f"{path} cannot be read: {error}; restore it or build the index again"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _newest(folder: Path, kind: str) -> int:
+    return max((int(path.stem.split("-")[1]) for path in folder.glob(f"{kind}-*.json")), default=0)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,134 @@
+"""Second opinion on the head's shortlist: canonical latents, aligned; both statistics make one score."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .errors import FilterFailedError
+from .index import MemorizationIndex
+from .latents import NORMALISED_STD, normalise
+from .types import Neighbour
+
+SHORTLIST = 50
+"""Candidates that the head proposes; the right image of a copy is almost always among the first ten."""
+
+ZOOMS = (1.0, 0.97, 0.94)
+TURNS = (-4.0, -2.0, 0.0, 2.0, 4.0)
+SHIFTS = (-0.06, 0.0, 0.06)
+"""Alignments that are tried: 2 flips x 3 zooms x 5 turns (degrees) x 3 x 3 shifts (the picture is 2 wide)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A sample's largest statistic over the index, and the training images that are most alike."""
+
+    score: float
+    neighbours: tuple[Neighbour, ...]
+
+
+@torch.inference_mode()
+def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -> list[Scored]:
+    """Embed, search, verify.
+
+    Args:
+        latents: (B, C, h, w) of latent space ``space``, of any positive per-channel scale and any shift.
+
+    Returns:
+        One for each row; neighbours are sorted by the combined statistic, most alike first.
+
+    Raises:
+        FilterFailedError: latents are not finite, or have no contrast that could be compared.
+        LatentSpaceError: the head has no stem for ``space``, or latents of another shape.
+    """
+    _check(latents)
+    canonical = index.head.canonical(latents)
+    hits = index.search(index.head.embed(canonical, space), SHORTLIST)
+    aligned = None
+    if index.has_latents and space == index.space:
+        stored = index.latents(hits.rows).to(latents.device)
+        aligned = torch.stack([aligned_similarity(c, s) for c, s in zip(canonical, stored, strict=True)])
+    combined = combine(hits.similarity, aligned)
+    if not torch.isfinite(combined).all():
+        raise FilterFailedError("a sample's score is not finite; no image is returned")
+    return [_scored(index, row, hits.rows, combined, hits.similarity, aligned) for row in range(len(latents))]
+
+
+def combine(embedding_similarity: torch.Tensor, latent_similarity: torch.Tensor | None) -> torch.Tensor:
+    """The one statistic that is calibrated, from a pair's cosine and aligned correlation; larger is more alike."""
+    if latent_similarity is None:
+        return embedding_similarity
+    return (embedding_similarity + latent_similarity) / 2
+
+
+def aligned_similarity(query: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """The best correlation of a query with each candidate over small alignments of the query.
+
+    Args:
+        query: (C, g, g), canonical.
+        candidates: (K, C, g, g), canonical.
+
+    Returns:
+        (K,): Pearson correlation per channel, averaged, at the best alignment; in [-1, 1].
+    """
+    moved = normalise(alignments(query)).flatten(1)
+    elements = query[0].numel()
+    # normalised channels have sums of squares (elements - 1) * NORMALISED_STD ** 2
+    full = len(query) * (elements - 1) * NORMALISED_STD**2
+    return (moved @ candidates.flatten(1).T).amax(0).div(full).clamp(-1, 1)
+
+
+def alignments(latent: torch.Tensor) -> torch.Tensor:
+    """A latent (C, g, g) flipped, zoomed, turned and shifted a little in every combination: (270, C, g, g)."""
+    where = _grids(latent.shape[-1]).to(latent.device)
+    spread = latent.expand(len(where), *latent.shape)
+    return F.grid_sample(spread, where, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+@functools.cache
+def _grids(side: int) -> torch.Tensor:
+    theta = [
+        [[cos * flip, -sin, x], [sin * flip, cos, y]]
+        for flip in (1.0, -1.0)
+        for zoom in ZOOMS
+        for turn in TURNS
+        for cos, sin in [(math.cos(math.radians(turn)) * zoom, math.sin(math.radians(turn)) * zoom)]
+        for x in SHIFTS
+        for y in SHIFTS
+    ]
+    return F.affine_grid(torch.tensor(theta), [len(theta), 1, side, side], align_corners=False)
+
+
+def _check(latents: torch.Tensor) -> None:
+    if not torch.isfinite(latents).all():
+        raise FilterFailedError(
+            "the latents hold NaN or infinity, so they cannot be judged and no image is returned; "
+            "look for an overflow in half precision, or a scheduler setting"
+        )
+    if latents.numel() and (latents.float().flatten(1).std(1) == 0).any():
+        raise FilterFailedError("a latent is constant, so it cannot be judged; no image is returned")
+
+
+def _scored(
+    index: MemorizationIndex,
+    row: int,
+    rows: torch.Tensor,
+    combined: torch.Tensor,
+    embedding_similarity: torch.Tensor,
+    latent_similarity: torch.Tensor | None,
+) -> Scored:
+    order = combined[row].argsort(descending=True, stable=True).tolist()
+    neighbours = tuple(
+        Neighbour(
+            index.records[int(rows[row, i])].id,
+            float(combined[row, i]),
+            float(embedding_similarity[row, i]),
+            None if latent_similarity is None else float(latent_similarity[row, i]),
+        )
+        for i in order
+    )
+    return Scored(neighbours[0].score, neighbours)
