@@ -1,0 +1,112 @@
+"""Train everything that the demo ships, from scratch: ``python -m lcmem_filter.demo.build --output weights/``.
+
+An autoencoder, a head for its latent space, and a pipeline that memorises part of its training set; each on pictures
+that ``phantoms`` draws. About half an hour on one core. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..latents import load_encoder
+from ..training import TrainingConfig, train_head
+from .phantoms import SIZE, Visit, draw_scan, scans
+from .roster import HEAD_TRAINING, VAE_TRAINING, lessons
+from .small_diffusion import Recipe, train_small_pipeline
+from .small_vae import VaeRecipe, encode_all, train_small_vae
+
+VAE = VaeRecipe()
+PIPELINE = Recipe(channels=(48, 64, 96), steps=4_500, learning_rate=1e-3)
+HEAD = TrainingConfig(
+    size="micro",
+    resolution=SIZE,
+    steps=1_200,
+    batch_pairs=64,
+    sets_per_batch=1,
+    warmup_steps=50,
+    evaluate_every=200,
+)
+TERMS = "Drawn by lcmem_filter.demo.phantoms; no person is depicted."
+
+
+def main() -> None:
+    """Parse the command line and build."""
+    parser = argparse.ArgumentParser(description="Train what `lcmem-filter demo` ships.")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the finished weights")
+    parser.add_argument("--work", type=Path, help="folder of checkpoints (default: beside --output)")
+    args = parser.parse_args()
+    build(args.output, args.work or args.output.with_name(args.output.name + "-work"))
+
+
+def build(output: Path, work: Path) -> None:
+    """Train into ``work``, then copy what the demo needs to ``output``: a pipeline's folder, and ``head/``."""
+    since = time.monotonic()
+    work.mkdir(parents=True, exist_ok=True)
+    vae = train_small_vae(draw_pixels(VAE_TRAINING), work, VAE, log=_say)
+    vae.save_pretrained(work / "vae")
+    encoder = load_encoder(work / "vae")
+    head = train_head(
+        scans("phantoms", HEAD_TRAINING),
+        {"phantoms": encoder},
+        work / "head",
+        HEAD,
+        terms=TERMS,
+        progress=False,
+    )
+    _train_pipeline(vae, work / "pipeline")
+    _copy(work, output)
+    seconds = round(time.monotonic() - since)
+    made = {
+        "vae": asdict(VAE),
+        "pipeline": asdict(PIPELINE),
+        "head": HEAD.to_dict(),
+        "torch": torch.__version__,
+    }
+    (output / "build.json").write_text(json.dumps({**made, "seconds_of_last_call": seconds}, indent=1) + "\n")
+    _say(f"{output}: head {head.fingerprint[:12]}, {seconds} s")
+
+
+def draw_pixels(visits: Sequence[Visit]) -> torch.Tensor:
+    """The scans of visits as pixels (N, 3, SIZE, SIZE), uint8."""
+    return torch.from_numpy(np.stack([np.asarray(draw_scan(visit)) for visit in visits])).permute(0, 3, 1, 2)
+
+
+def _train_pipeline(vae: Any, folder: Path) -> None:
+    if (folder / "training.json").exists():
+        return
+    learned = lessons()
+    latents = encode_all(vae, draw_pixels([lesson.visit for lesson in learned]))
+    train_small_pipeline(
+        vae,
+        latents,
+        [lesson.caption for lesson in learned],
+        torch.tensor([float(lesson.times) for lesson in learned]),
+        folder,
+        PIPELINE,
+        log=_say,
+    )
+
+
+def _copy(work: Path, output: Path) -> None:
+    unfinished = shutil.ignore_patterns("*.pt", "*.tmp", ".*")
+    shutil.copytree(work / "pipeline", output, ignore=unfinished, dirs_exist_ok=True)
+    shutil.copytree(work / "head", output / "head", ignore=unfinished, dirs_exist_ok=True)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
