@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,20 +117,75 @@ def encode_pixels(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Encode as diffusers does: the mode of the posterior, unscaled.
 
     Args:
-        vae: A diffusers autoencoder (KL, tiny, or custom with an ``encode``).
+        vae: A diffusers autoencoder (KL, tiny, VQ, DC, one for video that takes single frames, or custom with an
+            ``encode``); it may be offloaded.
         pixels: (B, 3, H, W) in [-1, 1].
 
     Returns:
         Latents (B, C, h, w), float32, on the device of ``pixels``.
+
+    Raises:
+        LatentSpaceError: what the encoder returns is not (B, C, h, w), nor that with one frame.
     """
-    parameter = next(iter(vae.parameters()), None)
-    given = pixels if parameter is None or parameter.device.type == "meta" else pixels.to(parameter)
-    output = vae.encode(given)
+    given = pixels[:, :, None] if _encodes_video(vae) else pixels
+    with _precise_enough(vae) as dtype:
+        output = vae.encode(given.to(device=_input_device(vae, pixels.device), dtype=dtype))
     if hasattr(output, "latent_dist"):
         latents = output.latent_dist.mode()
     else:
         latents = output if isinstance(output, torch.Tensor) else output[0]
-    return latents.to(device=pixels.device, dtype=torch.float32)
+    return single_frame(latents).to(device=pixels.device, dtype=torch.float32)
+
+
+def single_frame(latents: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w), or (B, C, 1, h, w) of an autoencoder for video, as (B, C, h, w).
+
+    Raises:
+        LatentSpaceError: another shape, more than one frame among them.
+    """
+    if latents.ndim == 5 and latents.shape[2] == 1:
+        return latents[:, :, 0]
+    if latents.ndim != 4:
+        raise LatentSpaceError(
+            f"latents of a picture are (batch, channels, height, width), or that with one frame, got "
+            f"{tuple(latents.shape)}; videos cannot be filtered"
+        )
+    return latents
+
+
+def _encodes_video(vae: Any) -> bool:
+    encoder = getattr(vae, "encoder", vae)
+    return any(isinstance(module, torch.nn.Conv3d) for module in encoder.modules())
+
+
+def _input_device(vae: Any, otherwise: torch.device) -> torch.device:
+    """Where the inputs of ``vae`` must lie: not where its weights are while it is offloaded."""
+    for module in vae.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+        registry = getattr(module, "_diffusers_hook", None)
+        group = registry.get_hook("group_offloading") if registry is not None else None
+        if group is not None:
+            return torch.device(group.group.onload_device)
+    parameter = next(iter(vae.parameters()), None)
+    return otherwise if parameter is None or parameter.device.type == "meta" else parameter.device
+
+
+@contextmanager
+def _precise_enough(vae: Any) -> Iterator[torch.dtype]:
+    """The dtype to encode in: the weights' own, but float32 where an autoencoder is known to overflow in float16."""
+    parameter = next(iter(vae.parameters()), None)
+    dtype = torch.float32 if parameter is None else parameter.dtype
+    overflows = dtype == torch.float16 and getattr(getattr(vae, "config", None), "force_upcast", False)
+    if not overflows or parameter is None or parameter.device.type == "meta":
+        yield dtype
+        return
+    vae.to(dtype=torch.float32)
+    try:
+        yield torch.float32
+    finally:
+        vae.to(dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +222,8 @@ def encode_images(
         digests.append(hashlib.sha256(encoded).hexdigest())
     if not read:
         return EncodedImages([], None, [], unreadable)
-    device = next(iter(encoder.vae.parameters())).device
     batch = torch.stack(pixels).contiguous(memory_format=torch.channels_last)  # the faster layout on CPUs
-    return EncodedImages(read, encoder.encode(batch.to(device)).cpu(), digests, unreadable)
+    return EncodedImages(read, encoder.encode(batch), digests, unreadable)
 
 
 def to_grid(latents: torch.Tensor, grid: int) -> torch.Tensor:
@@ -231,9 +286,7 @@ def _with_shape(picture: torch.Tensor, i: int, draw: np.random.Generator) -> tor
 @torch.no_grad()
 def probe_latents(vae: Any, grid: int) -> torch.Tensor:
     """Canonical latents (12, C, grid, grid) of the probe images, on the CPU."""
-    device = next(vae.parameters()).device
-    device = torch.device("cpu") if device.type == "meta" else device
-    return canonical(encode_pixels(vae, probe_images().to(device)).cpu(), grid)
+    return canonical(encode_pixels(vae, probe_images()), grid)
 
 
 def channel_agreement(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -89,7 +89,9 @@ def tiny_pipeline(kind: str = "text-to-image", vae: str = "AutoencoderKL", seed:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
+    )
     pipe = _CLASSES[kind](
         vae=decoder,
         text_encoder=text_encoder.eval(),
@@ -112,7 +114,11 @@ def call_arguments(kind: str, prompts: Sequence[str] | None) -> dict[str, Any]:
     rows = range(len(prompts or ()))
     arguments |= {"image": [picture(row) for row in rows], "strength": 1.0}
     if kind == "inpaint":
-        arguments |= {"mask_image": [half_mask(row) for row in rows], "height": RESOLUTION, "width": RESOLUTION}
+        arguments |= {
+            "mask_image": [half_mask(row) for row in rows],
+            "height": RESOLUTION,
+            "width": RESOLUTION,
+        }
     return arguments
 
 

@@ -83,14 +83,15 @@ def carry_over(source: Any, target: Pipe) -> Pipe:
 
 
 def _wear(pipe: Pipe, policy: Policy) -> Pipe:
-    pipe.__class__ = filtered_class(getattr(type(pipe), _PLAIN, type(pipe)))
+    plain: Any = getattr(type(pipe), _PLAIN, None) or type(pipe)
+    pipe.__class__ = filtered_class(plain)
     pipe.__dict__[_POLICY] = policy
     pipe.__dict__["memorization_filter"] = policy.filter
     return pipe
 
 
 @functools.cache
-def filtered_class(plain: type) -> type:
+def filtered_class(plain: Any) -> type:
     """The subclass of pipeline class ``plain`` that a filtered pipeline wears, under the same name."""
     original = plain.__call__
 
@@ -106,7 +107,7 @@ def filtered_class(plain: type) -> type:
 
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
         _warn_once_unfiltered(plain.__name__)
-        return plain.save_pretrained(self, *args, **kwargs)  # type: ignore[attr-defined]
+        return plain.save_pretrained(self, *args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         return _rebuild, (plain,), self.__dict__.copy()
@@ -120,11 +121,13 @@ def filtered_class(plain: type) -> type:
         "save_pretrained": save_pretrained,
         _PLAIN: plain,
     }
-    return type(plain)(plain.__name__, (plain,), members)
+    metaclass: Any = type(plain)
+    made: type = metaclass(plain.__name__, (plain,), members)
+    return made
 
 
 def _rebuild(plain: type) -> Any:
-    worn = filtered_class(plain)
+    worn: Any = filtered_class(plain)
     return worn.__new__(worn)
 
 
@@ -143,7 +146,9 @@ def _check_options(on_memorized: str, max_resamples: int, on_exhausted: str) -> 
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     if on_memorized == "resample" and max_resamples < 1:
-        raise ValueError(f"max_resamples must be at least 1 to resample, got {max_resamples}; use on_memorized='reject'")
+        raise ValueError(
+            f"max_resamples must be at least 1 to resample, got {max_resamples}; use on_memorized='reject'"
+        )
 
 
 def _identify(pipe: Any, vae: Any, index: MemorizationIndex) -> str:

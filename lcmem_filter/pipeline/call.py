@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from ..errors import FilterFailedError, MemorizationError, UnsupportedPipelineError
 from ..filter import MemorizationFilter
 from ..types import Decision, OnExhausted, OnMemorized
 from .gate import Gate, gated, withheld_rows
 from .outputs import blank_latents, check_one_decision_an_image, images_of, keep_rows, replace_rows
 from .rows import BoundCall, draw_seed, generator_for
+from .spaces import decoder_space, drawn_size
 
 DECODERS = ("vae", "movq", "vqgan")
 
@@ -73,7 +72,9 @@ def filtered_call(
         call = BoundCall.bind(original, pipe, args, kwargs)
     except TypeError:
         original(pipe, *args, **kwargs)  # raises the pipeline's own error
-        raise FilterFailedError("the pipeline took arguments that do not fit its signature; no image is returned")
+        raise FilterFailedError(
+            "the pipeline took arguments that do not fit its signature; no image is returned"
+        ) from None
     policy.filter.last_decisions = ()
     drawn = _draw(pipe, original, call, policy)
     if policy.on_memorized == "resample":
@@ -82,28 +83,37 @@ def filtered_call(
 
 
 def _draw(pipe: Any, original: Callable[..., Any], call: BoundCall, policy: Policy) -> Drawn:
-    withhold = policy.on_memorized != "flag"
-    gate = Gate(policy.filter.judge, withhold=withhold)
+    gate = Gate(policy.filter.judge, withhold=policy.on_memorized != "flag")
+    if call.output_type == "latent":
+        return _draw_latents(pipe, original, call, policy)
     with gated(decoder_of(pipe), gate):
         output = call.run(original, pipe)
-    if call.output_type != "latent":
-        check_one_decision_an_image(output, gate.decisions)
-        assert gate.decisions is not None
-        return Drawn(output, gate.decisions)
-    latents = images_of(output)
-    if not isinstance(latents, torch.Tensor) or latents.ndim != 4:
+    check_one_decision_an_image(output, gate.decisions)
+    assert gate.decisions is not None
+    return Drawn(output, gate.decisions)
+
+
+def _draw_latents(pipe: Any, original: Callable[..., Any], call: BoundCall, policy: Policy) -> Drawn:
+    """Draw latents that are returned undecoded, and judge them in the decoder's space."""
+    if call.arguments.get("denoising_end") not in (None, 1, 1.0):
         raise UnsupportedPipelineError(
-            f"{type(pipe).__name__} returns latents that cannot be judged "
-            f"({tuple(getattr(latents, 'shape', ())) or type(latents).__name__}); ask for images instead"
+            f"latents of a denoising that ends early (denoising_end={call.arguments['denoising_end']}) show too little "
+            "to be judged; call the pipeline without the filter, and filter the one that finishes them"
         )
-    decisions = policy.filter.judge(latents)
+    vae, withhold = decoder_of(pipe), policy.on_memorized != "flag"
+    with gated(vae, Gate(policy.filter.judge, withhold=withhold)), drawn_size(pipe) as sizes:
+        output = call.run(original, pipe)
+    latents = decoder_space(pipe, vae, images_of(output), sizes[-1] if sizes else None)
+    decisions = list(policy.filter.judge(latents))
     check_one_decision_an_image(output, decisions)
     if withhold and withheld_rows(decisions):
         output = blank_latents(output, withheld_rows(decisions))
     return Drawn(output, decisions)
 
 
-def _draw_again(pipe: Any, original: Callable[..., Any], call: BoundCall, policy: Policy, drawn: Drawn) -> None:
+def _draw_again(
+    pipe: Any, original: Callable[..., Any], call: BoundCall, policy: Policy, drawn: Drawn
+) -> None:
     """Replace rejected rows of ``drawn`` by new draws, each from a seed of the caller's generator."""
     total, generator = len(drawn.decisions), call.arguments.get("generator")
     for attempt in range(2, policy.max_resamples + 2):
@@ -111,14 +121,14 @@ def _draw_again(pipe: Any, original: Callable[..., Any], call: BoundCall, policy
         if not rows:
             return
         seeds = {row: draw_seed(generator, row) for row in rows}
-        if call.can_slice():
+        if call.can_slice(total):
             again = call.for_rows(rows, [generator_for(seeds[row], generator) for row in rows])
             source_rows: Sequence[int] = range(len(rows))
         else:
             every = [generator_for(seeds.get(row, seeds[rows[0]]), generator) for row in range(total)]
             again, source_rows = call.for_all_rows(every), rows
         fresh = _draw(pipe, original, again, policy)
-        if len(fresh.decisions) != (len(rows) if call.can_slice() else total):
+        if len(fresh.decisions) != (len(rows) if call.can_slice(total) else total):
             raise FilterFailedError(
                 f"drawing {len(rows)} rows again gave {len(fresh.decisions)} images; no image is returned"
             )

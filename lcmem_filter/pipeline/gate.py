@@ -14,6 +14,7 @@ import torch
 
 from ..errors import FilterFailedError
 from ..types import Decision
+from .spaces import picture_latents
 
 Judge = Callable[[torch.Tensor], Sequence[Decision]]
 
@@ -22,7 +23,7 @@ class Gate:
     """Judges the one batch of latents that reaches the decoder and lets only accepted rows through.
 
     Args:
-        judge: Latents (B, C, H, W) to B decisions.
+        judge: Latents (B, C, H, W) to B decisions; a single frame (B, C, 1, H, W) is squeezed for it.
         withhold: Whether rejected rows are kept from the decoder; ``False`` only flags them.
 
     Attributes:
@@ -42,13 +43,14 @@ class Gate:
 
         Raises:
             FilterFailedError: the decoder is called a second time, or returns other rows than it was given.
+            UnsupportedPipelineError: ``latents`` are not of single pictures.
         """
         if self.decisions is not None:
             raise FilterFailedError(
                 "the pipeline decoded more than once in one call, so a decision cannot be assigned to each image; "
                 "decode previews with another VAE, and do not filter pipelines that decode in pieces"
             )
-        self.decisions = list(self._judge(latents))
+        self.decisions = list(self._judge(picture_latents(latents)))
         if len(self.decisions) != latents.shape[0]:
             raise FilterFailedError(f"{len(self.decisions)} decisions for {latents.shape[0]} latents")
         withheld = withheld_rows(self.decisions) if self._withhold else []

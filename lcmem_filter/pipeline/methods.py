@@ -36,4 +36,4 @@ def carry_through_from_pipe(pipeline_class: Any) -> None:
 
         return carry_over(pipeline, plain_from_pipe(cls, pipeline, **kwargs))
 
-    pipeline_class.from_pipe = classmethod(from_pipe)
+    pipeline_class.from_pipe = classmethod(from_pipe)  # type: ignore[arg-type]

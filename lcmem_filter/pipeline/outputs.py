@@ -27,7 +27,9 @@ def count_rows(value: Any) -> int | None:
     return None
 
 
-def replace_rows(output: Any, rows: Sequence[int], source: Any, source_rows: Sequence[int], total: int) -> Any:
+def replace_rows(
+    output: Any, rows: Sequence[int], source: Any, source_rows: Sequence[int], total: int
+) -> Any:
     """``output`` with each of ``rows`` taken from ``source_rows`` of ``source``, in every field that has rows."""
     sources = _fields(source)
 
@@ -78,7 +80,9 @@ def check_one_decision_an_image(output: Any, decisions: Sequence[Any] | None) ->
             "the pipeline returned images without calling its decoder, so they were not judged; it cannot be filtered"
         )
     if images != len(decisions):
-        raise FilterFailedError(f"{len(decisions)} decisions for {images} images; this call cannot be filtered")
+        raise FilterFailedError(
+            f"{len(decisions)} decisions for {images} images; this call cannot be filtered"
+        )
 
 
 def _fields(output: Any) -> list[Any]:

@@ -3,34 +3,89 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-_TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
+Role = Literal["prompt", "cycled", "shared"]
+"""Which entry of an argument row r of a call with n images a prompt uses: entry r // n, entry r modulo their number,
+or the argument as a whole."""
+
+_TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
 _EMBEDS = (
     "prompt_embeds",
-    "negative_prompt_embeds",
-    "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds",
-    "prompt_attention_mask",
-    "negative_prompt_attention_mask",
+    "prompt_embeds_2",
     "prompt_embeds_mask",
-    "negative_prompt_embeds_mask",
+    "prompt_embeds_mask_2",
+    "prompt_embeds_pooled",
+    "pooled_prompt_embeds",
+    "prompt_attention_mask",
+    "prompt_attention_mask_2",
+    "image_embeds",
 )
-PER_PROMPT = frozenset(_TEXTS + _EMBEDS)
-"""Arguments with one entry a prompt: row r of n images a prompt uses entry r // n."""
+TEXTS = frozenset(_TEXTS + tuple(f"negative_{name}" for name in _TEXTS))
+PER_PROMPT = (
+    TEXTS
+    | frozenset(_EMBEDS + tuple(f"negative_{name}" for name in _EMBEDS))
+    | {"negative_pooled_prompt_embeds"}
+)
+"""Arguments with one entry a prompt, in whichever pipeline."""
 
-CYCLED = frozenset({"image", "mask_image"})
-"""Arguments whose entries repeat over the rows: row r uses entry r modulo their number."""
+SHARED = frozenset(
+    {
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+        "complex_human_instruction",
+        "control_guidance_end",
+        "control_guidance_start",
+        "controlnet_conditioning_scale",
+        "crops_coords_top_left",
+        "negative_crops_coords_top_left",
+        "negative_original_size",
+        "negative_target_size",
+        "original_size",
+        "sigmas",
+        "skip_guidance_layers",
+        "target_size",
+        "text_encoder_out_layers",
+        "timesteps",
+    }
+)
+"""Lists that belong to the call, not to its rows."""
+
+PICTURES: Mapping[str, Mapping[str, Role]] = {
+    "FluxControlNetPipeline": {"control_image": "prompt"},
+    "FluxControlPipeline": {"control_image": "prompt"},
+    "FluxImg2ImgPipeline": {"image": "cycled"},
+    "KandinskyV22Img2ImgPipeline": {"image": "prompt"},
+    "LatentConsistencyModelImg2ImgPipeline": {"image": "cycled"},
+    "StableDiffusion3Img2ImgPipeline": {"image": "cycled"},
+    "StableDiffusionControlNetImg2ImgPipeline": {"image": "cycled", "control_image": "prompt"},
+    "StableDiffusionControlNetPipeline": {"image": "prompt"},
+    "StableDiffusionImg2ImgPipeline": {"image": "cycled"},
+    "StableDiffusionInpaintPipeline": {"image": "cycled", "mask_image": "cycled"},
+    "StableDiffusionUpscalePipeline": {"image": "cycled"},
+    "StableDiffusionXLControlNetPipeline": {"image": "prompt"},
+    "StableDiffusionXLImg2ImgPipeline": {"image": "cycled"},
+    "StableDiffusionXLInpaintPipeline": {"image": "cycled", "mask_image": "cycled"},
+}
+"""Picture arguments by pipeline class: each has its own way. Of a class that is not here, pictures given as a list or a
+tensor are not taken apart: they may be one for each row, for each ControlNet, or references for all."""
 
 _MANY = (list, tuple, torch.Tensor, np.ndarray)
 
-SHARED = frozenset({"timesteps", "sigmas", "callback_on_step_end_tensor_inputs", "callback_on_step_end"})
-"""Lists that belong to the call, not to its rows."""
+
+def roles_of(pipe: Any) -> dict[str, Role]:
+    """The role of every argument of ``pipe`` that is known."""
+    roles: dict[str, Role] = dict.fromkeys(PER_PROMPT, "prompt")
+    roles |= dict.fromkeys(SHARED, "shared")
+    named = (PICTURES[kind.__name__] for kind in type(pipe).__mro__ if kind.__name__ in PICTURES)
+    if not type(getattr(pipe, "controlnet", None)).__name__.startswith(("Multi", "list")):
+        roles |= next(named, {})
+    return roles
 
 
 @dataclass(frozen=True)
@@ -39,9 +94,12 @@ class BoundCall:
 
     arguments: dict[str, Any]
     extra: dict[str, Any]
+    roles: Mapping[str, Role]
 
     @classmethod
-    def bind(cls, original: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BoundCall:
+    def bind(
+        cls, original: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> BoundCall:
         """
         Raises:
             TypeError: as ``original`` itself would for these arguments.
@@ -54,7 +112,7 @@ class BoundCall:
         for name, parameter in signature.parameters.items():
             if parameter.default is not inspect.Parameter.empty:
                 arguments.setdefault(name, parameter.default)
-        return cls(arguments, extra)
+        return cls(arguments, extra, roles_of(pipe))
 
     @property
     def output_type(self) -> str | None:
@@ -63,14 +121,19 @@ class BoundCall:
     def run(self, original: Callable[..., Any], pipe: Any) -> Any:
         return original(pipe, **self.arguments, **self.extra)
 
-    def can_slice(self) -> bool:
-        """Whether it is known of every argument which rows it belongs to."""
-        known = PER_PROMPT | SHARED | {"generator", "latents"}
-        return not self.extra and all(
-            name in known
-            or not isinstance(value, _MANY)
-            or (name in CYCLED and _entries_are_rows(value))
-            for name, value in self.arguments.items()
+    def can_slice(self, total: int) -> bool:
+        """Whether it is known of every argument which of the ``total`` rows it belongs to."""
+        images = self.arguments.get("num_images_per_prompt") or 1
+        prompts = total // images
+        return (
+            not self.extra
+            and prompts * images == total
+            and all(
+                name in ("generator", "latents")
+                or not isinstance(value, _MANY)
+                or _entries_are_rows(value, self.roles.get(name), prompts, total, texts=name in TEXTS)
+                for name, value in self.arguments.items()
+            )
         )
 
     def for_rows(self, rows: Sequence[int], generators: list[torch.Generator]) -> BoundCall:
@@ -78,15 +141,16 @@ class BoundCall:
         images = self.arguments.get("num_images_per_prompt") or 1
         changed = dict(self.arguments)
         for name, value in self.arguments.items():
-            if name in PER_PROMPT:
-                changed[name] = _take(value, [row // images for row in rows], repeat=name == "prompt")
-            elif name in CYCLED:
-                changed[name] = _take(value, rows, cycle=True)
-        return BoundCall(_redrawn(changed, generators, images=1), self.extra)
+            role = self.roles.get(name)
+            if role == "prompt":
+                changed[name] = _take(value, [row // images for row in rows], repeat=name in TEXTS)
+            elif role == "cycled":
+                changed[name] = _take(value, rows)
+        return BoundCall(_redrawn(changed, generators, images=1), self.extra, self.roles)
 
     def for_all_rows(self, generators: list[torch.Generator]) -> BoundCall:
         """The same call from other generators, one a row; for arguments that cannot be taken apart."""
-        return BoundCall(_redrawn(dict(self.arguments), generators), self.extra)
+        return BoundCall(_redrawn(dict(self.arguments), generators), self.extra, self.roles)
 
 
 def draw_seed(generator: torch.Generator | list[torch.Generator] | None, row: int) -> int:
@@ -103,7 +167,9 @@ def generator_for(seed: int, like: torch.Generator | list[torch.Generator] | Non
     return torch.Generator(like.device if like is not None else "cpu").manual_seed(seed)
 
 
-def _redrawn(arguments: dict[str, Any], generators: list[torch.Generator], images: int | None = None) -> dict[str, Any]:
+def _redrawn(
+    arguments: dict[str, Any], generators: list[torch.Generator], images: int | None = None
+) -> dict[str, Any]:
     arguments["generator"] = generators
     if arguments.get("latents") is not None:
         arguments["latents"] = None
@@ -112,18 +178,29 @@ def _redrawn(arguments: dict[str, Any], generators: list[torch.Generator], image
     return arguments
 
 
-def _entries_are_rows(value: Any) -> bool:
-    """Whether each entry of a picture argument is one picture, so that entries can be taken for rows."""
-    if isinstance(value, (list, tuple)):
-        return all(not isinstance(entry, (torch.Tensor, np.ndarray)) or entry.ndim <= 3 for entry in value)
-    return bool(value.ndim == 4)
+def _entries_are_rows(value: Any, role: Role | None, prompts: int, total: int, *, texts: bool) -> bool:
+    """Whether ``value``, a list or an array, can be taken apart as its role says."""
+    if role is None or role == "shared":
+        return role == "shared"
+    entries = len(value) if isinstance(value, (list, tuple)) else value.shape[0] if value.ndim else 0
+    if isinstance(value, (list, tuple)) and not texts and any(_holds_several(entry) for entry in value):
+        return False
+    return entries == prompts or entries == 1 if role == "prompt" else entries > 0 and total % entries == 0
 
 
-def _take(value: Any, positions: Sequence[int], *, repeat: bool = False, cycle: bool = False) -> Any:
+def _holds_several(entry: Any) -> bool:
+    """Whether a list's entry is itself more than one row: a list, or a batch (B, C, H, W) or (B, D) of several."""
+    if isinstance(entry, (torch.Tensor, np.ndarray)):
+        return entry.ndim > 3
+    return isinstance(entry, (list, tuple))
+
+
+def _take(value: Any, positions: Sequence[int], *, repeat: bool = False) -> Any:
+    """Entries of ``value`` at ``positions``, modulo their number; a single text is repeated."""
     if isinstance(value, str):
         return [value] * len(positions) if repeat else value
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        return value[[p % value.shape[0] for p in positions] if cycle else list(positions)]
+        return value[[position % value.shape[0] for position in positions]]
     if isinstance(value, (list, tuple)):
-        return [value[p % len(value) if cycle else p] for p in positions]
+        return [value[position % len(value)] for position in positions]
     return value

@@ -28,6 +28,9 @@ class ScriptedFilter:
         self.seen.append(latents.clone())
         return [decision(self.accept(row, r, len(self.seen) - 1)) for r, row in enumerate(latents)]
 
+    def __deepcopy__(self, memo: dict[int, object]) -> ScriptedFilter:
+        return self  # as MemorizationFilter does
+
     @property
     def last_decisions(self) -> tuple[Decision, ...]:
         return getattr(self._last, "decisions", ())

@@ -16,6 +16,11 @@ from lcmem_filter.pipeline import MemorizationWarning, detach
 from .scripted import always, reject_first_pass, wear
 from tests.tiny import KINDS, VAES, call_arguments, tiny_pipeline
 
+# what img2img says where one picture serves several images
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You have passed .* Initial images are now duplicating:FutureWarning"
+)
+
 PROMPTS = ["a cat", "a dog"]
 
 
@@ -73,14 +78,18 @@ def test_rejected_latents_never_reach_the_decoder(kind: str, vae: str) -> None:
     (latents,) = scripted.seen
     for given in decoded:
         for rejected in latents[[1, 2]]:
-            assert all(not torch.allclose(row, rejected, atol=1e-3) for row in given if row.shape == rejected.shape)
+            assert all(
+                not torch.allclose(row, rejected, atol=1e-3) for row in given if row.shape == rejected.shape
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rejected_rows_are_drawn_again_and_accepted_rows_stay(kind: str) -> None:
     pipe = tiny_pipeline(kind)
     plain = pipe(**arguments(kind)).images
-    scripted = wear(pipe, lambda latent, row, batch: not (batch == 0 and row in (1, 2)) and not (batch == 1 and row == 1))
+    scripted = wear(
+        pipe, lambda latent, row, batch: not (batch == 0 and row in (1, 2)) and not (batch == 1 and row == 1)
+    )
     out = pipe(**arguments(kind))
     assert np.array_equal(out.images[[0, 3]], plain[[0, 3]])
     assert [d.attempts for d in out.memorization] == [1, 2, 3, 1]
@@ -95,7 +104,9 @@ def test_rejected_rows_are_drawn_again_and_accepted_rows_stay(kind: str) -> None
 
 def pipe_again(kind: str):
     pipe = tiny_pipeline(kind)
-    wear(pipe, lambda latent, row, batch: not (batch == 0 and row in (1, 2)) and not (batch == 1 and row == 1))
+    wear(
+        pipe, lambda latent, row, batch: not (batch == 0 and row in (1, 2)) and not (batch == 1 and row == 1)
+    )
     return pipe(**arguments(kind))
 
 
@@ -150,8 +161,14 @@ def test_arguments_of_unknown_rows_draw_the_whole_batch_again() -> None:
     assert len(scripted.seen[1]) == 1
 
     def original(self, prompt, extra=None, generator=None, num_images_per_prompt=1, output_type="np"):
-        return plain_call(self, prompt, generator=generator, num_images_per_prompt=num_images_per_prompt,
-                          output_type=output_type, num_inference_steps=2)
+        return plain_call(
+            self,
+            prompt,
+            generator=generator,
+            num_images_per_prompt=num_images_per_prompt,
+            output_type=output_type,
+            num_inference_steps=2,
+        )
 
     plain_call = type(detach(pipe)).__call__
     custom = type("Custom", (type(pipe),), {"__call__": original})
@@ -323,8 +340,8 @@ def test_a_pipeline_that_goes_around_the_gate_returns_nothing() -> None:
 def test_the_pipelines_own_errors_survive() -> None:
     pipe = tiny_pipeline("text-to-image")
     wear(pipe, always)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'|nonsense"):
-        pipe("a cat", 64, 64, nonsense=[1], width=3)
+    with pytest.raises(TypeError, match="multiple values for argument 'width'"):
+        pipe("a cat", 64, 64, width=3)
     with pytest.raises(ValueError, match="prompt"):
         pipe()
 
@@ -333,7 +350,9 @@ def test_positional_arguments() -> None:
     pipe = tiny_pipeline("text-to-image")
     plain = pipe(PROMPTS, 32, 32, 2, output_type="np", generator=generator())
     wear(pipe, always)
-    assert np.array_equal(pipe(PROMPTS, 32, 32, 2, output_type="np", generator=generator()).images, plain.images)
+    assert np.array_equal(
+        pipe(PROMPTS, 32, 32, 2, output_type="np", generator=generator()).images, plain.images
+    )
 
 
 def test_hooks_on_the_vae_run_before_the_gate_and_survive() -> None:
@@ -375,13 +394,15 @@ def test_two_threads_on_one_vae_each_get_their_own_decisions() -> None:
     outs: dict[int, list] = {0: [], 1: []}
 
     def run(i: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            outs[i] = [pipes[i](**arguments()) for _ in range(3)]
+        outs[i] = [pipes[i](**arguments()) for _ in range(3)]
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
+    with warnings.catch_warnings():  # around the threads: it changes the whole process
+        warnings.simplefilter("ignore", MemorizationWarning)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert all(np.array_equal(out.images, plain) for out in outs[0]) and len(outs[0]) == 3
     assert all((out.images == 0).all() for out in outs[1]) and len(outs[1]) == 3
     assert [len(f.seen) for f in filters] == [3, 3]

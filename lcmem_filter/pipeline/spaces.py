@@ -1,0 +1,153 @@
+"""From the latents that a pipeline hands out to the latents that its decoder would be given."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..errors import LatentSpaceError, UnsupportedPipelineError
+from ..latents import single_frame
+
+Size = tuple[int, int]
+
+
+def picture_latents(latents: Any) -> torch.Tensor:
+    """Latents in the decoder's space as (B, C, H, W); one frame (B, C, 1, H, W) is squeezed.
+
+    Raises:
+        UnsupportedPipelineError: anything else, videos among them.
+    """
+    if not isinstance(latents, torch.Tensor):
+        raise UnsupportedPipelineError(
+            f"the decoder was given {type(latents).__name__}, not a tensor of latents; this pipeline cannot be filtered"
+        )
+    try:
+        return single_frame(latents)
+    except LatentSpaceError as error:
+        raise UnsupportedPipelineError(str(error)) from error
+
+
+def decoder_space(pipe: Any, vae: Any, latents: Any, size: Size | None) -> torch.Tensor:
+    """Bring the latents that ``pipe`` returns for ``output_type="latent"`` to the space of ``vae``.
+
+    What is one scale and shift a channel is left as it is: judging does not depend on it. Undone are packing into
+    tokens (FLUX.1, Qwen-Image and their kin) and, for FLUX.2, the batch norm over patches, which is another scale
+    within each patch.
+
+    Args:
+        latents: As returned: (B, C, H, W), or packed (B, tokens, channels).
+        size: Height and width in pixels that the pipeline drew at, where known.
+
+    Returns:
+        (B, C, H, W), C the latent channels of ``vae``.
+
+    Raises:
+        UnsupportedPipelineError: a layout that is not known.
+    """
+    channels = latent_channels(vae)
+    if not isinstance(latents, torch.Tensor):
+        raise _unknown_layout(pipe, type(latents).__name__)
+    if latents.ndim == 3:
+        found = _unpacked(pipe, vae, latents, size)
+    elif latents.ndim == 4 and _patched(pipe, vae, latents.shape[1], channels):
+        found = _without_batch_norm(pipe, vae, latents)
+    elif hasattr(vae, "bn") and not hasattr(pipe, "_unpack_latents_with_ids"):
+        # may be normalised within each patch, as Bria's are, or not: the shape does not tell
+        raise _unknown_layout(pipe, tuple(latents.shape))
+    else:
+        found = latents
+    if found.ndim == 5 and found.shape[2] == 1:
+        found = found[:, :, 0]
+    if found.ndim != 4 or (channels is not None and found.shape[1] != channels):
+        raise _unknown_layout(pipe, tuple(latents.shape))
+    return found
+
+
+def latent_channels(vae: Any) -> int | None:
+    """How many channels the latents of ``vae`` have, where its configuration tells."""
+    config = getattr(vae, "config", None)
+    for name in ("latent_channels", "z_dim"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+@contextmanager
+def drawn_size(pipe: Any) -> Iterator[list[Size]]:
+    """Collect the height and width that ``pipe`` prepares its latents for, which may not be those asked for."""
+    sizes: list[Size] = []
+    prepare = getattr(pipe, "prepare_latents", None)
+    if prepare is None or not {"height", "width"} <= set(inspect.signature(prepare).parameters):
+        yield sizes
+        return
+    before = pipe.__dict__.get("prepare_latents")
+    signature = inspect.signature(prepare)
+
+    @functools.wraps(prepare)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        sizes.append((int(given["height"]), int(given["width"])))
+        return prepare(*args, **kwargs)
+
+    pipe.__dict__["prepare_latents"] = watched
+    try:
+        yield sizes
+    finally:
+        if before is None:
+            del pipe.__dict__["prepare_latents"]
+        else:
+            pipe.__dict__["prepare_latents"] = before
+
+
+def _patched(pipe: Any, vae: Any, found: int, channels: int | None) -> bool:
+    return (
+        hasattr(vae, "bn")
+        and hasattr(pipe, "_unpatchify_latents")
+        and channels is not None
+        and found == 4 * channels
+    )
+
+
+def _unpacked(pipe: Any, vae: Any, latents: torch.Tensor, size: Size | None) -> torch.Tensor:
+    """Packed latents (B, tokens, channels) by the pipeline's own methods."""
+    factor = getattr(pipe, "vae_scale_factor", None)
+    if size is None or factor is None:
+        raise _unknown_layout(pipe, tuple(latents.shape))
+    height, width = (side // (2 * factor) for side in size)
+    if height * width != latents.shape[1]:
+        raise _unknown_layout(pipe, tuple(latents.shape))
+    if hasattr(pipe, "_unpack_latents_with_ids") and hasattr(vae, "bn"):
+        grid = latents.transpose(1, 2).unflatten(2, (height, width))
+        return _without_batch_norm(pipe, vae, grid)
+    unpack = getattr(pipe, "_unpack_latents", None)
+    if unpack is None or list(inspect.signature(unpack).parameters) != [
+        "latents",
+        "height",
+        "width",
+        "vae_scale_factor",
+    ]:
+        raise _unknown_layout(pipe, tuple(latents.shape))
+    unpacked: torch.Tensor = unpack(latents, *size, factor)
+    return unpacked
+
+
+def _without_batch_norm(pipe: Any, vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Patched latents (B, 4 C, h, w) with the autoencoder's batch norm undone, as (B, C, 2 h, 2 w)."""
+    mean, variance = (s.view(1, -1, 1, 1).to(latents) for s in (vae.bn.running_mean, vae.bn.running_var))
+    unpatched: torch.Tensor = pipe._unpatchify_latents(
+        latents * torch.sqrt(variance + getattr(vae.config, "batch_norm_eps", vae.bn.eps)) + mean
+    )
+    return unpatched
+
+
+def _unknown_layout(pipe: Any, found: object) -> UnsupportedPipelineError:
+    return UnsupportedPipelineError(
+        f"{type(pipe).__name__} returns latents in a layout that cannot be judged ({found}); "
+        "ask for images instead: output_type='pil', 'np' or 'pt'"
+    )
