@@ -27,7 +27,7 @@ from .small_diffusion import Recipe, train_small_pipeline
 from .small_vae import VaeRecipe, encode_all, train_small_vae
 
 VAE = VaeRecipe()
-PIPELINE = Recipe(channels=(48, 64, 96), steps=4_500, learning_rate=1e-3)
+PIPELINE = Recipe(channels=(32, 64, 96), steps=2_600, batch_size=12, learning_rate=1e-3)
 HEAD = TrainingConfig(
     size="micro",
     resolution=SIZE,

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from .phantoms import FINDINGS, Visit
 
 ONCE = [Visit(patient, number) for patient in range(400) for number in range(3)]
-NAMED = [Visit(patient) for patient in range(400, 408)]
+NAMED = [Visit(patient) for patient in range(400, 406)]
 FAVOURED_FINDINGS = ("left nodule", "right nodule", "right effusion")
-NAMED_TIMES, FAVOURED_TIMES = 60, 160
+NAMED_TIMES, FAVOURED_TIMES = 80, 160
 
 HEAD_TRAINING = [Visit(patient, number) for patient in range(1_000, 1_400) for number in range(4)] + [
     Visit(patient) for patient in range(2_000, 2_400)
