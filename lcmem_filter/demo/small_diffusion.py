@@ -179,7 +179,9 @@ def train_small_pipeline(
         running.append(loss.item())
         if step % 100 == 0:
             state["losses"].append([step, sum(running) / len(running)])
-            log(f"step {step}/{recipe.steps} loss {state['losses'][-1][1]:.4f} {time.monotonic() - start:.0f} s")
+            log(
+                f"step {step}/{recipe.steps} loss {state['losses'][-1][1]:.4f} {time.monotonic() - start:.0f} s"
+            )
             running = []
         if step % checkpoint_every == 0 or step == recipe.steps:
             state |= {"step": step, "seconds": time.monotonic() - start}
@@ -203,13 +205,23 @@ def _warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        return 0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - warmup) / (total - warmup)))))
+        return 0.02 + 0.98 * 0.5 * (
+            1 + float(torch.cos(torch.tensor(torch.pi * (step - warmup) / (total - warmup))))
+        )
 
     return factor
 
 
-def _save_checkpoint(path: Path, unet: Any, text_encoder: Any, optimizer: Any, schedule: Any, ema: Any,
-                     generator: torch.Generator, state: dict[str, Any]) -> None:
+def _save_checkpoint(
+    path: Path,
+    unet: Any,
+    text_encoder: Any,
+    optimizer: Any,
+    schedule: Any,
+    ema: Any,
+    generator: torch.Generator,
+    state: dict[str, Any],
+) -> None:
     payload = {
         "unet": unet.state_dict(),
         "text_encoder": text_encoder.state_dict(),
