@@ -1,0 +1,64 @@
+"""Search with any baseline, through the backends of the index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..index.backends import make_backend
+from .registry import Baseline
+
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The stored rows most alike each query.
+
+    Attributes:
+        rows: (B, k), int64.
+        similarity: (B, k), float32, descending.
+    """
+
+    rows: torch.Tensor
+    similarity: torch.Tensor
+
+
+class Searcher:
+    """What a baseline kept of the training set, searchable.
+
+    Args:
+        baseline: How images are compared.
+        stored: (N, D) as ``baseline.embed`` gave them.
+        backend: Search engine, one of ``lcmem_filter.index.BACKENDS``.
+    """
+
+    def __init__(self, baseline: Baseline, stored: torch.Tensor, *, backend: str = "exact") -> None:
+        self.baseline, self._stored = baseline, stored
+        self._backend = make_backend(backend, baseline.key(stored))
+
+    @torch.inference_mode()
+    def search(self, queries: torch.Tensor, k: int, *, but: torch.Tensor | None = None) -> Found:
+        """The ``k`` rows most alike each of ``queries`` (B, D), best first.
+
+        Args:
+            queries: As ``baseline.embed`` gave them.
+            k: At most N, or N - 1 with ``but``.
+            but: (B,) a row that must not be found for each query, or -1: the query's own.
+        """
+        parts = [
+            self._search(queries[i : i + BATCH], k, None if but is None else but[i : i + BATCH])
+            for i in range(0, len(queries), BATCH)
+        ]
+        return Found(torch.cat([part.rows for part in parts]), torch.cat([part.similarity for part in parts]))
+
+    def _search(self, queries: torch.Tensor, k: int, but: torch.Tensor | None) -> Found:
+        proposed = min(max(k, self.baseline.shortlist) + (but is not None), len(self._stored))
+        rows = self._backend.propose(self.baseline.query(queries), proposed)
+        if but is not None:
+            others_first = (rows == but[:, None]).to(torch.uint8).argsort(dim=1, stable=True)
+            rows = rows.gather(1, others_first)[:, : proposed - 1]
+        similarity = self.baseline.similarity(queries, self._stored[rows])
+        similarity, order = similarity.sort(dim=1, descending=True, stable=True)
+        return Found(rows.gather(1, order)[:, :k], similarity[:, :k])
