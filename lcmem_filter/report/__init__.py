@@ -1,0 +1,34 @@
+"""Results to a report: one self-contained HTML page, and a JSON file with every number. Knows values only."""
+
+from .pictures import Pictures
+from .results import (
+    AllowEntry,
+    Certificate,
+    DuplicateGroup,
+    Measured,
+    Rate,
+    Results,
+    Run,
+    RungRow,
+    Sample,
+)
+from .statistics import rate_of
+from .summarise import results_of
+from .write import ReportFiles, write_report
+
+__all__ = [
+    "AllowEntry",
+    "Certificate",
+    "DuplicateGroup",
+    "Measured",
+    "Pictures",
+    "Rate",
+    "ReportFiles",
+    "Results",
+    "Run",
+    "RungRow",
+    "Sample",
+    "rate_of",
+    "results_of",
+    "write_report",
+]

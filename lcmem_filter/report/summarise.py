@@ -1,0 +1,175 @@
+"""Samples and a calibration to everything that follows from them: counts, verdict, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..types import Calibration
+from .results import (
+    AllowEntry,
+    Certificate,
+    CopiedTraining,
+    DuplicateGroup,
+    FalseDiscovery,
+    LabelRow,
+    Results,
+    Run,
+    RungRow,
+    Sample,
+)
+from .statistics import benjamini_hochberg, chance_of, held_out_for, rate_of, smallest_group
+
+NO_MATCH, MATCHES, NOT_CHECKED = 0, 1, 2
+FALSE_DISCOVERY_RATE = 0.1
+"""Share of false alarms that is allowed among discoveries where nothing else is chosen."""
+
+
+def results_of(
+    run: Run,
+    samples: Iterable[Sample],
+    calibration: Calibration,
+    *,
+    false_discovery_rate: float = FALSE_DISCOVERY_RATE,
+    certificate: Certificate | None = None,
+    duplicates: Sequence[DuplicateGroup] | None = None,
+    rungs: Sequence[RungRow] = (),
+    allow_list: Sequence[AllowEntry] = (),
+) -> Results:
+    """Everything that a report shows, from what was found about each sample.
+
+    Args:
+        run: What was run.
+        samples: One for each image; a generation job may add the draws that it withheld.
+        calibration: What the decisions rest on.
+        false_discovery_rate: Share of false alarms allowed among the discoveries, in (0, 1).
+        certificate: How far the check itself can be trusted.
+        duplicates: Groups of samples that resemble each other; ``None`` where they were not looked for.
+        rungs: Remedies that a generation job tried.
+        allow_list: Every entry, with what came of it.
+    """
+    samples = tuple(samples)
+    checked = [sample for sample in samples if sample.accepted is not None]
+    rejected = [sample for sample in checked if not sample.accepted]
+    exit_code = _exit_code(samples)
+    found = false_discovery(checked, calibration, false_discovery_rate) if checked else None
+    chance = chance_of(calibration, len(checked), len(rejected)) if checked else None
+    return Results(
+        run=run,
+        verdict=_verdict(run, samples, 0 if chance is None else chance.expected),
+        exit_code=exit_code,
+        samples=samples,
+        calibration=calibration,
+        rate=rate_of(len(rejected), len(checked)),
+        chance=chance,
+        false_discovery=found,
+        certificate=certificate,
+        labels=tuple(_labels(checked)),
+        copied=tuple(_copied(rejected)),
+        duplicates=None if duplicates is None else tuple(duplicates),
+        rungs=tuple(rungs),
+        allow_list=tuple(allow_list),
+    )
+
+
+def false_discovery(checked: Sequence[Sample], calibration: Calibration, rate: float) -> FalseDiscovery:
+    """Benjamini-Hochberg over the whole set, and what it could have seen at all."""
+    p_values = [1.0 if sample.p_value is None else sample.p_value for sample in checked]
+    ids = tuple(checked[position].id for position in benjamini_hochberg(p_values, rate))
+    m, n = len(checked), calibration.n
+    fewest, needed = smallest_group(m, n, rate), held_out_for(1, m, rate)
+    if ids:
+        conclusion = (
+            f"{_images(len(ids))} stand out from the whole set; on average at most {rate:.0%} of such a "
+            "list are false alarms."
+        )
+        if len(ids) == 1:
+            conclusion = conclusion.replace("stand out", "stands out")
+        if fewest > 1:
+            conclusion += f" Groups of fewer than {fewest} copies could not have been told from chance."
+    elif fewest > m:
+        conclusion = (
+            f"Cannot be certified: with {n} held-out images no number of copies among {m} images could be "
+            f"told from chance; that a single copy could be takes about {needed:,} held-out images."
+        )
+    elif fewest > 1:
+        conclusion = (
+            f"Cannot be certified: with {n} held-out images fewer than {fewest} copies among {m} images cannot "
+            f"be told from chance, so their absence cannot be shown; about {needed:,} held-out images would do."
+        )
+    else:
+        conclusion = (
+            f"No image stands out from the whole set, and a single copy could have (rate {rate:.0%})."
+        )
+    return FalseDiscovery(rate, m, n, ids, fewest, needed, conclusion)
+
+
+def _exit_code(samples: Sequence[Sample]) -> int:
+    statuses = {sample.status for sample in samples}
+    if "match" in statuses:
+        return MATCHES
+    return NOT_CHECKED if "not checked" in statuses else NO_MATCH
+
+
+def _verdict(run: Run, samples: Sequence[Sample], expected: float) -> str:
+    count = {
+        status: sum(sample.status == status for sample in samples)
+        for status in ("match", "allowed", "withheld", "not checked")
+    }
+    given = len(samples) - count["withheld"]
+    subject = "delivered image" if run.kind == "generation" else "image"
+    if count["match"]:
+        verb = "matches" if count["match"] == 1 else "match"
+        text = f"{count['match']:,} of {given:,} {subject}s {verb} a training image"
+    elif count["not checked"] == len(samples):
+        return f"None of the {given:,} {subject}s could be checked, so nothing is known about them."
+    else:
+        text = f"No match was found among {given - count['not checked']:,} checked {subject}s"
+    if count["withheld"]:
+        text += f"; {_images(count['withheld'])} that matched {_was(count['withheld'])} withheld"
+    if run.kind == "audit" and count["match"]:
+        text += f"; among so many, about {_number(expected)} would by chance alone"
+    if count["allowed"]:
+        known = "a known false alarm" if count["allowed"] == 1 else "known false alarms"
+        more = " more" if count["match"] else " that would match"
+        text += f"; {count['allowed']:,}{more} {_was(count['allowed'])} accepted as {known}"
+    if count["not checked"]:
+        text += f"; {_images(count['not checked'])} could not be checked"
+    if run.training_unreadable:
+        text += f"; copies of {_images(run.training_unreadable)} missing from the index would not be found"
+    return text + "."
+
+
+def _labels(checked: Sequence[Sample]) -> list[LabelRow]:
+    by_label: dict[str, list[Sample]] = {}
+    for sample in checked:
+        for label in sample.labels:
+            by_label.setdefault(label, []).append(sample)
+    return [
+        LabelRow(
+            label,
+            rate_of(sum(not one.accepted for one in found), len(found)),
+            sum(one.status == "allowed" for one in found),
+        )
+        for label, found in sorted(by_label.items())
+    ]
+
+
+def _copied(rejected: Sequence[Sample]) -> list[CopiedTraining]:
+    by_id: dict[str, list[str]] = {}
+    for sample in rejected:
+        if sample.neighbours:
+            by_id.setdefault(sample.neighbours[0].id, []).append(sample.id)
+    found = [CopiedTraining(id_, tuple(ids)) for id_, ids in by_id.items()]
+    return sorted(found, key=lambda one: (-one.count, one.id))
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image" if count == 1 else f"{count:,} images"
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 2 else f"{value:.1g}"

@@ -1,0 +1,151 @@
+"""Results to ``report.html`` and ``report.json``."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from .figures import calibration_plot, label_chart, score_histogram
+from .pictures import Pictures, thumbnails
+from .results import Results, Sample
+from .salting import salted, salted_id
+
+HTML, JSON = "report.html", "report.json"
+GALLERY = 200
+"""Matches that are shown; the JSON has all of them."""
+ROWS = 100
+"""Rows of every other table that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """Where a report was written."""
+
+    html: Path
+    json: Path
+
+
+def write_report(
+    results: Results,
+    output_folder: str | os.PathLike[str],
+    *,
+    pictures: Pictures | None = None,
+    salt: bytes | None = None,
+) -> ReportFiles:
+    """Write one self-contained HTML page, and a JSON file with every number in it.
+
+    The page needs no network and no other file. Everything that comes from outside (file names, prompts, labels)
+    is escaped, and the page's own policy lets nothing run but its one script.
+
+    Args:
+        results: What was found; ``results_of`` makes it.
+        output_folder: Made where it is missing; files of an older report are replaced.
+        pictures: Where thumbnails come from; without it images are named, not shown.
+        salt: Replaces ids by keyed hashes, and leaves out prompts and the names of the data.
+    """
+    shown = _gallery(results)
+    samples, training = {}, {}
+    if pictures is not None:
+        samples = thumbnails((one.id for one in shown), pictures.sample)
+        training = thumbnails((one.neighbours[0].id for one in shown if one.neighbours), pictures.training)
+    if salt is not None:
+        results = salted(results, salt)
+        samples = {salted_id(id_, salt): uri for id_, uri in samples.items()}
+        training = {salted_id(id_, salt): uri for id_, uri in training.items()}
+    folder = Path(output_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = ReportFiles(folder / HTML, folder / JSON)
+    page = render(results, samples, training, salted=salt is not None)
+    # a file name that is not UTF-8 has no other way into a page
+    _replace(files.html, page.encode("utf-8", "backslashreplace"))
+    _replace(files.json, results.to_json().encode())
+    return files
+
+
+def render(
+    results: Results, samples: dict[str, str], training: dict[str, str], *, salted: bool = False
+) -> str:
+    """The page, with data URIs of the thumbnails by id."""
+    environment = Environment(
+        loader=PackageLoader(__package__, "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "number": _number,
+        "p": _p_value,
+        "probability": _probability,
+        "moment": _moment,
+    }
+    script = _source(environment, "report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html.jinja").render(
+        results=results,
+        run=results.run,
+        shown=_gallery(results),
+        rejected=sum(one.accepted is False for one in results.samples),
+        discovered=frozenset(results.false_discovery.discoveries if results.false_discovery else ()),
+        samples=samples,
+        training=training,
+        salted=salted,
+        rows=ROWS,
+        histogram=score_histogram(results),
+        calibration_plot=calibration_plot(results),
+        label_chart=label_chart(results) if results.labels else "",
+        style=Markup(_source(environment, "report.css")),
+        script=Markup(script),
+        script_policy=f"'sha256-{digest}'",
+    )
+
+
+def _gallery(results: Results) -> list[Sample]:
+    rejected = [one for one in results.samples if one.accepted is False]
+    return sorted(rejected, key=lambda one: -(one.score or 0.0))[:GALLERY]
+
+
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0].replace("\r\n", "\n")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_bytes(content)
+    os.replace(aside, path)
+
+
+def _percent(share: float) -> str:
+    for digits in (1, 2, 3):
+        text = f"{share:.{digits}%}"
+        if float(text[:-1]) not in (0.0, 100.0) or share in (0.0, 1.0):
+            return text.replace(f".{'0' * digits}%", "%")
+    return "< 0.001%" if share < 0.5 else "> 99.999%"
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2g}" if value >= 0.0001 else f"{value:.1e}"
+
+
+def _probability(value: float) -> str:
+    return "less than 0.001" if value < 0.001 else f"about {value:.2g}"
+
+
+def _moment(iso: str) -> str:
+    return datetime.fromisoformat(iso).strftime("%d %B %Y, %H:%M %Z").strip(" ,")

@@ -1,0 +1,108 @@
+"""Samples to a verdict, an exit code and tables; results to JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lcmem_filter.report import Results, Run, Sample, results_of
+from lcmem_filter.types import Neighbour
+
+from .made_up import audit, calibration, sample
+
+RUN = Run("audit", "2026-01-31T12:00:00+00:00", "gen", "index", 100)
+
+
+def of(*samples: Sample, run: Run = RUN, n: int = 999, rate: float = 0.1) -> Results:
+    return results_of(run, samples, calibration(n), false_discovery_rate=rate)
+
+
+UNREADABLE = Sample("broken.png", None, problem="truncated")
+MATCH, CLEAN = sample(0, 0.95), sample(1, 0.5)
+ALLOWED = replace(MATCH, id="known.png", allowed="a test chart")
+WITHHELD = replace(MATCH, id="drawn again", delivered=False)
+
+
+@pytest.mark.parametrize(
+    ("samples", "exit_code", "verdict"),
+    [
+        ([CLEAN], 0, "No match was found among 1 checked images."),
+        ([CLEAN, ALLOWED], 0, "1 that would match was accepted as a known false alarm."),
+        ([CLEAN, WITHHELD], 0, "1 image that matched was withheld."),
+        ([CLEAN, UNREADABLE], 2, "1 image could not be checked."),
+        ([UNREADABLE], 2, "None of the 1 images could be checked"),
+        ([CLEAN, MATCH], 1, "1 of 2 images matches a training image; among so many, about 0.02 would"),
+        ([CLEAN, MATCH, UNREADABLE, ALLOWED], 1, "1 more was accepted"),
+    ],
+)
+def test_verdict_and_exit_code(samples, exit_code, verdict):
+    found = of(*samples)
+    assert found.exit_code == exit_code
+    assert verdict in found.verdict and found.verdict.count(".") <= 2
+
+
+def test_missing_training_images_are_in_the_verdict():
+    found = of(CLEAN, run=replace(RUN, training_unreadable=3))
+    assert "copies of 3 images missing from the index would not be found" in found.verdict
+
+
+def test_allowed_images_stay_in_the_rate_and_in_the_tables():
+    found = of(CLEAN, ALLOWED, MATCH)
+    assert (found.rate.count, found.rate.of) == (2, 3)
+    assert found.count("allowed") == 1 and found.labels[1].allowed == 1
+    assert found.copied[0].samples == ("known.png", MATCH.id)
+
+
+def test_a_small_group_cannot_be_certified_and_nothing_is_ever_called_clean():
+    few = of(*[sample(i, 0.5) for i in range(300)], n=999)
+    assert few.false_discovery is not None and few.false_discovery.smallest_group == 3
+    assert few.false_discovery.conclusion.startswith(
+        "Cannot be certified: with 999 held-out images fewer than 3"
+    )
+    assert "2,999 held-out" in few.false_discovery.conclusion
+    hopeless = of(sample(0, 0.5), n=99, rate=0.005)
+    assert hopeless.false_discovery is not None
+    assert "no number of copies" in hopeless.false_discovery.conclusion
+    enough = of(sample(0, 0.5), n=999)
+    assert enough.false_discovery is not None
+    assert enough.false_discovery.conclusion.startswith("No image stands out")
+    for found in (few, hopeless, enough, of(UNREADABLE)):
+        assert "clean" not in found.to_json().lower()
+
+
+def test_discoveries_are_named_with_what_a_smaller_group_would_need():
+    found = audit(images=300, copies=12).false_discovery
+    assert found is not None and len(found.discoveries) == 12
+    assert "12 images stand out" in found.conclusion and "fewer than 3 copies" in found.conclusion
+
+
+def test_training_images_are_counted_by_the_nearest_only():
+    one, other = (Neighbour(name, 0.9, 0.9) for name in ("one", "other"))
+    samples = [replace(MATCH, id=str(i), neighbours=(one, other)) for i in range(3)]
+    samples.append(replace(MATCH, id="3", neighbours=(other, one)))
+    samples.append(replace(CLEAN, neighbours=(other,)))
+    assert [(row.id, row.count) for row in of(*samples).copied] == [("one", 3), ("other", 1)]
+
+
+def test_labels_count_an_image_for_each_of_its_labels():
+    both = replace(MATCH, id="both", labels=("a", "b"))
+    rows = of(both, replace(CLEAN, labels=("b",)), replace(UNREADABLE, labels=("b",))).labels
+    assert [(row.label, row.rejected.count, row.rejected.of) for row in rows] == [("a", 1, 1), ("b", 1, 2)]
+
+
+def test_json_has_every_number_and_can_be_read_back():
+    found = audit()
+    read = json.loads(found.to_json())
+    assert read["counts"] == {"accepted": 288, "match": 11, "allowed": 1}
+    assert read["rate"]["share"] == pytest.approx(12 / 300)
+    assert read["certificate"]["sensitivity"]["rate"]["share"] == pytest.approx(148 / 150)
+    assert read["certificate"]["consistency"]["rate"] is None
+    assert len(read["samples"]) == 300 and len(read["calibration"]["scores"]) == 999
+    assert read["samples"][0]["neighbours"][0]["id"].startswith("patient")
+
+
+def test_json_refuses_what_is_no_number():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        of(replace(CLEAN, score=float("nan"))).to_json()

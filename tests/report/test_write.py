@@ -1,0 +1,166 @@
+"""The page and the JSON: alone, escaped, salted, the same for the same results."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from lcmem_filter.report import Run, results_of, write_report
+from lcmem_filter.report import write as writing
+from lcmem_filter.report.salting import salted_id
+
+from .made_up import HOSTILE, QUOTED, audit, calibration, pictures, sample
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and all text that is neither script nor style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_data(self, data):
+        if self._inside not in ("script", "style"):
+            self.text.append(data)
+
+
+def page_of(folder, results=None, **options) -> str:
+    return write_report(results or audit(), folder, **options).html.read_text()
+
+
+def test_page_needs_no_other_file_and_no_network(tmp_path):
+    page = page_of(tmp_path, pictures=pictures())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+    elements = Elements(page).found
+    for _, attributes in elements:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith("data:"), value
+    assert {tag for tag, _ in elements} & {"link", "iframe", "object", "embed", "form", "base"} == {"link"}
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", page)
+
+
+def test_names_and_prompts_are_text_never_markup(tmp_path):
+    page = page_of(tmp_path, pictures=pictures())
+    assert HOSTILE not in page and QUOTED not in page
+    parsed = Elements(page)
+    assert [tag for tag, _ in parsed.found].count("script") == 1
+    assert not any("onerror" in attributes for _, attributes in parsed.found)
+    text = " ".join(parsed.text)
+    assert HOSTILE in text and QUOTED in text and "a test chart <b>of ours</b>" in text
+    assert any(attributes.get("data-id") == QUOTED for _, attributes in parsed.found)
+
+
+def test_policy_lets_nothing_run_but_the_pages_own_script(tmp_path):
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page_of(tmp_path))
+    scripts = next(part for part in policy.split("; ") if part.startswith("script-src"))
+    assert "default-src 'none'" in policy and "unsafe" not in scripts
+    assert re.fullmatch(r"script-src (&#39;|')sha256-[\w+/=]+(&#39;|')", scripts)
+
+
+def test_same_results_give_the_same_bytes(tmp_path):
+    one, other = (write_report(audit(), tmp_path / name, pictures=pictures()) for name in "ab")
+    assert one.html.read_bytes() == other.html.read_bytes()
+    assert one.json.read_bytes() == other.json.read_bytes()
+
+
+def test_training_images_are_shown_only_where_a_source_of_them_is_given(tmp_path):
+    images = [
+        Elements(page_of(tmp_path, pictures=given)).found for given in (pictures(), pictures(False), None)
+    ]
+    shown = [
+        sum(a.get("src", "").startswith("data:image/jpeg") for t, a in one if t == "img") for one in images
+    ]
+    assert shown == [24, 12, 0]
+
+
+def test_salted_report_has_no_name_prompt_or_checksum(tmp_path):
+    results = replace(
+        audit(), samples=tuple(replace(one, sha256="f00d" * 16, prompt="Ms Doe") for one in audit().samples)
+    )
+    written = write_report(results, tmp_path, pictures=pictures(), salt=b"a secret salt")
+    names = (
+        {one.id for one in results.samples} | {one.id for one in results.copied} | {"f00d", "Ms Doe", HOSTILE}
+    )
+    names |= {id_ for group in results.duplicates or () for id_ in group.ids if len(id_) > 1}
+    for path in (written.html, written.json):
+        content = path.read_text()
+        assert [name for name in names if name in content or name.split("/")[0] in content] == []
+    page = written.html.read_text()
+    known = salted_id("known.png", b"a secret salt")
+    assert page.count(f'data-id="{known}"') == 1 and page.count("data:image/jpeg") == 24
+    assert salted_id("known.png", b"another salt") not in page
+    read = json.loads(written.json.read_text())
+    assert read["counts"] == json.loads(results.to_json())["counts"]
+    assert set(read["false_discovery"]["discoveries"]) <= {one["id"] for one in read["samples"]}
+
+
+def test_file_names_that_are_no_text_can_be_written(tmp_path):
+    odd = b"\xff\xfe.png".decode("utf-8", "surrogateescape")
+    results = results_of(audit().run, [sample(0, 0.9, id=odd)], calibration())
+    page = page_of(tmp_path, results)
+    assert r"\udcff\udcfe.png" in page
+    assert json.loads((tmp_path / "report.json").read_text())["samples"][0]["id"] == odd
+
+
+def test_large_sets_stay_small_and_say_what_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "GALLERY", 20)
+    results = audit(images=2000, copies=60, duplicates=None)
+    page = page_of(tmp_path, results, pictures=pictures())
+    assert page.count('class="card"') == 20 and "of 60; report.json has all" in page
+    scores = [float(score) for score in re.findall(r'data-score="([\d.]+)"', page)]
+    best = sorted((one.score for one in results.samples if one.accepted is False), reverse=True)
+    assert scores == pytest.approx(best[:20])
+
+
+def test_full_gallery_is_a_few_megabytes(tmp_path):
+    page_of(tmp_path, audit(images=400, copies=250), pictures=pictures())
+    assert (tmp_path / "report.html").stat().st_size < 4_000_000
+
+
+def test_a_generation_job_fills_the_same(tmp_path):
+    run = Run("generation", "2026-01-31T12:00:00+00:00", "job 7", "index", 100)
+    samples = [
+        sample(0, 0.5, prompt="a cat", seed=3, attempts=2, rung="new seed"),
+        sample(1, 0.9, prompt="a <dog>", seed=4, attempts=1, delivered=False),
+    ]
+    page = page_of(tmp_path, results_of(run, samples, calibration()))
+    assert "Generation job" in page and "1 image that matched was withheld" in page
+    assert "a &lt;dog&gt;" in page and 'data-status="withheld"' in page and 'data-exit-code="0"' in page
+
+
+def test_nothing_checked_and_nothing_found_can_be_shown(tmp_path):
+    nothing = results_of(
+        audit().run, [replace(sample(0, 0.5), accepted=None, score=None, p_value=None)], calibration()
+    )
+    assert 'data-exit-code="2"' in page_of(tmp_path / "nothing", nothing)
+    none = results_of(audit().run, [sample(0, 0.5)], calibration(), duplicates=[])
+    page = page_of(tmp_path / "none", none)
+    assert 'data-exit-code="0"' in page and "There are none." in page and "no two images resemble" in page
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0, "0%"),
+        (1, "100%"),
+        (0.04, "4%"),
+        (0.0234, "2.3%"),
+        (0.0002, "0.02%"),
+        (0.9996, "99.96%"),
+        (1e-9, "< 0.001%"),
+    ],
+)
+def test_shares_are_never_rounded_to_none_or_all(share, text):
+    assert writing._percent(share) == text
