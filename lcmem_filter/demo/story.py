@@ -32,8 +32,8 @@ def draw_story(outcome: Outcome, path: Path) -> None:
     _panel(figure, [outcome.without[row] for row in rows], top=0.905, captions=True)
     after = f"{outcome.replaced} copies drawn again until new, {withheld} withheld"
     after = f"With the filter, same prompts and seeds: {after}"
-    _text(figure, 0.02, 0.545, after, GREEN, 17, "bold")
-    _panel(figure, [outcome.filtered[row] for row in rows], top=0.51, captions=False)
+    _text(figure, 0.02, 0.57, after, GREEN, 17, "bold")
+    _panel(figure, [outcome.filtered[row] for row in rows], top=0.535, captions=False)
     _scale(figure, outcome)
     figure.savefig(path)
 
@@ -70,7 +70,7 @@ def _panel(figure: Figure, samples: list[Sample], top: float, captions: bool) ->
         middle = x + width * 0.46
         sign = ">" if sample.decision.score > sample.decision.threshold else "≤"
         score = f"{sample.decision.score:.3f} {sign} {sample.decision.threshold:.3f}"
-        _text(figure, middle, top - high * 2.08, score, colour, 9.5, align="center")
+        _text(figure, middle, top - high * 2.08, score, colour, 9, align="center")
         _text(figure, middle, top - high * 2.3, _words(sample), colour, 10, "bold", align="center")
 
 
@@ -106,7 +106,7 @@ def _scale(figure: Figure, outcome: Outcome) -> None:
     """Every score on one scale: unseen patients as a grey heap, samples as dots, the threshold between."""
     calibration = outcome.index.calibration
     assert calibration is not None
-    axes = figure.add_axes((0.085, 0.045, 0.9, 0.1))
+    axes = figure.add_axes((0.085, 0.045, 0.9, 0.125))
     axes.hist(calibration.scores, bins=60, color="#cfd8dc", density=True)
     height = axes.get_ylim()[1]
     for samples, level, label in ((outcome.without, 0.72, "without"), (outcome.filtered, 0.3, "with")):
