@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,27 @@ from ..errors import FilterFailedError, MemorizationError, UnsupportedPipelineEr
 from ..filter import MemorizationFilter
 from ..types import Decision, OnExhausted, OnMemorized
 from .gate import Gate, gated, withheld_rows
-from .outputs import blank_latents, check_one_decision_an_image, images_of, keep_rows, replace_rows
+from .outputs import blank_latents, check_one_decision_an_image, has_names, images_of, keep_rows, replace_rows
 from .rows import BoundCall, draw_seed, generator_for
 from .spaces import decoder_space, drawn_size
 
 DECODERS = ("vae", "movq", "vqgan")
+
+NOT_PICTURES = frozenset(
+    {
+        "audio",
+        "audio_duration",
+        "audio_duration_s",
+        "audio_length_in_s",
+        "frames",
+        "num_frames",
+        "num_videos_per_prompt",
+        "num_waveforms_per_prompt",
+        "video",
+        "video_length",
+    }
+)
+"""Call arguments that only pipelines for video or sound have. Their decoders are given frames in pieces, or spectra."""
 
 
 class MemorizationWarning(UserWarning):
@@ -44,11 +61,17 @@ class Drawn:
 
 
 def decoder_of(pipe: Any) -> Any:
-    """The component that decodes latents.
+    """The component that decodes the latents of ``pipe``.
 
     Raises:
-        UnsupportedPipelineError: the pipeline has none.
+        UnsupportedPipelineError: the pipeline has none, or draws videos or sound.
     """
+    found = NOT_PICTURES & set(inspect.signature(type(pipe).__call__).parameters)
+    if found:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} draws videos or sound (it takes {', '.join(sorted(found))}): "
+            "only latent image pipelines can be filtered"
+        )
     for name in DECODERS:
         component = getattr(pipe, name, None)
         if component is not None and hasattr(component, "decode"):
@@ -154,6 +177,6 @@ def _hand_out(drawn: Drawn, call: BoundCall, policy: Policy) -> Any:
             warnings.warn(f"{found} and were dropped", MemorizationWarning, stacklevel=4)
         else:
             warnings.warn(f"{found}; blank images stand in their place", MemorizationWarning, stacklevel=4)
-    if not isinstance(output, tuple):
+    if has_names(output):
         output.memorization = decisions
     return output

@@ -14,8 +14,16 @@ LATENT_BLANK = 0.0
 
 
 def images_of(output: Any) -> Any:
-    """The images of a pipeline's output (a tuple, or a diffusers output): a list, an array or a tensor."""
-    return output[0]
+    """The images of a pipeline's output: a list, an array or a tensor.
+
+    An output is a tuple, a diffusers output, or (Stable Cascade, with ``return_dict=False``) the images themselves.
+    """
+    return _fields(output)[0]
+
+
+def has_names(output: Any) -> bool:
+    """Whether ``output`` is a diffusers output, with attributes."""
+    return hasattr(output, "__dataclass_fields__")
 
 
 def count_rows(value: Any) -> int | None:
@@ -86,7 +94,9 @@ def check_one_decision_an_image(output: Any, decisions: Sequence[Any] | None) ->
 
 
 def _fields(output: Any) -> list[Any]:
-    return list(output) if isinstance(output, tuple) else [getattr(output, name) for name in _names(output)]
+    if has_names(output):
+        return [getattr(output, name) for name in _names(output)]
+    return list(output) if isinstance(output, tuple) else [output]
 
 
 def _names(output: Any) -> list[str]:
@@ -95,6 +105,6 @@ def _names(output: Any) -> list[str]:
 
 def _map_fields(output: Any, change: Callable[[int, Any], Any]) -> Any:
     values = [change(position, value) for position, value in enumerate(_fields(output))]
-    if isinstance(output, tuple):
-        return tuple(values)
-    return type(output)(**dict(zip(_names(output), values, strict=True)))
+    if has_names(output):
+        return type(output)(**dict(zip(_names(output), values, strict=True)))
+    return tuple(values) if isinstance(output, tuple) else values[0]

@@ -90,11 +90,11 @@ def roles_of(pipe: Any) -> dict[str, Role]:
 
 @dataclass(frozen=True)
 class BoundCall:
-    """The arguments of one pipeline call by name; those of ``**kwargs`` apart, in ``extra``."""
+    """The arguments of one pipeline call by name; ``positional`` are those that only go by position, of ``*args``."""
 
     arguments: dict[str, Any]
-    extra: dict[str, Any]
     roles: Mapping[str, Role]
+    positional: tuple[Any, ...] = ()
 
     @classmethod
     def bind(
@@ -104,29 +104,33 @@ class BoundCall:
         Raises:
             TypeError: as ``original`` itself would for these arguments.
         """
-        signature = inspect.signature(original)
-        arguments = dict(signature.bind(pipe, *args, **kwargs).arguments)
-        arguments.pop(next(iter(signature.parameters)))
-        collected = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
-        extra = arguments.pop(collected[0], {}) if collected else {}
-        for name, parameter in signature.parameters.items():
-            if parameter.default is not inspect.Parameter.empty:
-                arguments.setdefault(name, parameter.default)
-        return cls(arguments, extra, roles_of(pipe))
+        parameters = list(inspect.signature(original).parameters.values())
+        arguments = dict(inspect.signature(original).bind(pipe, *args, **kwargs).arguments)
+        arguments.pop(parameters[0].name)
+        positional: tuple[Any, ...] = ()
+        for place, parameter in enumerate(parameters):
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(parameter.name, {})
+            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and arguments.get(parameter.name):
+                before = [arguments.pop(earlier.name) for earlier in parameters[1:place]]
+                positional = (*before, *arguments.pop(parameter.name))
+            elif parameter.default is not inspect.Parameter.empty and not positional:
+                arguments.setdefault(parameter.name, parameter.default)
+        return cls(arguments, roles_of(pipe), positional)
 
     @property
     def output_type(self) -> str | None:
         return self.arguments.get("output_type")
 
     def run(self, original: Callable[..., Any], pipe: Any) -> Any:
-        return original(pipe, **self.arguments, **self.extra)
+        return original(pipe, *self.positional, **self.arguments)
 
     def can_slice(self, total: int) -> bool:
         """Whether it is known of every argument which of the ``total`` rows it belongs to."""
         images = self.arguments.get("num_images_per_prompt") or 1
         prompts = total // images
         return (
-            not self.extra
+            not self.positional
             and prompts * images == total
             and all(
                 name in ("generator", "latents")
@@ -146,11 +150,11 @@ class BoundCall:
                 changed[name] = _take(value, [row // images for row in rows], repeat=name in TEXTS)
             elif role == "cycled":
                 changed[name] = _take(value, rows)
-        return BoundCall(_redrawn(changed, generators, images=1), self.extra, self.roles)
+        return BoundCall(_redrawn(changed, generators, images=1), self.roles)
 
     def for_all_rows(self, generators: list[torch.Generator]) -> BoundCall:
         """The same call from other generators, one a row; for arguments that cannot be taken apart."""
-        return BoundCall(_redrawn(dict(self.arguments), generators), self.extra, self.roles)
+        return BoundCall(_redrawn(dict(self.arguments), generators), self.roles, self.positional)
 
 
 def draw_seed(generator: torch.Generator | list[torch.Generator] | None, row: int) -> int:

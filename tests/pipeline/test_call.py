@@ -446,3 +446,33 @@ def test_a_pipeline_made_from_a_filtered_class_does_not_run_unfiltered() -> None
     with pytest.raises(FilterFailedError, match="has no filter of its own"):
         twin(**arguments())
     detach(twin)(**arguments())
+
+
+@pytest.mark.parametrize("by_position", [True, False])
+def test_a_subclass_that_hands_its_arguments_on(by_position: bool) -> None:
+    pipe = tiny_pipeline("text-to-image")
+    plain_call = type(pipe).__call__
+    plain = pipe(**arguments()).images
+
+    def handing_on(self, *args, **kwargs):
+        return plain_call(self, *args, **kwargs)
+
+    pipe.__class__ = type("Child", (type(pipe),), {"__call__": handing_on})
+    scripted = wear(pipe, reject_first_pass(2))
+    given = arguments()
+    args = (given.pop("prompt"),) if by_position else ()
+    out = pipe(*args, **given)
+    assert np.array_equal(out.images[[0, 1, 3]], plain[[0, 1, 3]])
+    assert not np.allclose(out.images[2], plain[2], atol=1e-3)
+    assert [len(batch) for batch in scripted.seen] == [4, 4 if by_position else 1]
+
+
+def test_single_texts_stand_for_every_row() -> None:
+    pipe = tiny_pipeline("text-to-image")
+    scripted = wear(pipe, reject_first_pass(0, 2))
+    out = pipe(**arguments(prompts="a cat", images=3, negative_prompt="blurred"))
+    assert [d.attempts for d in out.memorization] == [2, 1, 2] and len(scripted.seen[1]) == 2
+    detach(pipe)
+    seed = generator(out.memorization[2].seed)
+    alone = pipe(**arguments(prompts="a cat", images=1, negative_prompt="blurred", generator=seed))
+    np.testing.assert_allclose(out.images[2], alone.images[0], atol=1e-4)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from lcmem_filter.latents import canonical
+from lcmem_filter.latents import canonical, encode_pixels
 from lcmem_filter.pipeline import MemorizationWarning, detach
 from lcmem_filter.pipeline.call import decoder_of
+from lcmem_filter.pipeline.spaces import latent_channels
 
 from .families import Family, families
 from .scripted import always, reject_first_pass, wear
@@ -154,6 +155,16 @@ def test_rejected_rows_are_drawn_again_and_the_rest_stays(family: Family, pipe: 
         np.testing.assert_allclose(out[0][row], expected, atol=family.tolerance)
 
 
+def test_without_a_dict_it_returns_what_the_plain_pipeline_does(family: Family, pipe: Any) -> None:
+    plain = pipe(**arguments(family, return_dict=False))
+    scripted = wear(pipe, reject_first_pass(3))
+    out = pipe(**arguments(family, return_dict=False))
+    assert type(out) is type(plain) and len(out) == len(plain)
+    before, after = (given[0] if isinstance(given, tuple) else given for given in (plain, out))
+    assert np.array_equal(before[:3], after[:3]) and not np.allclose(before[3], after[3], atol=0.1)
+    assert [d.attempts for d in scripted.last_decisions] == [1, 1, 1, 2]
+
+
 def test_latents_are_judged_as_the_decoder_would_get_them(family: Family, pipe: Any) -> None:
     plain = pipe(**arguments(family, output_type="latent"))[0]
     scripted = wear(pipe, always)
@@ -178,6 +189,16 @@ def test_rejected_latents_are_drawn_again(family: Family, pipe: Any) -> None:
     assert torch.equal(out[0][[0, 1, 3]], plain[[0, 1, 3]])
     assert out[0][2].count_nonzero() and not torch.allclose(out[0][2], plain[2], atol=0.1)
     assert "prepare_latents" not in pipe.__dict__ and "decode" not in decoder_of(pipe).__dict__
+
+
+def test_its_encoder_makes_latents_of_the_decoders_space(family: Family, pipe: Any) -> None:
+    decoder = decoder_of(pipe)
+    latents = encode_pixels(decoder, torch.rand(2, 3, 32, 32) * 2 - 1)
+    assert (
+        latents.ndim == 4
+        and latents.shape[:2] == (2, latent_channels(decoder))
+        and latents.dtype == torch.float32
+    )
 
 
 def failure(pipe: Any, **given: Any) -> tuple[type, str]:
