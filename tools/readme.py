@@ -49,7 +49,65 @@ def filters() -> str:
     return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
 
 
-GENERATORS: dict[str, Callable[[], str]] = {"commands": commands, "filters": filters}
+def detection() -> str:
+    """The figure that decides, from the results file of ``benchmarks/detection``."""
+    path = RESULTS / "detection.json"
+    if not path.exists():
+        return "The comparison has not been run yet.\n"
+    results = json.loads(path.read_text())
+    columns = ["query", "domain", "n", "LCMem", "raw latents", "strongest other", "lead of LCMem over that"]
+    rows = [
+        _detection_row(DETECTION_TASKS[task], domain, row, results["labels"])
+        for task, domains in results["deciding"].items()
+        for domain, row in domains.items()
+    ]
+    dlib = [
+        f"{DETECTION_TASKS[task]} {_recall(domains['faces']['methods']['dlib_faces'])}"
+        for task, domains in results["deciding"].items()
+        if "dlib_faces" in domains.get("faces", {"methods": {}})["methods"]
+    ]
+    beside = f" dlib, trained on 3 million faces, finds of faces: {', '.join(dlib)}." if dlib else ""
+    dropped = sum(one["dropped_0.98"] for one in results["near_duplicates"]["by_domain"].values())
+    note = (
+        f"\nFrom [detection.json](benchmarks/results/detection.json): {results['about']} "
+        f"{dropped} unseen images that are near-duplicates of indexed ones set no threshold.{beside} "
+        "Plots: [recall](benchmarks/results/detection-recall.png), "
+        "[curves](benchmarks/results/detection-curves.png).\n"
+    )
+    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
+
+
+DETECTION_TASKS = {
+    "mild_copies": "mild copy",
+    "heavy_copies": "heavily transformed copy",
+    "same_identity": "other image of the identity",
+}
+
+
+def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str, str]) -> str:
+    cells = row["methods"]
+    apart = ("lcmem", "lcmem_embedding", "raw_latents", "dlib_faces")
+    others = {name: cell for name, cell in cells.items() if name not in apart}
+    best = max(others, key=lambda name: others[name]["recall"], default=None)
+    lead = (
+        "-" if best is None else _interval(others[best]["lead_of_reference"], others[best]["lead_interval"])
+    )
+    strongest = "-" if best is None else f"{labels[best]} {_recall(others[best])}"
+    return (
+        f"| {task} | {domain} | {row['n']:,} | {_recall(cells.get('lcmem'))} | {_recall(cells.get('raw_latents'))} "
+        f"| {strongest} | {lead} |"
+    )
+
+
+def _recall(cell: dict[str, Any] | None) -> str:
+    return "-" if cell is None else _interval(cell["recall"], cell["interval"])
+
+
+def _interval(value: float, interval: list[float]) -> str:
+    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+GENERATORS: dict[str, Callable[[], str]] = {"commands": commands, "detection": detection, "filters": filters}
 
 
 def refreshed(text: str) -> str:

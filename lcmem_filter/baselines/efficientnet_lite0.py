@@ -36,7 +36,7 @@ class EfficientNetLite0(Cosine):
         self.side = side
         self._model = EfficientNet.from_name("efficientnet-lite0", image_size=side)
         self._model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self._model.eval()
+        self._model.eval().to(memory_format=torch.channels_last)  # the faster layout on CPUs
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:

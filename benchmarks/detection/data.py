@@ -1,0 +1,161 @@
+"""The benchmark's images: what fills the index, and whose images are unseen or enrolled.
+
+Images of the train and validation splits always stand in the index. Identities of the test split are divided in two
+halves that take turns: one is enrolled, the other stays unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from lcmem_filter.errors import EmptyDataError, MissingColumnError
+from lcmem_filter.images import ImageRecord, ImageSource, open_images
+
+DOMAINS = {
+    "nih_cxr128": "X-rays",
+    "nih_cxr256": "X-rays",
+    "lfw": "faces",
+    "lfw_gray": "faces",
+    "orl_faces": "faces",
+    "ham10000": "skin lesions",
+    "art": "paintings",
+    "pictures": "pictures",
+    "pictures256": "pictures",
+}
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some images of several sources.
+
+    Attributes:
+        name: What the folder of what was kept of them is called.
+        sources: In the order of the rows.
+    """
+
+    name: str
+    sources: tuple[ImageSource, ...]
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    @cached_property
+    def records(self) -> list[ImageRecord]:
+        return [record for source in self.sources for record in source.records]
+
+    @cached_property
+    def identities(self) -> np.ndarray:
+        return np.array([record.identity for record in self.records], dtype=object)
+
+    @cached_property
+    def sets(self) -> np.ndarray:
+        """The name of each row's source."""
+        return np.repeat([source.name for source in self.sources], [len(source) for source in self.sources])
+
+    @cached_property
+    def domains(self) -> np.ndarray:
+        return np.array([DOMAINS.get(name, name) for name in self.sets])
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(source.fingerprint for source in self.sources).encode()).hexdigest()[
+            :16
+        ]
+
+    def place(self, row: int) -> tuple[ImageSource, int]:
+        """The source of a row, and its row there."""
+        for source in self.sources:
+            if row < len(source):
+                return source, row
+            row -= len(source)
+        raise IndexError(row)
+
+
+def data_files() -> list[Path]:
+    """The nine sets in ``LCMEM_DATA`` or ``../shared/data`` beside the checkout.
+
+    Raises:
+        SystemExit: naming what is missing.
+    """
+    folder = Path(os.environ.get("LCMEM_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    files = [folder / f"{name}.parquet" for name in DOMAINS]
+    if missing := [file.name for file in files if not file.exists()]:
+        raise SystemExit(
+            f"no benchmark data: {folder} lacks {', '.join(missing)}; set LCMEM_DATA to its folder"
+        )
+    return files
+
+
+def vae_folder() -> Path:
+    """``LCMEM_VAE`` or ``../shared/vae/taesd`` beside the checkout: a diffusers autoencoder of the head's space.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    default = Path(__file__).resolve().parents[3] / "shared" / "vae" / "taesd"
+    folder = Path(os.environ.get("LCMEM_VAE", default))
+    if not (folder / "config.json").exists():
+        raise SystemExit(f"no benchmark autoencoder: {folder}; set LCMEM_VAE to a diffusers VAE folder")
+    return folder
+
+
+def open_splits(files: Sequence[Path], identity_column: str | None) -> dict[str, Images]:
+    """Images of each of ``SPLITS``: by the column ``split``, or 60/20/20 of the identities where there is none."""
+    parts: dict[str, list[ImageSource]] = {split: [] for split in SPLITS}
+    for file in files:
+        for split, source in _split(file, identity_column).items():
+            parts[split].append(source)
+    return {split: Images(split, tuple(sources)) for split, sources in parts.items()}
+
+
+def _split(file: Path, identity_column: str | None) -> dict[str, ImageSource]:
+    found = {}
+    try:
+        for split in SPLITS:
+            try:
+                found[split] = open_images(file, identity_column=identity_column, where={"split": split})
+            except EmptyDataError:
+                continue
+        return found
+    except MissingColumnError as error:
+        if "'split'" not in str(error):
+            raise
+    whole = open_images(file, identity_column=identity_column)
+    draws = np.array([_draw(record.identity) for record in whole.records])
+    for split, low, high in (("train", 0.0, 0.6), ("validation", 0.6, 0.8), ("test", 0.8, 1.0)):
+        if len(rows := np.flatnonzero((draws >= low) & (draws < high))):
+            found[split] = choose(whole, rows, split)
+    return found
+
+
+def choose(source: ImageSource, rows: np.ndarray, tag: str) -> ImageSource:
+    """Some rows of a source as a source."""
+    records = [source.records[row] for row in rows]
+    key = hashlib.sha256(f"{source.fingerprint} {tag} {rows.tolist()}".encode()).hexdigest()
+    return ImageSource(source.name, records, lambda row: source.encoded(int(rows[row])), key)
+
+
+def _draw(identity: str) -> float:
+    """A number in [0, 1) for an identity."""
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:6], "big") / 2**48
+
+
+def one_per_identity(images: Images, seed: int, *, in_each_set: bool) -> np.ndarray:
+    """A row of each identity, of each set that it has images in where ``in_each_set``."""
+    order = np.random.default_rng(seed).permutation(len(images))
+    seen: set[tuple[str, str]] = set()
+    rows = []
+    for row in order:
+        key = (images.identities[row], images.sets[row] if in_each_set else "")
+        if key not in seen:
+            seen.add(key)
+            rows.append(row)
+    return np.sort(np.array(rows))

