@@ -17,6 +17,13 @@ from .types import Neighbour
 SHORTLIST = 50
 """Candidates that the head proposes; the right image of a copy is almost always among the first ten."""
 
+BACKGROUND = slice(5, 30)
+"""Ranks whose mean similarity is a sample's background: beyond further images of the identity, near enough to be like
+it."""
+
+MOST_BACKGROUND = 0.8
+"""Cap of the background."""
+
 ZOOMS = (1.0, 0.97, 0.94)
 TURNS = (-4.0, -2.0, 0.0, 2.0, 4.0)
 SHIFTS = (-0.06, 0.0, 0.06)
@@ -46,23 +53,51 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
         LatentSpaceError: the head has no stem for ``space``, or latents of another shape.
     """
     _check(latents)
-    canonical = index.head.canonical(latents)
-    hits = index.search(index.head.embed(canonical, space), SHORTLIST)
-    aligned = None
-    if index.has_latents and space == index.space:
-        stored = index.latents(hits.rows).to(latents.device)
-        aligned = torch.stack([aligned_similarity(c, s) for c, s in zip(canonical, stored, strict=True)])
-    combined = combine(hits.similarity, aligned)
+    with torch.autocast(latents.device.type, enabled=False):  # another precision is another threshold
+        canonical = index.head.canonical(latents)
+        hits = index.search(index.head.embed(canonical, space), SHORTLIST)
+        aligned = None
+        if index.has_latents and space == index.space:
+            stored = index.latents(hits.rows).to(latents.device)
+            aligned = torch.stack([aligned_similarity(c, s) for c, s in zip(canonical, stored, strict=True)])
+        combined = combine(hits.similarity, aligned)
     if not torch.isfinite(combined).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")
     return [_scored(index, row, hits.rows, combined, hits.similarity, aligned) for row in range(len(latents))]
 
 
 def combine(embedding_similarity: torch.Tensor, latent_similarity: torch.Tensor | None) -> torch.Tensor:
-    """The one statistic that is calibrated, from a pair's cosine and aligned correlation; larger is more alike."""
+    """The one statistic that is calibrated: how far each candidate stands out, by both similarities; at most 1.
+
+    Args:
+        embedding_similarity: Cosines of each sample's shortlist, (B, K).
+        latent_similarity: Aligned correlations of the same, (B, K), or ``None``.
+
+    Returns:
+        (B, K): the mean of both ``relative_similarity``, or that of the cosines alone.
+    """
+    by_embedding = relative_similarity(embedding_similarity)
     if latent_similarity is None:
-        return embedding_similarity
-    return (embedding_similarity + latent_similarity) / 2
+        return by_embedding
+    return (by_embedding + relative_similarity(latent_similarity)) / 2
+
+
+def relative_similarity(similarity: torch.Tensor) -> torch.Tensor:
+    """How far each candidate stands out from the sample's background: (s - b) / (1 - b), 1 for an exact copy.
+
+    The background b is the mean similarity of the sample's further neighbours, so one threshold fits both domains
+    whose images resemble each other and domains whose images do not (score normalisation as in SSCD, Pizzi et al.,
+    arXiv 2202.10261, section 4.4, and the ratio of distances of Carlini et al., arXiv 2301.13188, section 4.2). It is
+    capped, so that an image which stands in the index many times over is still found.
+
+    Args:
+        similarity: (B, K), at most 1.
+    """
+    ordered = similarity.sort(dim=1, descending=True)[0][:, BACKGROUND]
+    if not ordered.shape[1]:  # an index of a few images has no background
+        return similarity
+    background = ordered.mean(1, keepdim=True).clamp_max(MOST_BACKGROUND)
+    return (similarity - background) / (1 - background)
 
 
 def aligned_similarity(query: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

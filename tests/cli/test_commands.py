@@ -1,0 +1,141 @@
+"""The commands end to end, on drawn pictures: what they print, and how they exit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lcmem_filter.cli.main import main
+
+from tests.index.material import head, saved_encoder
+from tests.tiny import write_pictures
+
+
+def run(capsys, *arguments: object) -> tuple[int, list[dict], str]:
+    status = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return status, [json.loads(line) for line in out.splitlines()], err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    saved_encoder(tmp_path)
+    head().save_pretrained(tmp_path / "head")
+    write_pictures(tmp_path / "train", range(40))
+    write_pictures(tmp_path / "held", range(100, 200))
+    return tmp_path
+
+
+def build(capsys, folder, *more: object):
+    given = (
+        "--vae",
+        folder / "vae",
+        "--head",
+        folder / "head",
+        "--output",
+        folder / "index",
+        "--device",
+        "cpu",
+    )
+    return run(capsys, "index", "build", folder / "train", *given, "--resolution", 32, *more)
+
+
+def test_build_calibrate_check(folder, capsys):
+    status, (built,), _ = build(capsys, folder)
+    assert status == 0 and (built["images"], built["space"], built["latents"]) == (40, "sd", True)
+    status, (found,), err = run(
+        capsys,
+        "calibrate",
+        folder / "index",
+        folder / "held",
+        "--false-rejection-rate",
+        0.05,
+        "--device",
+        "cpu",
+    )
+    assert status == 0 and found["n"] == 100 and "comes out between" in err
+    write_pictures(folder / "made", [4, 500, 501, 9])
+    status, lines, err = run(capsys, "check", folder / "made", "--index", folder / "index", "--device", "cpu")
+    assert status == 1 and "2 clean, 2 matches, 0 not checked" in err
+    assert {line["id"]: line["accepted"] for line in lines} == {
+        "004.png": False, "009.png": False, "500.png": True, "501.png": True
+    }  # fmt: skip
+    assert lines[0]["neighbours"][0]["id"] == "004.png" and lines[0]["score"] > found["threshold"]
+    write_pictures(folder / "clean", [500, 501])
+    assert run(capsys, "check", folder / "clean", "--index", folder / "index", "--device", "cpu")[0] == 0
+    (folder / "clean" / "broken.png").write_text("no image")
+    status, lines, err = run(
+        capsys, "check", folder / "clean", "--index", folder / "index", "--device", "cpu"
+    )
+    assert status == 2 and "1 not checked" in err and lines[-1]["accepted"] is None
+    assert "cannot be read" in lines[-1]["reason"]
+
+
+def test_an_incomplete_index_exits_2_and_is_refused_afterwards(folder, capsys):
+    (folder / "train" / "broken.png").write_text("no image")
+    status, (built,), err = build(capsys, folder)
+    assert status == 2 and list(built["unreadable"]) == ["broken.png"] and "allow_unindexed=True" in err
+    calibration = (
+        "calibrate",
+        folder / "index",
+        folder / "held",
+        "--false-rejection-rate",
+        0.05,
+        "--device",
+        "cpu",
+    )
+    status, lines, err = run(capsys, *calibration)
+    assert status == 2 and not lines and "lacks 1 training images" in err
+    assert run(capsys, *calibration, "--allow-unindexed")[0] == 0
+
+
+def test_errors_are_one_line(folder, capsys):
+    build(capsys, folder)
+    for arguments, message in (
+        (("check", folder / "held", "--index", folder / "index"), "no threshold for latents of 'sd' yet"),
+        (("check", folder / "held", "--index", folder / "missing"), "no index at"),
+        (("calibrate", folder / "index", folder / "missing"), "no such folder or table"),
+        (("calibrate", folder / "index", folder / "held", "--identity-column", "who"), "no column 'who'"),
+        (("calibrate", folder / "index", folder / "held", "--where", "split"), "COLUMN=VALUE"),
+        (
+            ("calibrate", folder / "index", folder / "held", "--false-rejection-rate", 0.001),
+            "needs at least 999",
+        ),
+        (
+            ("calibrate", folder / "index", folder / "held", "--vae", folder / "held"),
+            "no autoencoder could be loaded",
+        ),
+    ):
+        status, lines, err = run(capsys, *arguments)
+        assert status == 2 and not lines and message in err, err
+        assert err.startswith("lcmem-filter: ") and err.count("\n") == 1
+
+
+def test_the_encoder_that_an_index_names_may_be_gone(folder, capsys):
+    build(capsys, folder)
+    (folder / "vae").rename(folder / "moved")
+    calibration = ("calibrate", folder / "index", folder / "held", "--false-rejection-rate", 0.05)
+    status, _, err = run(capsys, *calibration)
+    assert status == 2 and "no autoencoder could be loaded" in err
+    assert run(capsys, *calibration, "--vae", folder / "moved")[0] == 0
+
+
+def test_training_from_the_command_line(folder, capsys):
+    write_pictures(folder / "people", range(12), identities=True)
+    write_pictures(folder / "people", range(12, 24), identities=True)
+    recipe = ("--size", "micro", "--resolution", 32, "--steps", 4, "--batch-pairs", 8, "--evaluate-every", 4)
+    status, (trained,), err = run(
+        capsys,
+        "train",
+        folder / "people",
+        "--vae",
+        folder / "vae",
+        "--output",
+        folder / "trained",
+        "--space",
+        "sd",
+        *recipe,
+    )
+    assert status == 0 and trained["spaces"] == ["sd"] and "training images" in err
+    assert (folder / "trained" / "README.md").exists()

@@ -1,0 +1,285 @@
+"""An index folder: what is in it, building that survives anything, and refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lcmem_filter.errors import (
+    ArtifactError,
+    ArtifactNotFoundError,
+    CorruptArtifactError,
+    EmptyDataError,
+    IncompleteIndexError,
+    LatentSpaceError,
+    LcmemFilterError,
+)
+from lcmem_filter.head import LCMemHead
+from lcmem_filter.images import to_pixels
+from lcmem_filter.index import MemorizationIndex
+from lcmem_filter.index import build as building
+from lcmem_filter.index import folder as files
+
+from .material import build, head, pictures, saved_encoder
+from tests.tiny import RESOLUTION, tiny_vae
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(building, "SHARD_ROWS", 8)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_rows_are_the_embedded_images(tmp_path):
+    index = build(tmp_path)
+    source = pictures(tmp_path / "train", range(20))
+    pixels = torch.stack([to_pixels(source.image(row), RESOLUTION) for row in range(20)])
+    latents = saved_encoder(tmp_path).encode(pixels)
+    expected = head().embed(latents, "sd")
+    hits = index.search(expected, 1)
+    assert hits.rows.flatten().tolist() == list(range(20))
+    torch.testing.assert_close(hits.similarity, torch.ones(20, 1), rtol=0, atol=2e-3)
+    torch.testing.assert_close(index.latents(torch.arange(20)), head().canonical(latents), rtol=0, atol=2e-3)
+    assert [record.id for record in index.records] == [f"{i:03d}.png" for i in range(20)]
+    assert hashlib.sha256((tmp_path / "train" / "007.png").read_bytes()).hexdigest() in index.sha256_set
+
+
+def test_save_and_load_round_trip(tmp_path):
+    built = build(tmp_path)
+    loaded = MemorizationIndex.load(tmp_path / "index")
+    assert len(loaded) == 20 and loaded.space == "sd" and loaded.resolution == RESOLUTION
+    assert loaded.latent_size == (16, 16)
+    assert loaded.fingerprint == built.fingerprint and loaded.head.fingerprint == head().fingerprint
+    rows = torch.tensor([[0, 19], [8, 7]])
+    assert torch.equal(loaded.latents(rows), built.latents(rows)) and loaded.latents(rows).shape == (
+        2,
+        2,
+        4,
+        16,
+        16,
+    )
+    assert loaded.calibration is None
+    assert loaded.load_encoder().source.sha256 == saved_encoder(tmp_path).source.sha256
+
+
+def test_identities_and_labels_are_kept(tmp_path):
+    source = pictures(tmp_path / "people", range(3), identities=True)
+    index = MemorizationIndex.build(
+        source, saved_encoder(tmp_path), head(), tmp_path / "index", resolution=RESOLUTION, progress=False
+    )
+    assert [(r.id, r.identity) for r in index.records] == [(r.id, r.identity) for r in source.records]
+
+
+def test_without_latents_there_are_none(tmp_path):
+    index = build(tmp_path, keep_latents=False)
+    assert not index.has_latents and not list((tmp_path / "index").rglob("latents.npy"))
+    with pytest.raises(LcmemFilterError, match="keeps no latents"):
+        index.latents(torch.tensor([0]))
+
+
+@pytest.mark.parametrize("writes", [1, 2, 5, 9, 13])
+def test_killed_at_any_write_the_same_build_ends_in_the_same_bytes(tmp_path, monkeypatch, writes):
+    build(tmp_path / "whole")
+    real, done = files.write_file, []
+
+    def dies(path, write):
+        if len(done) == writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name("torn.tmp").write_bytes(b"half a fi")
+            raise KeyboardInterrupt
+        done.append(path)
+        return real(path, write)
+
+    monkeypatch.setattr(files, "write_file", dies)
+    try:
+        build(tmp_path / "cut")
+        pytest.fail("the build was not cut")
+    except KeyboardInterrupt:
+        pass
+    monkeypatch.setattr(files, "write_file", real)
+    with pytest.raises(ArtifactNotFoundError, match="unfinished build|no index there"):
+        MemorizationIndex.load(tmp_path / "cut" / "index")
+    build(tmp_path / "cut")
+    shards = [digests(tmp_path / side / "index" / "shards") for side in ("whole", "cut")]
+    assert shards[0] == {name: value for name, value in shards[1].items() if not name.endswith(".tmp")}
+
+
+def test_a_harmed_shard_of_an_unfinished_build_is_made_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_commit", lambda given: None)
+        with pytest.raises(ArtifactNotFoundError):
+            build(tmp_path)
+    array = tmp_path / "index" / files.shard_folder(1) / files.EMBEDDINGS
+    array.write_bytes(array.read_bytes()[:-3])
+    assert build(tmp_path).search(torch.eye(64), 1).rows.shape == (64, 1)
+
+
+def test_a_finished_index_is_not_built_again_nor_overwritten(tmp_path):
+    build(tmp_path)
+    before = digests(tmp_path / "index")
+    build(tmp_path)
+    assert digests(tmp_path / "index") == before
+    with pytest.raises(ArtifactError, match="holds an index with other latents; give another"):
+        build(tmp_path, keep_latents=False)
+    with pytest.raises(ArtifactError, match="holds an index with other source, images"):
+        build(tmp_path, images=21)
+    (tmp_path / "other" / "index").mkdir(parents=True)
+    (tmp_path / "other" / "index" / "thesis.txt").write_text("precious")
+    with pytest.raises(ArtifactError, match="not empty and holds no index"):
+        build(tmp_path / "other")
+    assert digests(tmp_path / "index") == before
+
+
+def harmful_files(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("plan.json", "receipt.json")
+    ]
+
+
+@pytest.mark.parametrize("harm", ["truncated", "changed", "gone"])
+def test_every_file_is_checked(tmp_path, harm):
+    build(tmp_path)
+    folder = tmp_path / "index"
+    assert len(harmful_files(folder)) == 3 * 3 + 4  # three shards; head's two, manifest, CURRENT
+    for file in harmful_files(folder):
+        content = file.read_bytes()
+        if harm == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(content[:-1] if harm == "truncated" else content[:-2] + b"\x7f" + content[-1:])
+        if (harm, file.name) == ("truncated", "CURRENT"):  # only its final line break
+            MemorizationIndex.load(folder)
+        else:
+            with pytest.raises((CorruptArtifactError, ArtifactNotFoundError), match="index|manifest"):
+                MemorizationIndex.load(folder)
+        file.write_bytes(content)
+    MemorizationIndex.load(folder)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    build(tmp_path)
+    evil = tmp_path / "index" / files.shard_folder(0) / files.EMBEDDINGS
+    np.save(evil, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    manifest = files.read_manifest(tmp_path / "index")
+    manifest["files"][f"{files.shard_folder(0)}/{files.EMBEDDINGS}"] = files.sha256(evil)
+    files.commit(tmp_path / "index", manifest)
+    with pytest.raises(CorruptArtifactError, match="cannot be read"):
+        MemorizationIndex.load(tmp_path / "index")
+
+
+def test_another_head_in_the_folder_is_refused(tmp_path):
+    build(tmp_path)
+    torch.manual_seed(1)
+    LCMemHead.create("micro", {"sd": 4}).save_pretrained(tmp_path / "index" / files.HEAD)
+    with pytest.raises(CorruptArtifactError, match="checksum of head/"):
+        MemorizationIndex.load(tmp_path / "index")
+    manifest = files.read_manifest(tmp_path / "index")
+    for name in [name for name in manifest["files"] if name.startswith("head/")]:
+        manifest["files"][name] = files.sha256(tmp_path / "index" / name)
+    files.commit(tmp_path / "index", manifest)
+    with pytest.raises(CorruptArtifactError, match="another head"):
+        MemorizationIndex.load(tmp_path / "index")
+
+
+def test_an_encoder_of_another_space_is_refused_before_anything_is_written(tmp_path):
+    source = pictures(tmp_path / "train", range(4))
+    from lcmem_filter.latents import Encoder
+
+    for vae in (tiny_vae(seed=5), tiny_vae(latent_channels=8)):
+        with pytest.raises(LatentSpaceError, match="agreement on probe images"):
+            MemorizationIndex.build(source, Encoder(vae, "other"), head(), tmp_path / "index", progress=False)
+    assert not (tmp_path / "index").exists()
+
+
+def test_unreadable_images_make_an_incomplete_index(tmp_path):
+    (tmp_path / "train").mkdir()
+    for name in ("003x.png", "900.png"):
+        (tmp_path / "train" / name).write_text("no image")
+    index = build(tmp_path)
+    assert len(index) == 20 and list(index.unreadable) == ["003x.png", "900.png"]
+    assert "cannot be read" in index.unreadable["900.png"]
+    assert [record.id for record in index.records] == [f"{i:03d}.png" for i in range(20)]
+    with pytest.raises(
+        IncompleteIndexError, match=r"lacks 2 training images.*003x\.png.*allow_unindexed=True"
+    ):
+        MemorizationIndex.load(tmp_path / "index")
+    assert len(MemorizationIndex.load(tmp_path / "index", allow_unindexed=True)) == 20
+
+
+def test_no_readable_image_at_all(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.png").write_text("no image")
+    with pytest.raises(EmptyDataError, match="none of the 1 images"):
+        build(tmp_path, images=0)
+
+
+def test_the_manifest_names_the_encoder(tmp_path):
+    build(tmp_path)
+    pointer = (tmp_path / "index" / "CURRENT").read_text().split()[0]
+    manifest = json.loads((tmp_path / "index" / pointer).read_text())
+    assert (
+        manifest["encoder"]["path"] == str(tmp_path / "vae")
+        and manifest["encoder"]["class_name"] == "AutoencoderKL"
+    )
+    assert manifest["resize"] and manifest["complete"] is True
+
+
+def test_two_processes_build_what_one_builds(tmp_path):
+    import subprocess
+    import sys
+
+    build(tmp_path / "one")
+    script = """
+import sys
+from pathlib import Path
+from lcmem_filter.index import build as building
+building.SHARD_ROWS = 8
+from tests.index.material import build
+build(Path(sys.argv[1]))
+"""
+    (tmp_path / "two").mkdir()
+    saved_encoder(tmp_path / "two")
+    pictures(tmp_path / "two" / "train", range(20))
+    (tmp_path / "script.py").write_text(script)
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    root = Path(__file__).resolve().parents[2]
+    import os
+
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [*command, str(tmp_path / "script.py"), str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (MemorizationIndex.load(tmp_path / side / "index") for side in ("one", "two"))
+    assert [r.id for r in one.records] == [r.id for r in two.records]
+    torch.testing.assert_close(
+        one.latents(torch.arange(20)), two.latents(torch.arange(20)), rtol=0, atol=1e-3
+    )

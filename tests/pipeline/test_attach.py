@@ -1,0 +1,200 @@
+"""A true index on a tiny pipeline: attaching, what is found, and that nothing unverified comes back."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoPipelineForImage2Image, StableDiffusionImg2ImgPipeline
+
+import lcmem_filter
+from lcmem_filter import LCMemHead, MemorizationIndex, calibrate, open_images
+from lcmem_filter.errors import (
+    ArtifactNotFoundError,
+    CalibrationError,
+    CorruptArtifactError,
+    FilterFailedError,
+    LatentSpaceError,
+    MemorizationError,
+    UnsupportedPipelineError,
+)
+from lcmem_filter.latents import Encoder
+from lcmem_filter.pipeline import MemorizationWarning
+
+from tests.tiny import RESOLUTION, tiny_pipeline, tiny_vae, write_pictures
+
+PROMPTS = ["a cat", "a dog", "a cat", "a dog"]
+
+
+def call(pipe, seeds=(0, 1, 2, 3), **changes):
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    size = {"height": RESOLUTION, "width": RESOLUTION, "num_inference_steps": 2, "output_type": "np"}
+    return pipe(PROMPTS[: len(seeds)], generator=generators, **{**size, **changes})
+
+
+@pytest.fixture(scope="module")
+def memorised(tmp_path_factory):
+    """An index of the very latents that the pipeline draws from seeds 0 and 2, saved as that pipeline draws them."""
+    folder = tmp_path_factory.mktemp("attach")
+    pipe = tiny_pipeline()
+    pipe.vae.save_pretrained(folder / "vae")
+    torch.manual_seed(0)
+    head = LCMemHead.create("micro", {"sd": 4})
+    head.add_probes("sd", pipe.vae)
+    drawn = call(pipe, output_type="latent").images
+    write_pictures(folder / "train", range(40))
+    write_pictures(folder / "held", range(100, 200))
+
+    class Scripted:
+        """Encodes pictures as the autoencoder does, but the first two as what the pipeline draws."""
+
+        vae, source = pipe.vae, Encoder(pipe.vae, str(folder / "vae")).source
+        left = [drawn[0], drawn[2]]
+
+        def encode(self, pixels):
+            found = Encoder(pipe.vae, "").encode(pixels)
+            for row in range(len(found)):
+                if self.left:
+                    found[row] = self.left.pop(0)
+            return found
+
+    index = MemorizationIndex.build(
+        open_images(folder / "train"),
+        Scripted(),
+        head,
+        folder / "index",
+        resolution=RESOLUTION,
+        progress=False,
+    )
+    calibrate(index, open_images(folder / "held"), false_rejection_rate=0.05, progress=False)
+    return folder
+
+
+def test_memorised_rows_are_found_withheld_and_drawn_again(memorised):
+    pipe = tiny_pipeline()
+    plain = call(pipe).images
+    assert pipe.with_memorization_filter(memorised / "index", on_memorized="flag") is pipe
+    flagged = call(pipe)
+    assert np.array_equal(flagged.images, plain)
+    assert [d.accepted for d in flagged.memorization][::2] == [False, False]
+    assert [d.neighbours[0].id for d in flagged.memorization][::2] == ["000.png", "001.png"]
+    assert all(d.p_value == 1 / 101 for d in flagged.memorization[::2])
+
+    pipe.with_memorization_filter(memorised / "index", on_memorized="reject")
+    with pytest.warns(MemorizationWarning):
+        rejected = call(pipe)
+    assert not rejected.images[[0, 2]].any()
+    passed = [row for row, d in enumerate(rejected.memorization) if d.accepted]
+    assert np.array_equal(rejected.images[passed], plain[passed])
+
+    pipe.without_memorization_filter()
+    assert np.array_equal(call(pipe).images, plain) and not hasattr(call(pipe), "memorization")
+
+
+def test_policies_of_exhaustion_and_the_error_that_carries_decisions(memorised):
+    pipe = tiny_pipeline().with_memorization_filter(
+        memorised / "index", on_memorized="reject", on_exhausted="raise"
+    )
+    with pytest.raises(MemorizationError) as raised:
+        call(pipe)
+    assert [d.accepted for d in raised.value.decisions][::2] == [False, False]
+    pipe.with_memorization_filter(memorised / "index", on_memorized="reject", on_exhausted="drop")
+    with pytest.warns(MemorizationWarning, match="dropped"):
+        assert len(call(pipe).images) <= 2
+
+
+def test_latents_are_judged_without_being_decoded(memorised):
+    pipe = tiny_pipeline().with_memorization_filter(memorised / "index", on_memorized="reject")
+    with pytest.warns(MemorizationWarning):
+        out = call(pipe, output_type="latent")
+    assert not out.images[[0, 2]].any() and [d.accepted for d in out.memorization][::2] == [False, False]
+
+
+@pytest.mark.parametrize("file", ["embeddings.npy", "latents.npy", "records.parquet"])
+def test_a_damaged_or_missing_index_does_not_attach(memorised, tmp_path, file):
+    import shutil
+
+    pipe = tiny_pipeline()
+    plain = type(pipe)
+    shutil.copytree(memorised / "index", tmp_path / "index")
+    harmed = tmp_path / "index" / "shards" / "00000" / file
+    harmed.write_bytes(harmed.read_bytes()[:-1])
+    with pytest.raises(CorruptArtifactError, match="checksum"):
+        pipe.with_memorization_filter(tmp_path / "index")
+    with pytest.raises(ArtifactNotFoundError):
+        pipe.with_memorization_filter(tmp_path / "nowhere")
+    assert type(pipe) is plain
+
+
+def test_a_vae_of_another_space_is_refused(memorised):
+    pipe = tiny_pipeline()
+    pipe.vae = tiny_vae(seed=7)
+    with pytest.raises(LatentSpaceError, match="speaks none of the head's latent spaces"):
+        pipe.with_memorization_filter(memorised / "index")
+    assert "memorization_filter" not in pipe.__dict__
+
+
+def test_latents_that_overflow_return_nothing(memorised):
+    pipe = tiny_pipeline().with_memorization_filter(memorised / "index")
+
+    def overflow(pipeline, step, timestep, tensors):
+        return {"latents": tensors["latents"] * float("inf")}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(FilterFailedError, match="NaN or infinity"):
+            call(pipe, callback_on_step_end=overflow)
+
+
+def test_an_index_without_calibration_does_not_attach(tmp_path):
+    from tests.index.material import build
+
+    pipe = tiny_pipeline()
+    with pytest.raises(CalibrationError, match="lcmem-filter calibrate"):
+        pipe.with_memorization_filter(build(tmp_path))
+
+
+def test_what_is_no_latent_pipeline_is_refused(memorised):
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    with pytest.raises(UnsupportedPipelineError, match="no latent decoder"):
+        DDPMPipeline(unet, DDPMScheduler()).with_memorization_filter(memorised / "index")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_memorized": "remove"}, "on_memorized must be one of"),
+        ({"on_exhausted": "black"}, "on_exhausted must be one of"),
+        ({"max_resamples": 0}, "at least 1"),
+    ],
+)
+def test_options_are_checked(memorised, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline().with_memorization_filter(memorised / "index", **options)
+
+
+@pytest.mark.parametrize("maker", [StableDiffusionImg2ImgPipeline, AutoPipelineForImage2Image])
+def test_from_pipe_carries_the_filter_over(memorised, maker):
+    pipe = tiny_pipeline().with_memorization_filter(memorised / "index", on_memorized="flag")
+    twin = maker.from_pipe(pipe)
+    assert type(twin).__name__ == "StableDiffusionImg2ImgPipeline"
+    assert twin.memorization_filter.index is pipe.memorization_filter.index
+    assert twin.without_memorization_filter() is twin and "memorization_filter" in pipe.__dict__
+
+
+def test_the_functions_do_what_the_methods_do(memorised):
+    index = MemorizationIndex.load(memorised / "index", backend="faiss")
+    pipe = lcmem_filter.attach(tiny_pipeline(), index, on_memorized="flag")
+    assert [d.accepted for d in call(pipe).memorization][::2] == [False, False]
+    assert not hasattr(call(lcmem_filter.detach(pipe)), "memorization")

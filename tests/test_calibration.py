@@ -1,0 +1,138 @@
+"""p-values and thresholds against their definitions, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcmem_filter.calibration import calibrate, fit, realised_rate
+from lcmem_filter.errors import CalibrationError, EmptyDataError, LatentSpaceError
+from lcmem_filter.images import open_images
+from lcmem_filter.index import MemorizationIndex
+from lcmem_filter.latents import Encoder
+
+from tests.index.material import build, pictures
+from tests.tiny import picture, tiny_vae
+
+SCORES = st.lists(st.integers(0, 40).map(lambda v: v / 40), min_size=20, max_size=80)
+
+
+@given(SCORES, st.floats(0, 1))
+@settings(deadline=None)
+def test_p_value_is_its_definition(scores, score):
+    calibration = fit(scores, 0.05, "sd", len(scores))
+    assert calibration.p_value(score) == (1 + sum(s >= score for s in scores)) / (len(scores) + 1)
+
+
+@given(SCORES, st.sampled_from([0.05, 0.1, 0.31]), st.floats(0, 1))
+@settings(deadline=None)
+def test_the_threshold_rejects_just_the_p_values_up_to_the_rate(scores, rate, score):
+    calibration = fit(scores, rate, "sd", len(scores))
+    assert (score > calibration.threshold) == (calibration.p_value(score) <= rate + 1e-12)
+
+
+def test_the_promise_holds_on_exchangeable_scores():
+    draw = np.random.default_rng(0)
+    rates = []
+    for _ in range(400):
+        scores = draw.normal(size=1199)
+        threshold = fit(scores[:199].tolist(), 0.05, "sd", 199).threshold
+        rates.append((scores[199:] > threshold).mean())
+    assert 0.045 < np.mean(rates) < 0.055  # k / (n + 1) = 10 / 200
+    low, high = realised_rate(199, 0.05)
+    inside = np.mean([low <= rate <= high for rate in rates])
+    assert 0.9 < inside < 0.99  # 95 %, with 1,000 draws of noise on each rate
+
+
+def test_realised_rate_is_the_known_one():
+    closed_form = [1 - (1 - level) ** (1 / 99) for level in (0.025, 0.975)]  # of Beta(1, 99)
+    np.testing.assert_allclose(realised_rate(99, 0.01), closed_form, rtol=1e-6)
+    draws = np.random.default_rng(0).beta(10, 990, size=400_000)  # k = 10 of n = 999
+    np.testing.assert_allclose(realised_rate(999, 0.01), np.quantile(draws, [0.025, 0.975]), rtol=0.01)
+
+
+def test_too_few_images_are_told_how_many_are_needed():
+    with pytest.raises(
+        CalibrationError, match=r"needs at least 99 held-out images, got 98 usable \(3 left out: why\)"
+    ):
+        fit([0.1] * 98, 0.01, "sd", 101, Counter(why=3))
+    with pytest.raises(
+        CalibrationError, match=r"with 99 the rate comes out between 0\.03% and 3\.66%, with 999"
+    ):
+        fit([], 0.01, "sd", 0)
+    assert fit([0.1] * 99, 0.01, "sd", 99).n == 99
+
+
+def test_raising_the_rate_never_rejects_less():
+    scores = np.random.default_rng(0).normal(size=300).tolist()
+    thresholds = [fit(scores, rate, "sd", 300).threshold for rate in (0.01, 0.02, 0.05, 0.2)]
+    assert thresholds == sorted(thresholds, reverse=True)
+
+
+def test_calibration_is_kept_with_the_index(tmp_path):
+    index = build(tmp_path)
+    found = calibrate(
+        index, pictures(tmp_path / "held", range(100, 160)), false_rejection_rate=0.1, progress=False
+    )
+    assert found.n == 60 and found.query_space == "sd" and not found.dropped
+    assert index.calibration == found == MemorizationIndex.load(tmp_path / "index").calibration
+    again = calibrate(
+        tmp_path / "index", open_images(tmp_path / "held"), false_rejection_rate=0.2, progress=False
+    )
+    assert again.scores == found.scores and again.threshold <= found.threshold
+    assert MemorizationIndex.load(tmp_path / "index").calibration == again
+
+
+def test_what_would_raise_the_threshold_is_left_out(tmp_path):
+    index = build(tmp_path, images=30)
+    held = tmp_path / "held"
+    pictures(held, range(100, 140))
+    (held / "same.png").write_bytes((tmp_path / "train" / "003.png").read_bytes())
+    picture(7).save(held / "near.webp", quality=95)
+    (held / "broken.png").write_text("no image")
+    found = calibrate(index, open_images(held), false_rejection_rate=0.1, progress=False)
+    assert found.dropped == {"same file in the index": 1, "near-duplicate in the index": 1, "unreadable": 1}
+    assert found.n == 40 and found.given == 43
+
+
+def test_identities_count_once_and_must_be_unseen(tmp_path):
+    source = pictures(tmp_path / "people", range(30), identities=True)
+    from tests.index.material import head, saved_encoder
+
+    index = MemorizationIndex.build(
+        source, saved_encoder(tmp_path), head(), tmp_path / "index", resolution=32, progress=False
+    )
+    held = tmp_path / "held"
+    pictures(held, range(28, 60), identities=True)  # persons 28 and 29 are in the index
+    picture(300).save(held / "person040" / "other.png")
+    found = calibrate(index, open_images(held), false_rejection_rate=0.1, progress=False)
+    assert (
+        found.dropped == {"identity is in the index": 2, "further image of an identity": 1} and found.n == 30
+    )
+    with pytest.raises(EmptyDataError, match="2 left out: identity is in the index"):
+        calibrate(index, pictures(tmp_path / "known", range(2), identities=True), progress=False)
+
+
+def test_flat_folders_share_file_names_but_not_identities(tmp_path):
+    index = build(tmp_path, images=20)
+    held = tmp_path / "held"
+    held.mkdir()
+    for i in range(20):
+        picture(200 + i).save(held / f"{i:03d}.png")
+    assert calibrate(index, open_images(held), false_rejection_rate=0.1, progress=False).n == 20
+
+
+def test_refusals(tmp_path):
+    index = build(tmp_path)
+    held = pictures(tmp_path / "held", range(100, 120))
+    for rate in (0.0, 1.0, -1.0, math.nan):
+        with pytest.raises(CalibrationError, match="between 0 and 1"):
+            calibrate(index, held, false_rejection_rate=rate)
+    with pytest.raises(LatentSpaceError):
+        calibrate(index, held, false_rejection_rate=0.1, encoder=Encoder(tiny_vae(seed=9), "other"))
+    assert index.calibration is None

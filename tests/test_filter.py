@@ -1,0 +1,102 @@
+"""The filter: latents in, decisions out; closed where anything goes wrong."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from lcmem_filter import MemorizationFilter, MemorizationIndex
+from lcmem_filter.calibration import calibrate
+from lcmem_filter.errors import ArtifactNotFoundError, CalibrationError, FilterFailedError, LatentSpaceError
+from lcmem_filter.latents import encode_images
+
+from tests.index.material import build, pictures, saved_encoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("filter")
+    calibrate(
+        build(where, images=40),
+        pictures(where / "held", range(100, 200)),
+        false_rejection_rate=0.05,
+        progress=False,
+    )
+    return where
+
+
+def latents(folder, name: str, rows: range) -> torch.Tensor:
+    source = pictures(folder / name, rows)
+    encoded = encode_images(source, range(len(source)), saved_encoder(folder), 32).latents
+    assert encoded is not None
+    return encoded
+
+
+def test_training_images_are_rejected_and_new_ones_pass(folder):
+    judge = MemorizationFilter(folder / "index")
+    copies = judge.judge(latents(folder, "train", range(40)))
+    assert [d.accepted for d in copies] == [False] * 40
+    assert [d.neighbours[0].id for d in copies] == [f"{i:03d}.png" for i in range(40)]
+    assert all(d.score > d.threshold and d.p_value == 1 / 101 for d in copies)
+    fresh = judge.judge(latents(folder, "fresh", range(500, 600)))
+    accepted = [d.accepted for d in fresh]
+    assert accepted.count(True) >= 85  # 95 % promised; the realised rate scatters
+    assert all((d.p_value <= 0.05) == (d.accepted is False) for d in fresh)
+    assert all(len(d.neighbours) == 5 and d.attempts == 1 and d.seed is None for d in fresh)
+
+
+def test_a_held_out_image_has_the_rank_of_its_score(folder):
+    judge = MemorizationFilter(folder / "index")
+    decisions = judge.judge(latents(folder, "held", range(100, 200)))
+    p_values = sorted(d.p_value for d in decisions)
+    assert p_values == pytest.approx([(i + 2) / 101 for i in range(100)], abs=0.011)
+
+
+def test_half_precision_latents_are_judged_in_float32(folder):
+    judge, given = MemorizationFilter(folder / "index"), latents(folder, "fresh", range(500, 600))[:4]
+    whole = judge.judge(given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = judge.judge(given)
+    assert [d.score for d in inside] == [d.score for d in whole]
+    assert [d.score for d in judge.judge(given.half())] == pytest.approx([d.score for d in whole], abs=2e-3)
+
+
+def test_anything_that_goes_wrong_raises(folder, monkeypatch):
+    judge, good = MemorizationFilter(folder / "index"), latents(folder, "train", range(40))[:2]
+    bad = good.clone()
+    bad[1, 0, 0, 0] = float("nan")
+    with pytest.raises(FilterFailedError, match="NaN"):
+        judge.judge(bad)
+    with pytest.raises(LatentSpaceError):
+        judge.judge(torch.randn(2, 16, 8, 8))
+    monkeypatch.setattr(MemorizationIndex, "search", lambda *_: 1 / 0)
+    with pytest.raises(
+        FilterFailedError, match=r"could not judge latents of shape \(2, 4, 16, 16\): ZeroDivisionError"
+    ):
+        judge.judge(good)
+    monkeypatch.undo()
+    monkeypatch.setattr("lcmem_filter.filter.score_latents", lambda *_: [])
+    with pytest.raises(FilterFailedError, match="0 decisions for 2 latents"):
+        judge.judge(good)
+
+
+def test_no_index_no_calibration_no_filter(tmp_path):
+    with pytest.raises(ArtifactNotFoundError, match="no such folder"):
+        MemorizationFilter(tmp_path / "missing")
+    index = build(tmp_path)
+    with pytest.raises(
+        CalibrationError, match=r"no threshold for latents of 'sd' yet; run: lcmem-filter calibrate"
+    ):
+        MemorizationFilter(index)
+    with pytest.raises(LatentSpaceError, match="no stem for latent space 'flux'"):
+        MemorizationFilter(index, space="flux")
+
+
+def test_copies_share_the_index_and_pickles_name_its_folder(folder):
+    judge = MemorizationFilter(folder / "index")
+    assert copy.deepcopy(judge) is judge
+    again = pickle.loads(pickle.dumps(judge))
+    assert len(pickle.dumps(judge)) < 1000 and again.calibration == judge.calibration

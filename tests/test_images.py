@@ -1,0 +1,175 @@
+"""Images from folders and tables, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lcmem_filter.errors import DataError, EmptyDataError, MissingColumnError, UnreadableImageError
+from lcmem_filter.images import ImageRecord, ImageSource, open_images, to_pixels
+
+from tests.tiny import picture, write_pictures
+
+
+def write_csv(path: Path, header: list[str], rows: list[list[object]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def test_folder_of_images(tmp_path):
+    source = open_images(write_pictures(tmp_path, [3, 1, 2]))
+    assert source.records == [ImageRecord(name, name) for name in ("001.png", "002.png", "003.png")]
+    assert np.array_equal(np.asarray(source.image(1)), np.asarray(picture(2)))
+    assert source.image(0).mode == "RGB"
+
+
+def test_folder_of_identities(tmp_path):
+    write_pictures(tmp_path, [1, 2], identities=True)
+    picture(9).save(tmp_path / "person001" / "009.png")
+    records = open_images(tmp_path).records
+    assert [(record.id, record.identity) for record in records] == [
+        ("person001/001.png", "person001"),
+        ("person001/009.png", "person001"),
+        ("person002/002.png", "person002"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_tables_of_paths(tmp_path, kind):
+    import datasets
+
+    write_pictures(tmp_path, [0, 1, 2])
+    rows = [
+        {
+            "path": f"00{i}.png",
+            "who": ["a", "a", None][i],
+            "split": ["train", "test", "train"][i],
+            "labels": "x|y",
+        }
+        for i in range(3)
+    ]
+    table = datasets.Dataset.from_list(rows)
+    file = tmp_path / f"list.{kind}"
+    {"csv": table.to_csv, "jsonl": table.to_json, "parquet": table.to_parquet}[kind](str(file))
+    source = open_images(file, identity_column="who", where={"split": "train"})
+    assert source.records == [ImageRecord("000.png", "a", "x|y"), ImageRecord("002.png", "002.png", "x|y")]
+    assert np.array_equal(np.asarray(source.image(1)), np.asarray(picture(2)))
+
+
+def test_parquet_with_images_in_it(tmp_path):
+    import datasets
+
+    write_pictures(tmp_path, [0, 1])
+    features = datasets.Features({"image": datasets.Image(), "identity": datasets.Value("string")})
+    files = [tmp_path / f"00{i}.png" for i in range(2)]
+    rows = [{"image": {"bytes": file.read_bytes(), "path": None}, "identity": "p"} for file in files]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "set.parquet"))
+    for file in files:
+        file.unlink()
+    source = open_images(tmp_path / "set.parquet")
+    assert [(r.id, r.identity) for r in source.records] == [("set/0", "p"), ("set/1", "p")]
+    assert np.array_equal(np.asarray(source.image(1)), np.asarray(picture(1)))
+
+
+def test_imagefolder_with_metadata(tmp_path):
+    write_pictures(tmp_path, [0, 1])
+    (tmp_path / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": f"00{i}.png", "identity": f"p{i}"}) for i in range(2))
+    )
+    assert [record.identity for record in open_images(tmp_path).records] == ["p0", "p1"]
+
+
+def test_ids_of_a_column_must_be_unique(tmp_path):
+    write_pictures(tmp_path, [0, 1])
+    table = write_csv(tmp_path / "t.csv", ["path", "key"], [["000.png", "k"], ["001.png", "k"]])
+    with pytest.raises(DataError, match="two images of id 'k'"):
+        open_images(table, id_column="key")
+
+
+def test_pixels_are_in_the_range_that_diffusers_encodes():
+    black, white = (Image.new("RGB", (9, 7), colour) for colour in ("black", "white"))
+    assert to_pixels(black, 4).unique().tolist() == [-1.0] and to_pixels(white, 4).unique().tolist() == [1.0]
+    assert to_pixels(black, 4).shape == (3, 4, 4) and to_pixels(black, 4).dtype == torch.float32
+
+
+def test_sixteen_bit_greyscale_is_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65_535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    seen = np.asarray(open_images(tmp_path).image(0))[..., 0]
+    assert np.array_equal(seen, (ramp >> 8).astype(np.uint8))
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_images(tmp_path).image(0).size == (4, 8)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "text", "empty", "gone"])
+def test_an_unreadable_image_is_one_clear_error(tmp_path, harm):
+    file = write_pictures(tmp_path, [0, 1]) / "001.png"
+    source = open_images(tmp_path)
+    content = file.read_bytes()
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_bytes({"truncated": content[: len(content) // 2], "text": b"no image", "empty": b""}[harm])
+    with pytest.raises(UnreadableImageError, match=r"'001\.png' .* cannot be read.*mend or remove it"):
+        source.image(1)
+    assert source.image(0).size == (32, 32)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(EmptyDataError, match="has no images"):
+        open_images(tmp_path)
+    with pytest.raises(DataError, match="no such folder or table"):
+        open_images(tmp_path / "missing")
+    with pytest.raises(EmptyDataError, match="no rows"):
+        open_images(
+            write_csv(tmp_path / "t.csv", ["path", "split"], [["a.png", "test"]]), where={"split": "train"}
+        )
+
+
+def test_a_missing_column_is_named_with_those_there_are(tmp_path):
+    table = write_csv(tmp_path / "t.csv", ["path", "patient"], [["a.png", 1]])
+    with pytest.raises(MissingColumnError, match="no column 'person'; it has path, patient"):
+        open_images(table, identity_column="person")
+    with pytest.raises(MissingColumnError, match="no column 'image'"):
+        open_images(write_csv(tmp_path / "u.csv", ["patient"], [[1]]))
+    with pytest.raises(MissingColumnError, match="folder of images without a table"):
+        open_images(write_pictures(tmp_path / "plain", [0]), identity_column="person")
+
+
+def test_what_is_no_table(tmp_path):
+    (tmp_path / "t.xlsx").write_text("")
+    (tmp_path / "t.parquet").write_text("no parquet")
+    with pytest.raises(DataError, match="no table that can be read"):
+        open_images(tmp_path / "t.xlsx")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        open_images(tmp_path / "t.parquet")
+
+
+def test_the_fingerprint_follows_the_images(tmp_path):
+    write_pictures(tmp_path / "a", [0, 1])
+    before = open_images(tmp_path / "a").fingerprint
+    assert open_images(tmp_path / "a").fingerprint == before
+    picture(5).save(tmp_path / "a" / "001.png")
+    assert open_images(tmp_path / "a").fingerprint != before
+    write_pictures(tmp_path / "a", [2])
+    table = write_csv(tmp_path / "t.csv", ["path", "who"], [["a/000.png", "p"], ["a/001.png", "q"]])
+    assert open_images(table).fingerprint != open_images(table, identity_column="who").fingerprint
+
+
+def test_an_own_source():
+    source = ImageSource("mine", [ImageRecord("x", "p")], lambda row: b"no image", "v1")
+    assert len(source) == 1
+    with pytest.raises(UnreadableImageError):
+        source.image(0)

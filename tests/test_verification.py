@@ -1,0 +1,142 @@
+"""Aligned latents, the background, and the combined statistic, against loops written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcmem_filter.errors import FilterFailedError, LatentSpaceError
+from lcmem_filter.latents import normalise
+from lcmem_filter.training.validation import mild_copies
+from lcmem_filter.training.views import generator_for
+from lcmem_filter.verification import (
+    BACKGROUND,
+    SHORTLIST,
+    aligned_similarity,
+    alignments,
+    combine,
+    relative_similarity,
+    score_latents,
+)
+
+from tests.index.material import build, pictures, saved_encoder
+
+
+def smooth(rows: int, seed: int = 0, channels: int = 4, side: int = 16) -> torch.Tensor:
+    coarse = torch.randn(rows, channels, side // 2, side // 2, generator=torch.Generator().manual_seed(seed))
+    return normalise(torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear"))
+
+
+def test_aligned_similarity_is_the_best_mean_correlation_over_alignments():
+    query, candidates = smooth(1)[0], smooth(3, seed=1)
+    expected = [
+        max(
+            np.mean([np.corrcoef(moved[c].flatten(), other[c].flatten())[0, 1] for c in range(4)])
+            for moved in alignments(query).numpy()
+        )
+        for other in candidates.numpy()
+    ]
+    np.testing.assert_allclose(aligned_similarity(query, candidates).numpy(), expected, atol=1e-5)
+
+
+def test_alignments_are_all_different_and_hold_the_latent_itself():
+    moved = alignments(smooth(1)[0])
+    assert moved.shape == (270, 4, 16, 16)
+    distance = torch.cdist(moved.flatten(1), moved.flatten(1)) + torch.eye(270) * 99
+    assert distance.min() > 1e-3
+    assert min((moved - smooth(1)[0]).flatten(1).norm(dim=1)) < 1e-4
+    assert min((moved - smooth(1)[0].flip(-1)).flatten(1).norm(dim=1)) < 1e-4
+
+
+def test_mild_copies_are_more_alike_aligned_than_as_they_are():
+    latents = smooth(20)
+    copies = normalise(mild_copies(latents, generator_for(0)))
+    aligned = torch.stack([aligned_similarity(c, o[None])[0] for c, o in zip(copies, latents, strict=True)])
+    plain = (copies * latents).flatten(1).sum(1) / (
+        copies.flatten(1).norm(dim=1) * latents.flatten(1).norm(dim=1)
+    )
+    assert (aligned >= plain - 1e-6).all() and aligned.min() > 0.94 > plain.min()
+    assert (1 - aligned).mean() < 0.7 * (1 - plain).mean()
+
+
+def test_relative_similarity_is_the_distance_from_the_background():
+    similarity = torch.rand(3, SHORTLIST, generator=torch.Generator().manual_seed(0)) * 0.7
+    relative = relative_similarity(similarity)
+    for row in range(3):
+        background = sorted(similarity[row].tolist(), reverse=True)[BACKGROUND]
+        mean = math.fsum(background) / len(background)
+        expected = [(value - mean) / (1 - mean) for value in similarity[row].tolist()]
+        np.testing.assert_allclose(relative[row].numpy(), expected, rtol=1e-4)
+
+
+@given(st.integers(1, SHORTLIST), st.floats(0.0, 1.0))
+@settings(deadline=None, max_examples=40)
+def test_an_exact_copy_scores_one_however_often_it_stands_in_the_index(times, others):
+    similarity = torch.full((1, SHORTLIST), min(others, 0.999))
+    similarity[0, :times] = 1.0
+    torch.testing.assert_close(combine(similarity, similarity).max(), torch.tensor(1.0))
+
+
+def test_a_close_copy_of_an_image_that_stands_in_the_index_often_still_stands_out():
+    similarity = torch.full((1, SHORTLIST), 0.95)
+    assert combine(similarity, similarity).max() > 0.7
+
+
+def test_the_statistic_rises_with_either_similarity():
+    low, high = torch.full((1, SHORTLIST), 0.3), torch.full((1, SHORTLIST), 0.3)
+    high[0, 0] = 0.6
+    assert (
+        combine(low, high)[0, 0] > combine(low, low)[0, 0]
+        and combine(high, low)[0, 0] > combine(low, low)[0, 0]
+    )
+    assert combine(high, None)[0, 0] == relative_similarity(high)[0, 0]
+
+
+@pytest.mark.parametrize("keep_latents", [True, False])
+def test_an_images_own_copy_is_found_first(tmp_path, keep_latents):
+    index = build(tmp_path, images=60, keep_latents=keep_latents)
+    source = pictures(tmp_path / "train", range(60))
+    encoder = saved_encoder(tmp_path)
+    from lcmem_filter.latents import encode_images
+
+    latents = encode_images(source, range(12), encoder, 32).latents
+    scored = score_latents(index, latents, "sd")
+    assert [one.neighbours[0].id for one in scored] == [record.id for record in source.records[:12]]
+    assert all(0.99 < one.score <= 1 for one in scored)
+    assert all(one.score == one.neighbours[0].score for one in scored)
+    for one in scored:
+        scores = [near.score for near in one.neighbours]
+        assert scores == sorted(scores, reverse=True) and len(scores) == SHORTLIST
+        assert (one.neighbours[0].latent_similarity is not None) == keep_latents
+
+
+def test_scores_depend_neither_on_batch_nor_on_scale_and_shift(tmp_path):
+    index, latents = build(tmp_path), smooth(5, seed=3)
+    whole = [one.score for one in score_latents(index, latents, "sd")]
+    single = [score_latents(index, latent[None], "sd")[0].score for latent in latents]
+    backwards = [one.score for one in score_latents(index, latents.flip(0), "sd")][::-1]
+    scale, shift = torch.tensor([0.18, 3.0, 1.0, 9.0]), torch.tensor([5.0, -2.0, 0.0, 0.1])
+    moved = latents * scale[:, None, None] + shift[:, None, None]
+    scaled = [one.score for one in score_latents(index, moved, "sd")]
+    for other in (single, backwards, scaled):
+        np.testing.assert_allclose(other, whole, atol=1e-4)
+
+
+def test_what_cannot_be_judged_raises(tmp_path):
+    index = build(tmp_path)
+    for bad, message in ((float("nan"), "NaN or infinity"), (float("inf"), "NaN or infinity")):
+        latents = smooth(2)
+        latents[1, 0, 0, 0] = bad
+        with pytest.raises(FilterFailedError, match=message):
+            score_latents(index, latents, "sd")
+    with pytest.raises(FilterFailedError, match="constant"):
+        score_latents(index, torch.zeros(1, 4, 16, 16), "sd")
+    with pytest.raises(LatentSpaceError, match="batch, 4, height, width"):
+        score_latents(index, smooth(1, channels=8), "sd")
+    with pytest.raises(LatentSpaceError, match="no stem for latent space 'flux'"):
+        score_latents(index, smooth(1), "flux")
