@@ -35,6 +35,9 @@ _RECIPE: dict[str, dict[str, Any]] = {
         "type": int,
         "help": "augmented views of each image that are encoded beside the clean one",
     },
+    "strong_views": {"type": int, "help": "strongly augmented views of each image that stage 2 encodes"},
+    "stage2_steps": {"type": int, "help": "optimiser steps of stage 2"},
+    "stage2_learning_rate": {"type": float, "help": "peak of stage 2"},
     "gradient_accumulation": {"type": int, "help": "batches that one optimiser step is divided into"},
     "mixed_precision": {"choices": ["no", "fp16", "bf16"], "help": "of the trunk while training"},
     "validation_fraction": {
@@ -78,6 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN=VALUE",
         help="validate on these rows, of --validation or else of DATA",
     )
+    parser.add_argument(
+        "--stages",
+        type=_stages,
+        default=(1,),
+        metavar="1|2|1,2",
+        help="1: identity consistency; 2: strong augmentation of one side, which finds transformed copies (default: 1)",
+    )
+    parser.add_argument("--initial", metavar="HEAD", help="folder or shipped name of a head to go on from")
     parser.add_argument("--terms", default="", help="terms of the data, for the model card")
     recipe = parser.add_argument_group("recipe")
     for name, options in _RECIPE.items():
@@ -86,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, save, and print what was reached as one JSON object."""
+    from ..head import LCMemHead
     from ..latents import load_encoder
     from ..training import TrainingConfig, train_head
 
@@ -103,12 +115,20 @@ def run(args: argparse.Namespace) -> int:
         {args.space or _name_of_space(encoder): encoder},
         args.output,
         config,
+        stages=args.stages,
+        initial=LCMemHead.from_pretrained(args.initial) if args.initial else None,
         validation=validation,
         cache=args.cache,
         terms=args.terms,
     )
     print(json.dumps({"head": args.output, "spaces": list(head.spaces), "fingerprint": head.fingerprint}))
     return 0
+
+
+def _stages(text: str) -> tuple[int, ...]:
+    if text not in ("1", "2", "1,2"):
+        raise argparse.ArgumentTypeError(f"stages are 1, 2, or 1,2, got {text!r}")
+    return tuple(int(one) for one in text.split(","))
 
 
 def _open(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:

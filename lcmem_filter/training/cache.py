@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..errors import EmptyDataError, UnreadableImageError
 from ..images import ImageSource, to_pixels
 from ..latents import Encoder, canonical
-from .views import augment_image, generator_for
+from .views import augment_image, augment_strongly, generator_for
 
 SHARD_ROWS = 256
 ENCODE_BATCH = 8
@@ -33,6 +33,7 @@ class CachePlan:
         resolution: Side in pixels of the encoded squares.
         grid: Side of the canonical latents that are kept.
         view: 0 for the clean picture, else the number of an augmented view.
+        strong: Whether it is augmented strongly, as in stage 2.
         seed: Of the augmentation.
     """
 
@@ -43,6 +44,7 @@ class CachePlan:
     grid: int
     view: int = 0
     seed: int = 0
+    strong: bool = False
     path: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,10 +55,9 @@ class CachePlan:
             self.resolution,
             self.grid,
         ]
-        key += [
-            SHARD_ROWS,
-            f"view {self.view} seed {self.seed} version {VIEWS_VERSION}" if self.view else "clean",
-        ]
+        kind = "strong view" if self.strong else "view"
+        view = f"{kind} {self.view} seed {self.seed} version {VIEWS_VERSION}" if self.view else "clean"
+        key += [SHARD_ROWS, view]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
         object.__setattr__(self, "path", Path(self.folder) / name)
 
@@ -132,8 +133,9 @@ def _encode_shard(plan: CachePlan, first: int) -> None:
 def _pixels(plan: CachePlan, row: int) -> torch.Tensor:
     image = plan.source.image(row)
     if plan.view:
-        draw = generator_for(plan.seed, plan.view, plan.source.records[row].id)
-        image = augment_image(image, plan.resolution, draw)
+        key = ("strong", plan.view) if plan.strong else plan.view
+        draw = generator_for(plan.seed, key, plan.source.records[row].id)
+        image = (augment_strongly if plan.strong else augment_image)(image, plan.resolution, draw)
     return to_pixels(image, plan.resolution)
 
 

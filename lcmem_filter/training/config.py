@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Loss = Literal["nt-xent", "verification"]
@@ -11,7 +11,11 @@ MixedPrecision = Literal["no", "fp16", "bf16"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """Recipe of stage 1: identity consistency on cached latents.
+    """Recipe of a training run.
+
+    Stage 1 is identity consistency on cached latents, lightly augmented. Stage 2 goes on from its head with one
+    side of each pair strongly augmented as a picture, before it is encoded, so that copies are found however they
+    were transformed (LCMem, arXiv 2512.14421, section 3).
 
     Attributes:
         size: Named size of the head (``head.SIZES``).
@@ -28,7 +32,12 @@ class TrainingConfig:
         weight_decay: AdamW's, on matrices and kernels only.
         same_image: Share of pairs that are two views of one image although the identity has another image.
         augment: Latent-space augmentation of the pairs.
-        image_views: Augmented views of each image that are encoded and cached beside the clean one.
+        image_views: Lightly augmented views of each image that are encoded and cached beside the clean one.
+        stage: 1 or 2.
+        strong_views: In stage 2, strongly augmented views of each image that are encoded and cached.
+        stage2_steps: Optimiser steps of stage 2, in place of ``steps``.
+        stage2_learning_rate: Peak of stage 2, in place of ``learning_rate``.
+        stage2_same_image: Stage 2's ``same_image``.
         gradient_accumulation: Batches that one optimiser step is divided into; negatives stay within a batch.
         mixed_precision: For the trunk; losses and the finished head are in float32.
         validation_fraction: Share of identities held out where no validation data is given.
@@ -52,6 +61,11 @@ class TrainingConfig:
     same_image: float = 0.3
     augment: bool = True
     image_views: int = 1
+    stage: Literal[1, 2] = 1
+    strong_views: int = 1
+    stage2_steps: int = 1500
+    stage2_learning_rate: float = 3e-4
+    stage2_same_image: float = 0.7
     gradient_accumulation: int = 1
     mixed_precision: MixedPrecision = "no"
     validation_fraction: float = 0.1
@@ -66,7 +80,8 @@ class TrainingConfig:
                 f"batch_pairs must be a multiple of gradient_accumulation ({self.gradient_accumulation}), "
                 f"got {self.batch_pairs}"
             )
-        for name in ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience", "resolution"):
+        counts = ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience", "resolution")
+        for name in (*counts, "stage2_steps", "strong_views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("validation_fraction", "false_rejection_rate"):
@@ -76,6 +91,18 @@ class TrainingConfig:
             raise ValueError(f"same_image must be in [0, 1], got {self.same_image}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def for_stage(self, stage: Literal[1, 2]) -> TrainingConfig:
+        """The recipe of one stage of a run of both."""
+        if stage == 1:
+            return replace(self, stage=1)
+        return replace(
+            self,
+            stage=2,
+            steps=self.stage2_steps,
+            learning_rate=self.stage2_learning_rate,
+            same_image=self.stage2_same_image,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""

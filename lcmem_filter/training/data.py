@@ -117,17 +117,25 @@ class PairSampler:
     Identities are drawn in proportion to 1 / sqrt(images of their set), those with two images twice as often.
     A batch comes from ``sets_per_batch`` sets, so that most negatives are of the same kind. An image without
     a partner is paired with itself (another view, augmented otherwise), and so is a share ``same_image`` of
-    the rest.
+    the rest. Side b is one of the last ``strong_views`` views in four pairs of five, where there are any.
 
     Raises:
         DataError: fewer than two identities.
     """
 
     def __init__(
-        self, data: LatentSet, *, pairs: int, sets_per_batch: int, same_image: float, seed: int
+        self,
+        data: LatentSet,
+        *,
+        pairs: int,
+        sets_per_batch: int,
+        same_image: float,
+        seed: int,
+        strong_views: int = 0,
     ) -> None:
         self.pairs, self.sets_per_batch, self.same_image, self.seed = pairs, sets_per_batch, same_image, seed
-        self.views = next(iter(data.latents.values())).shape[1]
+        self.strong_views = strong_views
+        self.views = next(iter(data.latents.values())).shape[1] - strong_views
         names, self._identity = np.unique(data.identities.astype(str), return_inverse=True)
         if len(names) < 2:
             raise DataError(f"training needs at least two identities, got {len(names)}; give images of more")
@@ -149,6 +157,9 @@ class PairSampler:
         view_a, view_b = (
             draw.integers(0, self.views, len(a)) * (draw.random(len(a)) < 0.6) for _ in range(2)
         )
+        if self.strong_views:
+            strong = self.views + draw.integers(0, self.strong_views, len(a))
+            view_b = np.where(draw.random(len(a)) < 0.8, strong, view_b)
         return Pairs(a, b, view_a, view_b, self._identity[a])
 
     def _identities(self, draw: np.random.Generator) -> list[tuple[int, int]]:

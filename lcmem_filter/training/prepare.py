@@ -29,9 +29,8 @@ def prepare_data(
     """Encode what is missing, each process its share, then read everything.
 
     Returns:
-        Images to train on, and images to validate on that share no identity with them: those of
-            ``validation``, or
-        a share of ``sources`` where that is empty.
+        Images to train on, and images to validate on that share no identity with them: those of ``validation``,
+            or a share of ``sources`` where that is empty. In stage 2 the last views are strongly augmented ones.
 
     Raises:
         EmptyDataError: a source without readable images.
@@ -39,16 +38,20 @@ def prepare_data(
     """
     grid = int(SIZES[config.size]["grid"])
 
-    def plans(images: Sequence[ImageSource], views: range) -> dict[str, list[list[CachePlan]]]:
+    strong = config.strong_views if config.stage == 2 else 0
+
+    def plans(images: Sequence[ImageSource], light: int, strong: int) -> dict[str, list[list[CachePlan]]]:
         def of(source: ImageSource, encoder: Encoder) -> list[CachePlan]:
+            views = [(view, False) for view in range(1 + light)]
+            views += [(view, True) for view in range(1, 1 + strong)]
             return [
-                CachePlan(cache, source, encoder, config.resolution, grid, view, config.seed)
-                for view in views
+                CachePlan(cache, source, encoder, config.resolution, grid, view, config.seed, heavy)
+                for view, heavy in views
             ]
 
         return {space: [of(source, encoder) for source in images] for space, encoder in encoders.items()}
 
-    train, held = plans(sources, range(1 + config.image_views)), plans(validation, range(1))
+    train, held = plans(sources, config.image_views, strong), plans(validation, 0, min(strong, 1))
     every = [plan for part in (train, held) for images in part.values() for views in images for plan in views]
     for encoder in encoders.values():
         encoder.vae.to(accelerator.device)

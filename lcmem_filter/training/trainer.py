@@ -1,22 +1,23 @@
-"""Stage 1: one identity, one place. NT-Xent on cached latents, under accelerate."""
+"""Training on cached latents, under accelerate: stage 1, one identity, one place; stage 2, copies however changed."""
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from tqdm.auto import tqdm
 
-from ..errors import CorruptArtifactError, DataError
+from ..errors import ArtifactError, CorruptArtifactError, DataError
 from ..head import LCMemHead, Size
 from ..images import ImageSource
 from ..latents import Encoder, canonical
@@ -38,6 +39,8 @@ def train_head(
     output: str | os.PathLike[str],
     config: TrainingConfig | None = None,
     *,
+    stages: Sequence[Literal[1, 2]] = (1,),
+    initial: LCMemHead | None = None,
     validation: Sources | None = None,
     cache: str | os.PathLike[str] | None = None,
     terms: str = "",
@@ -52,6 +55,8 @@ def train_head(
         sources: Training images; several are balanced against each other.
         encoders: The encoder of each latent space, by the space's name.
         output: Folder of the head; checkpoints lie in a subfolder until it is finished.
+        stages: 1, identity consistency; 2, strong augmentation of one side; or both, one after the other.
+        initial: A trained head to go on from; without it, weights are drawn.
         validation: Images whose identities are not trained on; a share of the training identities by default.
         cache: Folder of encoded latents, for use by other runs too; inside ``output`` by default.
         terms: Terms of the data, for the model card.
@@ -65,16 +70,27 @@ def train_head(
         DataError: too few identities.
         ArtifactError: ``output`` holds something else than an unfinished run of the same plan.
     """
-    return _Run(
-        _listed(sources),
-        dict(encoders),
-        Path(output),
-        config or TrainingConfig(),
-        _listed(validation or ()),
-        Path(cache) if cache else None,
-        terms,
-        progress,
-    ).run()
+    output, config = Path(output), config or TrainingConfig()
+    first = output / "stage1"  # kept: it says that its stage is done
+    if not stages or set(stages) - {1, 2} or list(stages) != sorted(set(stages)):
+        raise ValueError(f"stages are 1, 2, or 1 and then 2, got {tuple(stages)}")
+    for stage in stages:
+        folder = first if stage == 1 and len(stages) == 2 else output
+        run = _Run(
+            _listed(sources),
+            dict(encoders),
+            folder,
+            config.for_stage(stage),
+            initial,
+            _listed(validation or ()),
+            Path(cache) if cache else output / ".latents",
+            terms,
+            progress,
+        )
+        initial = run.run()
+    if PartialState().is_main_process:
+        shutil.rmtree(output / ".latents", ignore_errors=True)
+    return cast(LCMemHead, initial)
 
 
 class _Run:
@@ -84,8 +100,9 @@ class _Run:
         encoders: dict[str, Encoder],
         output: Path,
         config: TrainingConfig,
+        initial: LCMemHead | None,
         validation: Sequence[ImageSource],
-        cache: Path | None,
+        cache: Path,
         terms: str,
         progress: bool,
     ) -> None:
@@ -93,7 +110,8 @@ class _Run:
             raise DataError("training needs at least one data source and one encoder")
         self.sources, self.encoders, self.validation, self.config = sources, encoders, validation, config
         self.terms, self.checkpoints = terms, Checkpoints(output)
-        self.cache = cache or self.checkpoints.work / "latents"
+        self.initial, self.cache = initial, cache
+        self.strong = config.strong_views if config.stage == 2 else 0
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation,
@@ -112,6 +130,7 @@ class _Run:
             "validation": [source.fingerprint for source in validation],
             "encoders": {space: encoder.source.sha256 for space, encoder in encoders.items()},
             "processes": self.accelerator.num_processes,
+            "initial": initial.fingerprint if initial is not None else None,
         }
 
     def run(self) -> LCMemHead:
@@ -134,9 +153,14 @@ class _Run:
             sets_per_batch=self.config.sets_per_batch,
             same_image=self.config.same_image,
             seed=self.config.seed,
+            strong_views=self.strong,
         )
         validator = Validator(
-            train, held_out, false_rejection_rate=self.config.false_rejection_rate, seed=self.config.seed
+            train,
+            held_out,
+            false_rejection_rate=self.config.false_rejection_rate,
+            seed=self.config.seed,
+            strong=bool(self.strong),
         )
         self._say(
             f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
@@ -148,7 +172,7 @@ class _Run:
 
     def _prepare(self, standing: Progress, train: LatentSet) -> tuple[Any, Any]:
         """Objective and optimiser under accelerate, as of ``standing``."""
-        head = self._untrained_head({space: values.shape[2] for space, values in train.latents.items()})
+        head = self._starting_head({space: values.shape[2] for space, values in train.latents.items()})
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             [
@@ -169,7 +193,7 @@ class _Run:
             self._say(f"going on from step {standing.step}")
         return objective, prepared
 
-    def _untrained_head(self, channels: Mapping[str, int]) -> LCMemHead:
+    def _starting_head(self, channels: Mapping[str, int]) -> LCMemHead:
         config = self.config
         trained_for = {
             "nt-xent": {"score": "cosine", "activation": "none"},
@@ -178,6 +202,13 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             head = LCMemHead.create(cast(Size, config.size), channels, **trained_for)
+        if self.initial is not None:
+            try:
+                head.load_state_dict(self.initial.state_dict())
+            except RuntimeError as error:
+                raise ArtifactError(
+                    f"the head to go on from has another shape than this recipe's ({error}); give its size and spaces"
+                ) from error
         for space, encoder in self.encoders.items():
             head.add_probes(space, encoder.vae)
         head.fc_end.requires_grad_(config.loss == "verification")
@@ -338,7 +369,11 @@ def _line(standing: Progress) -> str:
     entry = standing.history[-1]
     shares = [
         f"{name} {entry[key]['overall']:.3f}"
-        for name, key in (("mild copies", "mild_copies"), ("same identity", "same_identity"))
+        for name, key in (
+            ("mild copies", "mild_copies"),
+            ("transformed", "transformed_copies"),
+            ("same identity", "same_identity"),
+        )
         if entry[key]["overall"] is not None
     ]
     mark = "  *" if standing.best_step == standing.step else ""

@@ -109,7 +109,7 @@ def test_killed_at_any_write_the_same_build_ends_in_the_same_bytes(tmp_path, mon
     except KeyboardInterrupt:
         pass
     monkeypatch.setattr(files, "write_file", real)
-    with pytest.raises(ArtifactNotFoundError, match="unfinished build|no index there"):
+    with pytest.raises(ArtifactNotFoundError, match=r"unfinished build|no index there"):
         MemorizationIndex.load(tmp_path / "cut" / "index")
     build(tmp_path / "cut")
     shards = [digests(tmp_path / side / "index" / "shards") for side in ("whole", "cut")]
@@ -164,7 +164,7 @@ def test_every_file_is_checked(tmp_path, harm):
         if (harm, file.name) == ("truncated", "CURRENT"):  # only its final line break
             MemorizationIndex.load(folder)
         else:
-            with pytest.raises((CorruptArtifactError, ArtifactNotFoundError), match="index|manifest"):
+            with pytest.raises((CorruptArtifactError, ArtifactNotFoundError), match=r"index|manifest"):
                 MemorizationIndex.load(folder)
         file.write_bytes(content)
     MemorizationIndex.load(folder)

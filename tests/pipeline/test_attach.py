@@ -51,13 +51,14 @@ def memorised(tmp_path_factory):
         """Encodes pictures as the autoencoder does, but the first two as what the pipeline draws."""
 
         vae, source = pipe.vae, Encoder(pipe.vae, str(folder / "vae")).source
-        left = [drawn[0], drawn[2]]
+        left = (drawn[0], drawn[2])
 
         def encode(self, pixels):
             found = Encoder(pipe.vae, "").encode(pixels)
             for row in range(len(found)):
                 if self.left:
-                    found[row] = self.left.pop(0)
+                    found[row], *rest = self.left
+                    self.left = tuple(rest)
             return found
 
     index = MemorizationIndex.build(

@@ -99,3 +99,11 @@ def test_too_few_identities_to_split() -> None:
 def test_validation_images_of_trained_identities_are_left_out() -> None:
     held = without_identities(latent_set(["a", "new", "q"]), DATA)
     assert list(held.identities) == ["new"]
+
+
+def test_strong_views_stand_on_one_side_in_four_pairs_of_five() -> None:
+    data = latent_set([f"p{i}" for i in range(40)])
+    sampler = PairSampler(data, pairs=40, sets_per_batch=1, same_image=1.0, seed=0, strong_views=1)
+    drawn = [sampler.draw(step) for step in range(50)]
+    assert all((pairs.view_a == 0).all() for pairs in drawn)
+    assert 0.75 < np.mean([(pairs.view_b == 1).mean() for pairs in drawn]) < 0.85

@@ -176,6 +176,27 @@ def test_the_papers_loss_trains_the_verification_layer(tmp_path: Path, cache: Pa
         assert head.config.score == {"nt-xent": "cosine", "verification": "verification"}[loss]
 
 
+def test_stage_2_goes_on_from_stage_1_and_finds_transformed_copies(tmp_path: Path, cache: Path) -> None:
+    config = replace(QUICK, steps=8, stage2_steps=4, strong_views=2)
+    head = train(tmp_path / "both", cache, config, stages=(1, 2))
+    first, second = record(tmp_path / "both" / "stage1"), record(tmp_path / "both")
+    one = LCMemHead.from_pretrained(tmp_path / "both" / "stage1")
+    assert (first["plan"]["config"]["stage"], second["plan"]["config"]["stage"]) == (1, 2)
+    assert second["plan"]["initial"] == one.fingerprint != head.fingerprint
+    assert second["step"] == 4 and second["history"][0]["learning_rate"] <= config.stage2_learning_rate
+    assert (
+        not first["best"]["transformed_copies"]["per_set"] and second["best"]["transformed_copies"]["per_set"]
+    )
+    assert "strongly transformed copies" in (tmp_path / "both" / "README.md").read_text()
+    assert train(tmp_path / "both", cache, config, stages=(1, 2)).fingerprint == head.fingerprint
+    again = train(tmp_path / "second", cache, config, stages=(2,), initial=one)
+    assert again.fingerprint == head.fingerprint
+    with pytest.raises(ArtifactError, match="another shape"):
+        train(tmp_path / "third", cache, config, stages=(2,), initial=LCMemHead.create("small"))
+    with pytest.raises(ValueError, match="stages are 1, 2"):
+        train(tmp_path / "fourth", cache, config, stages=(2, 1))  # type: ignore[arg-type]
+
+
 def test_two_spaces_train_together(tmp_path: Path) -> None:
     encoders = {"a": Encoder(tiny_vae(), "a"), "b": Encoder(tiny_vae(seed=1, latent_channels=6), "b")}
     head = train_head(SOURCES, encoders, tmp_path / "head", replace(QUICK, steps=4), progress=False)
