@@ -33,6 +33,7 @@ def write_table(folder: Path, identities: int = 50) -> Path:
 
 
 def test_ones_own_table_through_the_command(tmp_path):
+    pytest.importorskip("sklearn")
     saved_encoder(tmp_path)
     head().save_pretrained(tmp_path / "head")
     options = {
