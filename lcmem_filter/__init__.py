@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from .audit import audit_images
     from .calibration import calibrate
     from .errors import LcmemFilterError, MemorizationError
     from .filter import MemorizationFilter
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .index import MemorizationIndex
     from .latents import load_encoder
     from .pipeline import attach, detach
+    from .report import write_report
     from .training import TrainingConfig, train_head
     from .types import Decision, Neighbour
 
@@ -35,11 +37,13 @@ _HOMES = {
     "Neighbour": "types",
     "TrainingConfig": "training",
     "attach": "pipeline",
+    "audit_images": "audit",
     "calibrate": "calibration",
     "detach": "pipeline",
     "load_encoder": "latents",
     "open_images": "images",
     "train_head": "training",
+    "write_report": "report",
 }
 
 __all__ = [
@@ -52,11 +56,13 @@ __all__ = [
     "Neighbour",
     "TrainingConfig",
     "attach",
+    "audit_images",
     "calibrate",
     "detach",
     "load_encoder",
     "open_images",
     "train_head",
+    "write_report",
 ]
 
 

@@ -66,18 +66,20 @@ def test_public_names_are_pinned_and_all_there():
         "Neighbour",
         "TrainingConfig",
         "attach",
+        "audit_images",
         "calibrate",
         "detach",
         "load_encoder",
         "open_images",
         "train_head",
+        "write_report",
     ]
     for name in lcmem_filter.__all__:
         assert getattr(lcmem_filter, name) is not None
 
 
 def test_commands_are_the_expected_ones():
-    assert list(commands()) == ["calibrate", "check", "convert", "demo", "index", "train"]
+    assert list(commands()) == ["audit", "calibrate", "check", "convert", "demo", "index", "train"]
 
 
 @pytest.mark.parametrize("name", sorted(commands()))

@@ -49,7 +49,7 @@ def sample(position: int, score: float, **changes: Any) -> Sample:
             "accepted": score <= judge.threshold,
             "score": score,
             "p_value": judge.p_value(score),
-            "neighbours": (Neighbour(f"patient{position % 40:03d}/visit1.png", score, score, score),),
+            "neighbours": (Neighbour(f"patient{position % 7:03d}/visit1.png", score, score, score),),
             "labels": labels,
             **changes,
         }

@@ -1,0 +1,83 @@
+"""The allow-list: false alarms that a person accepted, each with a reason."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, MissingColumnError
+from ..report import AllowEntry, Sample
+
+
+def read_allow_list(path: str | os.PathLike[str]) -> list[AllowEntry]:
+    """Read a CSV or JSON lines file with columns ``id``, ``reason`` and, if the entry is to hold for one file only,
+    ``sha256``.
+
+    Raises:
+        DataError: it cannot be read, an entry has no id or no reason, or an id stands there twice.
+        MissingColumnError: no column ``id`` or ``reason``.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = (
+                _json_lines(file)
+                if path.suffix.lower() in (".jsonl", ".json")
+                else list(csv.DictReader(file))
+            )
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"allow-list {path} cannot be read: {error}; give CSV or JSON lines") from error
+    entries: dict[str, AllowEntry] = {}
+    for number, row in enumerate(rows, start=1):
+        entry = _entry(path, number, row)
+        if entry.id in entries:
+            raise DataError(f"allow-list {path} has {entry.id!r} twice; keep one of them")
+        entries[entry.id] = entry
+    return list(entries.values())
+
+
+def apply_allow_list(
+    samples: Sequence[Sample], entries: Iterable[AllowEntry]
+) -> tuple[list[Sample], list[AllowEntry]]:
+    """The samples with reasons where an entry holds for them, and every entry with what came of it.
+
+    An entry with a SHA-256 holds for that file only: under an old name, a new picture is judged anew.
+    """
+    by_id = {sample.id: position for position, sample in enumerate(samples)}
+    found, applied = list(samples), []
+    for entry in entries:
+        position = by_id.get(entry.id)
+        if position is None:
+            effect = "no such image"
+        elif entry.sha256 and entry.sha256 != found[position].sha256:
+            effect = "another file"
+        elif found[position].accepted is False:
+            effect = "allowed"
+            found[position] = replace(found[position], allowed=entry.reason)
+        else:
+            effect = "not needed"
+        applied.append(replace(entry, effect=effect))
+    return found, applied
+
+
+def _json_lines(lines: Iterable[str]) -> list[Any]:
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _entry(path: Path, number: int, row: Any) -> AllowEntry:
+    if not isinstance(row, Mapping):
+        raise DataError(f"entry {number} of allow-list {path} is no object with id and reason: {row!r}")
+    for name in ("id", "reason"):
+        if name not in row:
+            raise MissingColumnError(
+                f"entry {number} of allow-list {path} has no {name!r}; it has {', '.join(map(str, row))}"
+            )
+    id_, reason, digest = (str(row.get(name) or "").strip() for name in ("id", "reason", "sha256"))
+    if not id_ or not reason:
+        raise DataError(f"entry {number} of allow-list {path} lacks its id or its reason; give both")
+    return AllowEntry(id_, reason, digest.lower())

@@ -1,0 +1,67 @@
+"""Near-duplicates of a picture, such as a model that memorised it may give back: mild transformations in pixels."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from ..images import ImageRecord, ImageSource
+
+DESCRIPTION = (
+    "zoomed in by up to 6%, shifted by up to 3%, turned by up to 4 degrees, brightness and contrast changed by up to "
+    "10%, half of them mirrored, a third slightly blurred, all saved as JPEG"
+)
+BORDER = 0.2
+"""Share of the longer side that a picture is extended by before it is moved."""
+
+
+def near_duplicate(image: Image.Image, seed: int) -> Image.Image:
+    """A near-duplicate of ``image`` as ``DESCRIPTION`` has it, the same for the same seed."""
+    draw = np.random.default_rng(seed)
+    moved = _moved(image, draw)
+    if draw.random() < 0.5:
+        moved = ImageOps.mirror(moved)
+    if draw.random() < 1 / 3:
+        moved = moved.filter(ImageFilter.GaussianBlur(0.004 * min(image.size)))
+    moved = ImageEnhance.Brightness(moved).enhance(draw.uniform(0.9, 1.1))
+    moved = ImageEnhance.Contrast(moved).enhance(draw.uniform(0.9, 1.1))
+    buffer = io.BytesIO()
+    moved.save(buffer, "JPEG", quality=int(draw.integers(60, 96)))
+    return Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
+
+
+def _moved(image: Image.Image, draw: np.random.Generator) -> Image.Image:
+    """Zoomed, shifted and turned about its centre; what comes in at the edges is mirrored, since a memorised picture
+    has no black corners."""
+    width, height = image.size
+    zoom, turn = draw.uniform(0.94, 1.0), math.radians(draw.uniform(-4, 4))
+    dx, dy = draw.uniform(-0.03, 0.03, 2) * (width, height)
+    cos, sin = math.cos(turn) * zoom, math.sin(turn) * zoom
+    border = math.ceil(BORDER * max(width, height))
+    pixels = np.asarray(image.convert("RGB"))
+    padded = Image.fromarray(np.pad(pixels, ((border, border), (border, border), (0, 0)), "symmetric"))
+    # each output pixel's place in the padded picture
+    x, y = width / 2, height / 2
+    matrix = (cos, -sin, x + dx + border - cos * x + sin * y, sin, cos, y + dy + border - sin * x - cos * y)
+    return padded.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+
+
+def near_duplicates_of(source: ImageSource, rows: Sequence[int], seeds: int) -> ImageSource:
+    """``seeds`` near-duplicates of each of ``rows``: all of the first row, then all of the second, and so on."""
+
+    def read(position: int) -> bytes:
+        row, seed = rows[position // seeds], position % seeds
+        buffer = io.BytesIO()
+        near_duplicate(source.image(row), 1000 * row + seed).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+    records = [
+        ImageRecord(name := f"{source.records[row].id} ({seed})", name)
+        for row in rows
+        for seed in range(seeds)
+    ]
+    return ImageSource(f"near-duplicates of {source.name}", records, read, source.fingerprint)

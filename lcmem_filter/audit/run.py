@@ -1,0 +1,204 @@
+"""Finished images against a calibrated index: everything that the report shows."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from PIL import Image
+
+from ..calibration import judge_images
+from ..errors import LcmemFilterError, UnreadableImageError
+from ..filter import MemorizationFilter
+from ..images import ImageSource
+from ..index import MemorizationIndex
+from ..latents import Encoder
+from ..report import AllowEntry, Pictures, Results, Run, Sample, results_of
+from .allow import apply_allow_list
+from .certificate import SENSITIVITY_IMAGES, SENSITIVITY_SEEDS, Judge, certify
+from .duplicates import find_duplicates
+
+VERSIONS = ("lcmem-filter", "torch", "diffusers", "transformers", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        results: For ``write_report``; its ``exit_code`` is the verdict.
+        pictures: For ``write_report``, where thumbnails are wanted.
+    """
+
+    results: Results
+    pictures: Pictures
+
+
+def audit_images(
+    images: ImageSource,
+    index: MemorizationIndex,
+    *,
+    encoder: Encoder | None = None,
+    training: ImageSource | None = None,
+    unseen: ImageSource | None = None,
+    allow_list: Sequence[AllowEntry] = (),
+    false_discovery_rate: float = 0.1,
+    sensitivity_images: int = SENSITIVITY_IMAGES,
+    sensitivity_seeds: int = SENSITIVITY_SEEDS,
+    progress: bool = True,
+) -> Audit:
+    """Look for copies of training images in a finished set, and measure how far the answer can be trusted.
+
+    Args:
+        images: What is examined.
+        index: A calibrated index of the training set.
+        encoder: Of the pipeline's latent space; the index's own by default.
+        training: The images that the index was built from, with the same ids. Their pictures may then be shown, and
+            near-duplicates made of them measure sensitivity and consistency.
+        unseen: Real images that neither the pipeline nor the calibration saw; they measure specificity.
+        allow_list: Known false alarms.
+        false_discovery_rate: Share of false alarms that is allowed among the discoveries, in (0, 1).
+        sensitivity_images: Training images that near-duplicates are made of.
+        sensitivity_seeds: Near-duplicates of each.
+        progress: Show progress on stderr.
+
+    Raises:
+        CalibrationError: the index has no threshold for the encoder's latent space.
+        LatentSpaceError: the head does not know it.
+        FilterFailedError: an image's latent could not be judged.
+        LcmemFilterError: a rate that does not lie between 0 and 1.
+    """
+    if not 0 < false_discovery_rate < 1:
+        raise LcmemFilterError(f"a false-discovery rate lies between 0 and 1, got {false_discovery_rate}")
+    encoder = encoder or index.load_encoder()
+    space = index.head.identify_space(encoder.vae).space
+    judge = Judge(MemorizationFilter(index, space=space), encoder, progress)
+    samples, canonical = _examine(judge, images)
+    samples, entries = apply_allow_list(samples, allow_list)
+    checked = [sample for sample in samples if sample.accepted is not None]
+    duplicates = find_duplicates(
+        index,
+        space,
+        judge.filter.calibration.threshold,
+        [sample.id for sample in checked],
+        [sample.sha256 for sample in checked],
+        canonical,
+    )
+    results = results_of(
+        _run(judge, images, training, unseen),
+        samples,
+        judge.filter.calibration,
+        false_discovery_rate=false_discovery_rate,
+        certificate=certify(judge, training, unseen, sensitivity_images, sensitivity_seeds),
+        duplicates=duplicates,
+        allow_list=entries,
+    )
+    return Audit(results, _pictures(images, training))
+
+
+class _Remembering(Encoder):
+    """Keeps the canonical latent of everything that it encodes, so that each image is encoded once."""
+
+    def __init__(self, encoder: Encoder, index: MemorizationIndex) -> None:
+        super().__init__(encoder.vae, encoder.source.path)
+        self._index, self.seen = index, list[torch.Tensor]()
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        latents = super().encode(pixels)
+        self.seen.append(self._index.head.canonical(latents).half().cpu())
+        return latents
+
+
+def _examine(judge: Judge, images: ImageSource) -> tuple[list[Sample], torch.Tensor]:
+    """A sample for each image, and the canonical latents of those that could be read."""
+    index = judge.filter.index
+    encoder = _Remembering(judge.encoder, index)
+    samples = []
+    for one in judge_images(
+        index,
+        images,
+        range(len(images)),
+        encoder,
+        judge.filter.space,
+        progress=judge.progress,
+        description="examining",
+    ):
+        record = images.records[one.row]
+        labels = tuple(dict.fromkeys(label for label in record.labels.split("|") if label))
+        if one.scored is None:
+            samples.append(Sample(record.id, None, labels=labels, problem=one.problem))
+            continue
+        decision = judge.filter.decide(one.scored)
+        samples.append(
+            Sample(
+                record.id,
+                decision.accepted,
+                decision.score,
+                decision.p_value,
+                decision.neighbours,
+                labels,
+                one.sha256,
+            )
+        )
+    channels = int(index.head.config.spaces[judge.filter.space])
+    nothing = torch.empty(0, channels, index.head.grid, index.head.grid, dtype=torch.float16)
+    return samples, torch.cat(encoder.seen or [nothing])
+
+
+def _run(judge: Judge, images: ImageSource, training: ImageSource | None, unseen: ImageSource | None) -> Run:
+    index = judge.filter.index
+    return Run(
+        kind="audit",
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        images=images.name,
+        training=training.name if training else f"index {index.path.name}",
+        training_images=len(index),
+        training_unreadable=len(index.unreadable),
+        resolution=index.resolution,
+        space=judge.filter.space,
+        settings={
+            "compared by": "head and aligned latents"
+            if index.has_latents and judge.filter.space == index.space
+            else "head alone",
+            "held-out images": f"{judge.filter.calibration.n:,}",
+            "unseen images": f"{len(unseen):,}" if unseen else "none given",
+        },
+        versions={"Python": platform.python_version(), **_versions()},
+        fingerprints={
+            "index": index.fingerprint,
+            "head": index.head.fingerprint,
+            "encoder": judge.encoder.source.sha256,
+            "images examined": images.fingerprint,
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def _pictures(images: ImageSource, training: ImageSource | None) -> Pictures:
+    def of(source: ImageSource, rows: dict[str, int], id_: str) -> Image.Image | None:
+        try:
+            return source.image(rows[id_]) if id_ in rows else None
+        except UnreadableImageError:  # it was there when it was judged
+            return None
+
+    def by_id(source: ImageSource) -> dict[str, int]:
+        return {record.id: row for row, record in enumerate(source.records)}
+
+    examined = by_id(images)
+    if training is None:
+        return Pictures(lambda id_: of(images, examined, id_))
+    known = by_id(training)
+    return Pictures(lambda id_: of(images, examined, id_), lambda id_: of(training, known, id_))

@@ -1,0 +1,214 @@
+"""``lcmem-filter audit``: a finished set of images, examined, with a report that can be handed in."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._data import (
+    DATA,
+    add_column_arguments,
+    add_device_argument,
+    add_encoder_arguments,
+    device_of,
+    open_encoder,
+    open_source,
+)
+
+if TYPE_CHECKING:
+    from ..index import MemorizationIndex
+    from ..latents import Encoder
+    from ..report import Results
+
+NAME = "audit"
+HELP = "Examine a finished set of images for copies of training images, and write a report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.description = (
+        f"{HELP}. Exits with 0 (no match), 1 (matches) or 2 (error, or not everything could be checked)."
+    )
+    parser.add_argument("images", metavar="IMAGES", help=DATA)
+    parser.add_argument("--index", help="folder of a calibrated index")
+    parser.add_argument(
+        "--training",
+        metavar="DATA",
+        help="the training data: with --index, the images that it was built from, to show them in the report and to "
+        "measure sensitivity on near-duplicates of them; without, what is compared with, indexed on the fly",
+    )
+    parser.add_argument("--output", required=True, help="folder of report.html and report.json")
+    parser.add_argument(
+        "--unseen",
+        metavar="DATA",
+        help="real images that neither the model nor the calibration saw, to measure specificity",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="FILE",
+        help="known false alarms: CSV or JSONL with id, reason and, to allow one file only, sha256",
+    )
+    parser.add_argument(
+        "--false-discovery-rate",
+        type=float,
+        default=0.1,
+        metavar="RATE",
+        help="share of false alarms among the images that stand out from the whole set (default: 0.1)",
+    )
+    add_encoder_arguments(parser, required=False)
+    parser.add_argument("--allow-unindexed", action="store_true", help="accept an incomplete index")
+    _add_privacy_arguments(parser)
+    _add_on_the_fly_arguments(parser)
+    _add_data_arguments(parser)
+    add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine, write the report, print the verdict as one JSON object."""
+    from ..audit import audit_images, read_allow_list
+    from ..report import write_report
+
+    if problem := _misuse(args):
+        print(f"lcmem-filter audit: {problem}", file=sys.stderr)
+        return 2
+    # what is wrong with these should not come to light after hours of work
+    allowed = read_allow_list(args.allow) if args.allow else []
+    salt = _salt(Path(args.salt_file)) if args.salt_file else None
+    images = open_source(args, args.images)
+    training = open_source(args, args.training, args.training_where) if args.training else None
+    unseen = open_source(args, args.unseen, args.unseen_where) if args.unseen else None
+    with _index(args) as (index, encoder):
+        audit = audit_images(
+            images,
+            index,
+            encoder=encoder,
+            training=training,
+            unseen=unseen,
+            allow_list=allowed,
+            false_discovery_rate=args.false_discovery_rate,
+        )
+        written = write_report(
+            audit.results,
+            args.output,
+            pictures=None if args.no_thumbnails else audit.pictures,
+            salt=salt,
+        )
+    print(json.dumps(_summary(audit.results) | {"report": str(written.html), "numbers": str(written.json)}))
+    print(f"lcmem-filter: {audit.results.verdict}", file=sys.stderr)
+    return audit.results.exit_code
+
+
+def _add_privacy_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what the report gives away")
+    group.add_argument("--no-thumbnails", action="store_true", help="no pictures in the report")
+    group.add_argument(
+        "--salt-file",
+        metavar="FILE",
+        help="replace ids by keyed hashes; the file is the key, made where there is none; keep it apart from the "
+        "report",
+    )
+
+
+def _add_on_the_fly_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("without --index (needs --vae as well)")
+    group.add_argument("--head", help="folder of a head, or the name of a shipped one")
+    group.add_argument("--held-out", metavar="DATA", help="real images that are not in --training")
+    group.add_argument(
+        "--false-rejection-rate",
+        type=float,
+        metavar="RATE",
+        help="share of unseen real images that may be rejected (default: 0.01)",
+    )
+    group.add_argument("--resolution", type=int, help="side in pixels that pictures are squashed to")
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    add_column_arguments(parser)
+    for name in ("training", "unseen", "held-out"):
+        parser.add_argument(
+            f"--{name}-where",
+            action="append",
+            default=[],
+            metavar="COLUMN=VALUE",
+            help=f"the same for --{name}",
+        )
+
+
+def _misuse(args: argparse.Namespace) -> str:
+    """What is wrong with the combination of options; empty where nothing is."""
+    fly = {"--head": args.head, "--held-out": args.held_out, "--resolution": args.resolution}
+    fly["--false-rejection-rate"] = args.false_rejection_rate
+    if args.index:
+        if given := [name for name, value in fly.items() if value is not None]:
+            return f"{', '.join(given)} cannot be given with --index, which has its own; leave it out"
+        return ""
+    if not args.training:
+        return "give --index INDEX, or --training DATA to have that indexed on the fly"
+    needed = {"--vae": args.vae, "--head": args.head, "--held-out": args.held_out}
+    if missing := [name for name, value in needed.items() if value is None]:
+        return f"without --index, {', '.join(missing)} must be given too"
+    return ""
+
+
+@contextmanager
+def _index(args: argparse.Namespace) -> Iterator[tuple[MemorizationIndex, Encoder]]:
+    """The index that was named, or one made for the occasion; and the encoder that leads to it."""
+    from ..audit import temporary_index
+    from ..head import LCMemHead
+    from ..index import MemorizationIndex
+
+    if args.index:
+        index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
+        yield index, open_encoder(args) if args.vae else index.load_encoder().to(device_of(args))
+        return
+    encoder = open_encoder(args)
+    rate = 0.01 if args.false_rejection_rate is None else args.false_rejection_rate
+    with temporary_index(
+        open_source(args, args.training, args.training_where),
+        open_source(args, args.held_out, args.held_out_where),
+        encoder,
+        LCMemHead.from_pretrained(args.head),
+        false_rejection_rate=rate,
+        resolution=args.resolution,
+        allow_unindexed=args.allow_unindexed,
+    ) as index:
+        yield index, encoder
+
+
+def _salt(path: Path) -> bytes:
+    """The salt in a file, made where there is none, readable by its owner only."""
+    import os
+    import secrets
+
+    from ..errors import DataError
+
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+    salt = path.read_bytes().strip()
+    if len(salt) < 16:
+        raise DataError(
+            f"salt file {path} holds fewer than 16 characters, which can be guessed; give a longer one"
+        )
+    return salt
+
+
+def _summary(results: Results) -> dict[str, object]:
+    found = results.to_dict()
+    discovered = results.false_discovery
+    return {
+        "verdict": results.verdict,
+        "exit_code": results.exit_code,
+        "counts": found["counts"],
+        "rate": found["rate"],
+        "chance": found["chance"],
+        "false_discovery": discovered and discovered.conclusion,
+        "discoveries": len(discovered.discoveries) if discovered else 0,
+        "duplicate_groups": len(results.duplicates or ()),
+    }
