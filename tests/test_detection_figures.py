@@ -1,0 +1,101 @@
+"""The figures of the detection benchmark on scores made by hand, against naive recomputations."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "detection"
+MODULES = ("data", "figures", "keep", "methods", "protocol")
+PEOPLE = 60
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield importlib.import_module("figures")
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def case(figures, rate: float = 0.1):
+    """Sixty people with an image each in the test set, two domains, half of them unseen in each index."""
+    draw = np.random.default_rng(0)
+    rows = np.arange(PEOPLE)
+    design = SimpleNamespace(
+        half=rows % 2,
+        strangers=rows,
+        test_identity=lambda: rows + 100,
+        test=SimpleNamespace(domains=np.where(rows < 20, "faces", "X-rays")),
+    )
+    kept = np.ones(PEOPLE, bool)
+    kept[[3, 8]] = False
+    judge = figures.Judge(design, kept, rate, draws=50, seed=0)
+    top = draw.normal(1, 1, PEOPLE)
+    own = np.where(draw.random(PEOPLE) < 0.2, -np.inf, top)
+    answers = SimpleNamespace(top=top, own=own)
+    measured = SimpleNamespace(strangers=draw.normal(0, 1, PEOPLE), tasks={"copies": answers})
+    return judge, measured, SimpleNamespace(name="copies", rows=rows)
+
+
+def test_thresholds_reject_the_rate_of_the_unseen_half_without_near_duplicates(figures):
+    judge, measured, _ = case(figures)
+    for half, threshold in enumerate(judge.thresholds(measured)):
+        unseen = measured.strangers[judge.kept & (judge.design.half != half)]
+        assert (unseen > threshold).sum() == int(0.1 * (len(unseen) + 1)) - 1
+        assert threshold in unseen
+
+
+def test_drawing_everybody_once_changes_nothing(figures):
+    judge, measured, task = case(figures)
+    once = np.ones((1, PEOPLE), int)
+    assert np.array_equal(judge.drawn_thresholds(measured, once)[0], judge.thresholds(measured))
+    found = figures.recalls(judge, measured, task, once)
+    for domain, share in found.share.items():
+        assert found.drawn[domain][0] == pytest.approx(share)
+
+
+def test_a_draw_is_a_recomputation_on_who_was_drawn(figures):
+    judge, measured, task = case(figures)
+    weights = judge.weights()
+    found = figures.recalls(judge, measured, task, weights)
+    for d in range(5):
+        who = np.repeat(np.arange(PEOPLE), weights[d])
+        hits = {"faces": [], "X-rays": []}
+        for half in (0, 1):
+            unseen = np.sort(measured.strangers[who[judge.kept[who] & (judge.design.half[who] != half)]])
+            threshold = unseen[-int(0.1 * (len(unseen) + 1))]
+            for person in who[judge.design.half[who] == half]:
+                hits[judge.design.test.domains[person]].append(
+                    measured.tasks["copies"].own[person] > threshold
+                )
+        for domain, values in hits.items():
+            assert found.drawn[domain][d] == pytest.approx(np.mean(values))
+
+
+def test_the_lead_is_paired(figures):
+    judge, measured, task = case(figures)
+    same = SimpleNamespace(strangers=measured.strangers * 2, tasks={})  # another scale, the same order
+    answers = measured.tasks["copies"]
+    same.tasks["copies"] = SimpleNamespace(top=answers.top * 2, own=answers.own * 2)
+    row = figures.deciding(judge, {"lcmem": measured, "other": same}, task, "lcmem")["faces"]["methods"][
+        "other"
+    ]
+    assert row["lead_of_reference"] == 0 and row["lead_interval"] == [0, 0]
+    assert row["interval"][0] < row["recall"] < row["interval"][1]
+
+
+def test_average_precision_counts_queries_whose_best_match_is_wrong(figures):
+    judge, measured, task = case(figures)
+    answers = measured.tasks["copies"]
+    answers.top[:] = np.linspace(10, 11, PEOPLE)  # above every stranger
+    answers.own[:] = np.where(np.arange(PEOPLE) % 4 == 0, -np.inf, answers.top)
+    answers.top[::4] = -10  # and the wrong ones below
+    found = figures.average_precision(judge, measured, task)
+    assert found["micro_ap"] == pytest.approx(0.75) and found["recall_at_90_precision"] == pytest.approx(0.75)
