@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import warnings
 from typing import TYPE_CHECKING
 
 from .errors import CalibrationError, FilterFailedError, LatentSpaceError, LcmemFilterError
@@ -35,6 +36,7 @@ class MemorizationFilter:
         self.space = space or self.index.space
         self.calibration = _calibration_for(self.index, self.space)
         self._last = threading.local()
+        self._warned_sizes: set[tuple[int, ...]] = set()
 
     def judge(self, latents: torch.Tensor) -> list[Decision]:
         """One decision for each row of ``latents`` (B, C, H, W), of any positive per-channel scale and any shift.
@@ -57,6 +59,7 @@ class MemorizationFilter:
             raise FilterFailedError(
                 f"the filter made {len(decisions)} decisions for {latents.shape[0]} latents; no image is returned"
             )
+        self._warn_of_another_size(latents)
         return decisions
 
     @property
@@ -80,6 +83,18 @@ class MemorizationFilter:
             neighbours=sample.neighbours[:5],
         )
 
+    def _warn_of_another_size(self, latents: torch.Tensor) -> None:
+        size = tuple(latents.shape[-2:])
+        if latents.ndim == 4 and size != self.index.latent_size and size not in self._warned_sizes:
+            self._warned_sizes.add(size)
+            warnings.warn(
+                f"index {self.index.path} was built and calibrated at {self.index.resolution} px (latents "
+                f"{_times(self.index.latent_size)}), these latents are {_times(size)}: encodings of another resolution "
+                "differ, so copies may be missed and the false-rejection rate does not hold; "
+                "build the index at the size that the pipeline generates",
+                stacklevel=2,
+            )
+
     def __deepcopy__(self, memo: dict[int, object]) -> MemorizationFilter:
         return self  # copies of a pipeline share one index
 
@@ -88,6 +103,10 @@ class MemorizationFilter:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(state["index"], space=state["space"])  # type: ignore[misc]
+
+
+def _times(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
 
 
 def _calibration_for(index: MemorizationIndex, space: str) -> Calibration:
