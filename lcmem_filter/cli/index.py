@@ -11,12 +11,13 @@ from ._data import (
     add_column_arguments,
     add_device_argument,
     add_encoder_arguments,
+    device_of,
     open_encoder,
     open_source,
 )
 
 NAME = "index"
-HELP = "Build the index of a training set"
+HELP = "Build the index of a training set, or embed one anew with another head"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_column_arguments(build)
     add_device_argument(build)
+    about = (
+        "Embed an index's images with another head, from the latents that it keeps; calibrate it afterwards"
+    )
+    reembed = actions.add_parser("reembed", help=about, description=about)
+    reembed.add_argument("index", metavar="INDEX", help="folder of an index that keeps latents")
+    reembed.add_argument("--head", required=True, help="folder of a head, or the name of a shipped one")
+    reembed.add_argument("--output", required=True, help="folder of the new index")
+    add_device_argument(reembed)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,15 +57,19 @@ def run(args: argparse.Namespace) -> int:
     from ..head import LCMemHead
     from ..index import MemorizationIndex
 
-    encoder = open_encoder(args)
-    index = MemorizationIndex.build(
-        open_source(args, args.data),
-        encoder,
-        LCMemHead.from_pretrained(args.head),
-        args.output,
-        resolution=args.resolution,
-        keep_latents=not args.no_latents,
-    )
+    head = LCMemHead.from_pretrained(args.head)
+    if args.action == "reembed":
+        old = MemorizationIndex.load(args.index, allow_unindexed=True)
+        index = old.reembed(head.to(device_of(args)), args.output)
+    else:
+        index = MemorizationIndex.build(
+            open_source(args, args.data),
+            open_encoder(args),
+            head,
+            args.output,
+            resolution=args.resolution,
+            keep_latents=not args.no_latents,
+        )
     print(
         json.dumps(
             {

@@ -142,16 +142,12 @@ def _write_shard(build: Build, number: int, first: int, bar: Any) -> None:
     folder = build.output / files.shard_folder(number)
     written: dict[str, str] = {}
     if records:
-        written[files.EMBEDDINGS] = _write_array(folder / files.EMBEDDINGS, np.concatenate(embeddings))
+        written[files.EMBEDDINGS] = files.write_array(folder / files.EMBEDDINGS, np.concatenate(embeddings))
         if build.keep_latents:
-            written[files.LATENTS] = _write_array(folder / files.LATENTS, np.concatenate(latents))
+            written[files.LATENTS] = files.write_array(folder / files.LATENTS, np.concatenate(latents))
         written[files.RECORDS] = _write_records(folder / files.RECORDS, records)
     receipt = {"rows": len(records), "files": written, "unreadable": unreadable, "latent_size": size}
     files.write_json(folder / files.RECEIPT, receipt)
-
-
-def _write_array(path: Path, array: np.ndarray) -> str:
-    return files.write_file(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
 def _write_records(path: Path, records: list[tuple[Any, str]]) -> str:
@@ -199,8 +195,7 @@ def _commit(build: Build) -> None:
             checksums |= {f"{name}/{file}": digest for file, digest in receipt["files"].items()}
     if not shards:
         raise EmptyDataError(f"none of the {len(build.source)} images of {build.source.name!r} could be read")
-    for path in sorted((build.output / files.HEAD).iterdir()):
-        checksums[f"{files.HEAD}/{path.name}"] = files.sha256(path)
+    checksums |= files.head_checksums(build.output)
     manifest = {
         "format": files.FORMAT,
         "space": build.space,

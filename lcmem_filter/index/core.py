@@ -23,6 +23,7 @@ from ..types import Calibration
 from . import folder as files
 from .backends import Backend, make_backend
 from .build import Build, build_index, default_resolution
+from .reembed import reembed_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,24 @@ class MemorizationIndex:
             raise CorruptArtifactError(
                 f"index {folder} cannot be used: {type(error).__name__}: {error}; build it again"
             ) from error
+
+    def reembed(self, head: LCMemHead, output: str | os.PathLike[str]) -> MemorizationIndex:
+        """The same images in a new index, embedded by another head from the latents that are kept: nothing is encoded.
+
+        Args:
+            head: A head with a stem for the index's space and the same canonical grid.
+            output: An empty folder, or an index that the same call left.
+
+        Returns:
+            The new index; it has to be calibrated.
+
+        Raises:
+            ArtifactError: ``output`` holds something else.
+            LatentSpaceError: the head has no stem for the space, or another grid.
+            LcmemFilterError: the index keeps no latents.
+        """
+        reembed_index(self.path, self._manifest, head, Path(output))
+        return type(self).load(output, allow_unindexed=True, backend=self.backend)
 
     def __len__(self) -> int:
         return len(self._embeddings)

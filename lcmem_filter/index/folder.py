@@ -69,6 +69,11 @@ def write_json(path: Path, value: Any) -> str:
     return write_file(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
 
 
+def write_array(path: Path, array: np.ndarray) -> str:
+    """Write an array as ``write_file`` does."""
+    return write_file(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
 def commit(folder: Path, manifest: dict[str, Any]) -> None:
     """Put a new manifest in force."""
     name = f"manifest-{_newest(folder, 'manifest') + 1:06d}.json"
@@ -117,6 +122,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"index {folder} cannot be used: {error}; restore it or build it again"
         ) from error
     return manifest
+
+
+def head_checksums(folder: Path) -> dict[str, str]:
+    """Checksums of the head's files, by their names relative to the index."""
+    return {f"{HEAD}/{path.name}": sha256(path) for path in sorted((folder / HEAD).iterdir())}
 
 
 def check_files(folder: Path, files: dict[str, str]) -> None:

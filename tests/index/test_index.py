@@ -283,3 +283,30 @@ build(Path(sys.argv[1]))
     torch.testing.assert_close(
         one.latents(torch.arange(20)), two.latents(torch.arange(20)), rtol=0, atol=1e-3
     )
+
+
+def test_another_head_embeds_the_kept_latents_as_building_anew_would(tmp_path):
+    old = build(tmp_path)
+    torch.manual_seed(3)
+    other = LCMemHead.create("micro", {"sd": 4}, embedding_dim=32)
+    other.add_probes("sd", tiny_vae())
+    source = pictures(tmp_path / "train", range(20))
+    fresh = MemorizationIndex.build(
+        source, saved_encoder(tmp_path), other, tmp_path / "fresh", resolution=RESOLUTION, progress=False
+    )
+    new = old.reembed(other, tmp_path / "new")
+    queries = other.embed(fresh.latents(torch.arange(20)), "sd")
+    for index in (new, old.reembed(other, tmp_path / "new")):  # the second time it is there already
+        torch.testing.assert_close(
+            index.search(queries, 20).similarity, fresh.search(queries, 20).similarity, rtol=0, atol=2e-3
+        )
+        assert index.records == fresh.records and index.calibration is None
+        assert torch.equal(index.latents(torch.arange(20)), fresh.latents(torch.arange(20)))
+    assert new.head.fingerprint == other.fingerprint and old.head.fingerprint == head().fingerprint
+    with pytest.raises(ArtifactError, match="something else"):
+        old.reembed(head(), tmp_path / "new")
+    with pytest.raises(LatentSpaceError, match="grid of 32"):
+        old.reembed(LCMemHead.create("micro", {"sd": 4}, grid=32), tmp_path / "grid")
+    bare = build(tmp_path / "bare", keep_latents=False)
+    with pytest.raises(LcmemFilterError, match="keeps no latents to embed anew"):
+        bare.reembed(other, tmp_path / "none")

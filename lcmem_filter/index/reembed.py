@@ -1,0 +1,70 @@
+"""A new head for an index: embeddings made anew from the latents that it keeps, everything else copied."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ArtifactError, LatentSpaceError, LcmemFilterError
+from ..head import LCMemHead
+from . import folder as files
+
+BATCH = 256
+
+
+def reembed_index(source: Path, manifest: dict[str, Any], head: LCMemHead, output: Path) -> None:
+    """Write the index at ``source`` into ``output`` with embeddings of ``head``; see ``MemorizationIndex.reembed``."""
+    _check_head(source, manifest, head)
+    plan = {"reembedded": manifest["files"], "head": head.fingerprint}
+    if _is_done(output, plan):
+        return
+    head.save_pretrained(output / files.HEAD)
+    files.write_json(output / files.PLAN, plan)
+    checksums: dict[str, str] = {}
+    for shard in manifest["shards"]:
+        name = shard["folder"]
+        for file in (files.LATENTS, files.RECORDS):
+            with (source / name / file).open("rb") as opened:
+                copy = functools.partial(shutil.copyfileobj, opened)
+                checksums[f"{name}/{file}"] = files.write_file(output / name / file, copy)
+        embeddings = _embed(files.read_array(output / name / files.LATENTS), head, manifest["space"])
+        checksums[f"{name}/{files.EMBEDDINGS}"] = files.write_array(
+            output / name / files.EMBEDDINGS, embeddings
+        )
+    checksums |= files.head_checksums(output)
+    changed = {"embedding_dim": head.embedding_dim, "head_fingerprint": head.fingerprint, "calibration": None}
+    files.commit(output, {**manifest, **changed, "files": checksums})
+
+
+def _check_head(source: Path, manifest: dict[str, Any], head: LCMemHead) -> None:
+    if not manifest["latents"]:
+        raise LcmemFilterError(f"index {source} keeps no latents to embed anew; build it from its images")
+    if manifest["space"] not in head.spaces or manifest["grid"] != head.grid:
+        raise LatentSpaceError(
+            f"index {source} keeps latents of space {manifest['space']!r} on a grid of {manifest['grid']}; the head "
+            f"has {', '.join(head.spaces)} on a grid of {head.grid}: build the index from its images"
+        )
+
+
+def _is_done(output: Path, plan: dict[str, Any]) -> bool:
+    if not output.exists() or not any(output.iterdir()):
+        return False
+    plan_file = output / files.PLAN
+    if not plan_file.exists() or json.loads(plan_file.read_text()) != plan:
+        raise ArtifactError(f"{output} holds something else; give another --output, or remove it")
+    return files.is_index(output)
+
+
+@torch.inference_mode()
+def _embed(latents: np.ndarray, head: LCMemHead, space: str) -> np.ndarray:
+    parts = []
+    for start in range(0, len(latents), BATCH):
+        part = torch.from_numpy(latents[start : start + BATCH].astype(np.float32)).to(head.device)
+        parts.append(head.embed(part, space).cpu().half().numpy())
+    return np.concatenate(parts)
