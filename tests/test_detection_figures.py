@@ -40,7 +40,9 @@ def case(figures, rate: float = 0.1):
     top = draw.normal(1, 1, PEOPLE)
     own = np.where(draw.random(PEOPLE) < 0.2, -np.inf, top)
     answers = SimpleNamespace(top=top, own=own)
-    measured = SimpleNamespace(strangers=draw.normal(0, 1, PEOPLE), tasks={"copies": answers})
+    strangers = draw.normal(0, 1, PEOPLE)
+    strangers[~kept] = 50.0  # near-duplicates would spoil the thresholds
+    measured = SimpleNamespace(strangers=strangers, tasks={"copies": answers})
     return judge, measured, SimpleNamespace(name="copies", rows=rows)
 
 
