@@ -116,7 +116,7 @@ def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
     promised = judge.filter.calibration.false_rejection_rate
     return Measured(
         rate_of(sum(bool(decision.accepted) for decision in decisions), len(decisions)),
-        f"Real images that neither the model nor the calibration saw; {1 - promised:.4g} was promised.",
+        f"Real images that neither the model nor the calibration saw; {100 * (1 - promised):.4g}% was promised.",
         p_values=tuple(decision.p_value for decision in decisions),
     )
 

@@ -1,0 +1,43 @@
+"""Allow-lists: what is read, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lcmem_filter.audit import read_allow_list
+from lcmem_filter.errors import DataError, MissingColumnError
+from lcmem_filter.report import AllowEntry
+
+ENTRIES = [AllowEntry("007.png", "a test chart, ours", "ab12"), AllowEntry("a/b.png", 'seen by "M"')]
+
+
+def test_csv_and_json_lines_give_the_same(tmp_path):
+    (tmp_path / "allow.csv").write_text(
+        '\ufeffid,reason,sha256\n007.png,"a test chart, ours",AB12\na/b.png,"seen by ""M""",\n',
+        encoding="utf-8",
+    )
+    lines = [{"id": one.id, "reason": one.reason, "sha256": one.sha256} for one in ENTRIES]
+    (tmp_path / "allow.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    assert read_allow_list(tmp_path / "allow.csv") == read_allow_list(tmp_path / "allow.jsonl") == ENTRIES
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "says"),
+    [
+        ("a.csv", "id,why\nx,y\n", MissingColumnError, "no 'reason'"),
+        ("a.csv", "id,reason\nx,\n", DataError, "entry 1"),
+        ("a.csv", "id,reason\nx\n", DataError, "entry 1"),
+        ("a.csv", "id,reason\nx,a\nx,b\n", DataError, "twice"),
+        ("a.jsonl", '{"id": "x"}\n', MissingColumnError, "no 'reason'"),
+        ("a.jsonl", '["x"]\n', DataError, "no object"),
+        ("a.jsonl", "{\n", DataError, "cannot be read"),
+        ("a.jsonl", None, DataError, "cannot be read"),
+    ],
+)
+def test_refusals_say_where(tmp_path, name, content, error, says):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=says):
+        read_allow_list(tmp_path / name)

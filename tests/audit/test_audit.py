@@ -1,0 +1,257 @@
+"""Audits of drawn pictures: planted copies are found and counted, innocent ones pass at the promised rate."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from lcmem_filter.audit import audit_images, temporary_index
+from lcmem_filter.audit.duplicates import find_duplicates
+from lcmem_filter.audit.near_duplicates import near_duplicate, near_duplicates_of
+from lcmem_filter.errors import CalibrationError, IncompleteIndexError, LcmemFilterError
+from lcmem_filter.filter import MemorizationFilter
+from lcmem_filter.index import MemorizationIndex
+from lcmem_filter.latents import encode_images
+from lcmem_filter.report import AllowEntry, Results
+from lcmem_filter.verification import aligned_similarity, combine, score_latents
+
+from ..tiny import RESOLUTION, picture, write_pictures
+from .material import FRESH, HELD_OUT, UNSEEN, encoder, head, material, opened, planted
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("audit")
+    material(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def sources(folder):
+    return planted(folder / "set")
+
+
+@pytest.fixture(scope="module")
+def results(folder, sources) -> Results:
+    return audit(
+        folder, training=opened(folder / "train"), unseen=opened(folder / "unseen"), sensitivity_images=5
+    )
+
+
+def audit(folder, images="set", **options) -> Results:
+    index = MemorizationIndex.load(folder / "index")
+    return audit_images(opened(folder / images), index, progress=False, **options).results
+
+
+def test_every_planted_copy_is_found_and_its_training_image_named(results, sources):
+    found = {one.id: one for one in results.samples}
+    assert {id_: found[id_].accepted for id_ in sources} == dict.fromkeys(sources, False)
+    assert {id_: found[id_].neighbours[0].id for id_ in sources} == sources
+    assert results.exit_code == 1
+    assert set(sources) <= set(results.false_discovery.discoveries)  # type: ignore[union-attr]
+    assert {one.id: one.count for one in results.copied if one.id in sources.values()} == {
+        id_: 1 + sum(one.neighbours[0].id == id_ and one.status == "match" for one in fresh_of(results))
+        for id_ in sources.values()
+    }
+
+
+def fresh_of(results: Results):
+    return [one for one in results.samples if one.id.startswith("fresh")]
+
+
+def test_innocent_images_are_rejected_no_more_often_than_promised(results):
+    fresh = fresh_of(results)
+    assert results.chance is not None
+    assert sum(one.accepted is False for one in fresh) <= results.chance.high
+    specificity = results.certificate.specificity.rate  # type: ignore[union-attr]
+    assert specificity is not None and specificity.of == len(UNSEEN) and specificity.high >= 0.99
+
+
+def test_decisions_are_those_of_the_filter(folder, results):
+    index = MemorizationIndex.load(folder / "index")
+    judge, source = MemorizationFilter(index), opened(folder / "set")
+    latents = encode_images(source, [0, 35], encoder(folder), index.resolution).latents
+    assert latents is not None
+    for row, decision in zip([0, 35], judge.judge(latents), strict=True):
+        one = results.samples[row]
+        assert (one.id, one.accepted) == (source.records[row].id, decision.accepted)
+        assert one.score == pytest.approx(decision.score, abs=1e-5)
+        assert one.p_value == pytest.approx(decision.p_value, abs=0.011)
+
+
+def test_labels_are_counted(results):
+    counts = {row.label: (row.rejected.count, row.rejected.of) for row in results.labels}
+    fresh = sum(one.accepted is False for one in fresh_of(results))
+    kinds = dict.fromkeys(("exact", "cropped", "rotated", "jpeg"), (3, 3))
+    assert counts == {**kinds, "copied": (12, 12), "fresh": (fresh, len(FRESH))}
+
+
+def test_certificate_is_what_is_counted_by_hand(folder, results):
+    training, index = opened(folder / "train"), MemorizationIndex.load(folder / "index")
+    again = audit(folder, "unseen", training=training, sensitivity_images=5).certificate
+    assert again is not None and results.certificate is not None
+    assert again.sensitivity == results.certificate.sensitivity
+    assert again.specificity.rate is None and "--unseen" in again.specificity.how
+    every_one = audit(
+        folder, "unseen", training=training, sensitivity_images=40, sensitivity_seeds=2
+    ).certificate
+    assert every_one is not None and every_one.sensitivity.rate is not None
+    source = near_duplicates_of(training, range(40), 2)
+    latents = encode_images(source, range(80), encoder(folder), index.resolution).latents
+    assert latents is not None
+    rejected = [not one.accepted for one in MemorizationFilter(index).judge(latents)]
+    assert every_one.sensitivity.rate.count == sum(rejected)
+    same = sum(a == b for a, b in zip(rejected[::2], rejected[1::2], strict=True))
+    assert every_one.consistency.rate is not None
+    assert (every_one.consistency.rate.count, every_one.consistency.rate.of) == (same, 40)
+
+
+def test_without_data_nothing_is_certified(folder, sources):
+    found = audit(folder).certificate
+    assert found is not None
+    assert [part.rate for part in (found.sensitivity, found.specificity, found.consistency)] == [None] * 3
+
+
+def test_images_that_set_the_threshold_prove_no_specificity(folder):
+    found = audit(folder, "unseen", unseen=opened(folder / "held-out")).certificate
+    assert found is not None and found.specificity.rate is None
+    assert f"{len(HELD_OUT)} of the {len(HELD_OUT)} images" in found.specificity.how
+
+
+def test_allow_list_changes_the_verdict_and_nothing_else(folder, results, sources):
+    sha256 = {one.id: one.sha256 for one in results.samples}
+    rejected = [one.id for one in results.samples if one.accepted is False]
+    entries = [AllowEntry(id_, "ours", sha256[id_]) for id_ in rejected]
+    found = audit(folder, allow_list=entries)
+    assert (found.exit_code, found.count("allowed"), found.rate) == (0, len(rejected), results.rate)
+    odd = [AllowEntry("exact000.png", "ours", "00"), AllowEntry("gone.png", "ours")]
+    odd.append(AllowEntry("fresh2000.png", "ours"))
+    effects = audit(folder, allow_list=[*entries[1:], *odd])
+    assert effects.exit_code == 1
+    assert [one.effect for one in effects.allow_list[-3:]] == ["another file", "no such image", "not needed"]
+
+
+def test_unreadable_images_are_not_checked(folder, tmp_path):
+    write_pictures(tmp_path, [2001, 2002])
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    index = MemorizationIndex.load(folder / "index")
+    found = audit_images(opened(tmp_path), index, progress=False).results
+    assert Counter(one.status for one in found.samples) == {"accepted": 2, "not checked": 1}
+    assert found.exit_code == 2
+    (tmp_path / "001.png").write_bytes((folder / "train" / "001.png").read_bytes())
+    assert audit_images(opened(tmp_path), index, progress=False).results.exit_code == 1
+
+
+def test_a_set_without_a_single_readable_image(folder, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    index = MemorizationIndex.load(folder / "index")
+    found = audit_images(opened(tmp_path), index, progress=False).results
+    assert (found.exit_code, found.rate.of, found.duplicates) == (2, 0, ())
+
+
+def test_a_second_folder_gives_the_same_as_an_index_of_it(folder, results):
+    def fly(**options):
+        return temporary_index(
+            opened(folder / "train"),
+            options.pop("held_out", opened(folder / "held-out")),
+            encoder(folder),
+            head(),
+            resolution=RESOLUTION,
+            progress=False,
+            **options,
+        )
+
+    with fly() as index:
+        found = audit_images(opened(folder / "set"), index, encoder=encoder(folder), progress=False).results
+        path = index.path
+    assert not path.exists()
+    assert found.samples == results.samples and found.verdict == results.verdict
+    with pytest.raises(CalibrationError, match="at least 99"):
+        with fly(held_out=opened(folder / "unseen")):
+            pass
+    (folder / "train" / "zzz.png").write_bytes(b"no picture")
+    try:
+        with pytest.raises(IncompleteIndexError, match=r"zzz\.png"):
+            with fly():
+                pass
+        with fly(allow_unindexed=True) as index:
+            incomplete = audit_images(
+                opened(folder / "unseen"), index, encoder=encoder(folder), progress=False
+            )
+        assert "missing from the index" in incomplete.results.verdict
+    finally:
+        (folder / "train" / "zzz.png").unlink()
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -1.0])
+def test_rates_that_are_none_are_refused(folder, rate):
+    with pytest.raises(LcmemFilterError, match="false-discovery rate"):
+        audit(folder, false_discovery_rate=rate)
+
+
+def test_near_duplicates_are_alike_differ_by_seed_and_can_be_repeated():
+    image = picture(5, 64)
+    one, other = near_duplicate(image, 1), near_duplicate(image, 2)
+    assert one.size == image.size and one.tobytes() == near_duplicate(image, 1).tobytes()
+    assert one.tobytes() != other.tobytes() and one.tobytes() != image.tobytes()
+
+
+def test_duplicates_within_the_set(folder, tmp_path):
+    write_pictures(tmp_path, range(4000, 4030))
+    (tmp_path / "twin.png").write_bytes((tmp_path / "4000.png").read_bytes())
+    picture(4001).save(tmp_path / "again.jpg", quality=90)
+    picture(4001).save(tmp_path / "once more.jpg", quality=80)
+    index = MemorizationIndex.load(folder / "index")
+    found = audit_images(opened(tmp_path), index, progress=False).results.duplicates
+    assert found is not None
+    by_size = {frozenset(group.ids): group for group in found}
+    assert by_size[frozenset({"4000.png", "twin.png"})].identical
+    three = by_size[frozenset({"4001.png", "again.jpg", "once more.jpg"})]
+    assert not three.identical and three.weakest is not None and three.weakest > index.calibration.threshold  # type: ignore[union-attr]
+    assert found[0] == three
+
+
+def test_duplicates_are_those_of_every_pair_compared(folder):
+    """Against the definition: link every pair that the statistic links, then walk."""
+    index, source = MemorizationIndex.load(folder / "index"), opened(folder / "unseen")
+    encoded = encode_images(source, range(30), encoder(folder), index.resolution)
+    assert encoded.latents is not None
+    canonical = index.head.canonical(encoded.latents)
+    embeddings = index.head.embed(canonical, "sd")
+    scores = torch.full((30, 30), -torch.inf)
+    for row in range(30):
+        others = [other for other in range(30) if other != row]
+        aligned = aligned_similarity(canonical[row], canonical[others])[None]
+        scores[row, others] = combine((embeddings[others] @ embeddings[row])[None], aligned)[0]
+    threshold = float(scores.flatten().sort().values[-12])
+    linked = (scores > threshold) | (scores > threshold).T
+    groups = set()
+    for start in range(30):
+        group, todo = {start}, [start]
+        while todo:
+            new = set(linked[todo.pop()].nonzero().flatten().tolist()) - group
+            group |= new
+            todo += new
+        groups |= {frozenset(group)} if len(group) > 1 else set()
+    names = [str(row) for row in range(30)]
+    found = find_duplicates(index, "sd", threshold, names, names, canonical)
+    assert {frozenset(map(int, group.ids)) for group in found} == groups and groups
+
+
+def test_two_images_alone_are_duplicates_only_where_they_are_nearly_the_same(folder, tmp_path):
+    write_pictures(tmp_path, [4000, 4001])
+    index = MemorizationIndex.load(folder / "index")
+    assert audit_images(opened(tmp_path), index, progress=False).results.duplicates == ()
+    picture(4000).save(tmp_path / "the same.bmp")
+    (group,) = audit_images(opened(tmp_path), index, progress=False).results.duplicates or ()
+    assert group.ids == ("4000.png", "the same.bmp") and not group.identical
+
+
+def test_scores_do_not_depend_on_the_batch(folder):
+    index, source = MemorizationIndex.load(folder / "index"), opened(folder / "unseen")
+    latents = encode_images(source, range(4), encoder(folder), index.resolution).latents
+    assert latents is not None
+    alone = [score_latents(index, one[None], "sd")[0].score for one in latents]
+    assert [one.score for one in score_latents(index, latents, "sd")] == pytest.approx(alone, abs=1e-5)
