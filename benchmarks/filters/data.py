@@ -43,15 +43,21 @@ def data_folder() -> Path:
     folder = Path(os.environ.get("LCMEM_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
     missing = [name for name in DISTRACTORS if not (folder / f"{name}.parquet").exists()]
     if missing:
-        raise SystemExit(f"benchmark data not found: {folder} lacks {', '.join(missing)}; set LCMEM_DATA to its folder")
+        raise SystemExit(
+            f"benchmark data not found: {folder} lacks {', '.join(missing)}; set LCMEM_DATA to its folder"
+        )
     return folder
 
 
 def vae_folder() -> Path:
     """``LCMEM_VAE`` or ``../shared/vae/taesd`` beside the checkout: a diffusers autoencoder of the SD latent space."""
-    folder = Path(os.environ.get("LCMEM_VAE", Path(__file__).resolve().parents[3] / "shared" / "vae" / "taesd"))
+    folder = Path(
+        os.environ.get("LCMEM_VAE", Path(__file__).resolve().parents[3] / "shared" / "vae" / "taesd")
+    )
     if not (folder / "config.json").exists():
-        raise SystemExit(f"benchmark autoencoder not found: {folder}; set LCMEM_VAE to a diffusers VAE folder")
+        raise SystemExit(
+            f"benchmark autoencoder not found: {folder}; set LCMEM_VAE to a diffusers VAE folder"
+        )
     return folder
 
 
@@ -62,11 +68,16 @@ def split_rows(seed: int = 0) -> dict[str, list[Row]]:
     for name in DISTRACTORS:
         table = pq.read_table(folder / f"{name}.parquet", columns=["id", "labels", "split"]).to_pylist()
         entries += [(name, position, entry) for position, entry in enumerate(table)]
-    people = sorted({entry["id"] for name, _, entry in entries if name in PRIVATE and entry["split"] != "train"})
+    people = sorted(
+        {entry["id"] for name, _, entry in entries if name in PRIVATE and entry["split"] != "train"}
+    )
     draw = random.Random(seed)
     draw.shuffle(people)
     cut, middle = round(0.45 * len(people)), round(0.725 * len(people))
-    part = {person: "pipeline" if i < cut else "calibration" if i < middle else "held_out" for i, person in enumerate(people)}
+    part = {
+        person: "pipeline" if i < cut else "calibration" if i < middle else "held_out"
+        for i, person in enumerate(people)
+    }
     rows: dict[str, list[Row]] = {"pipeline": [], "calibration": [], "held_out": [], "distractors": []}
     for name, position, entry in entries:
         if entry["split"] == "train":
@@ -90,8 +101,11 @@ def read_image(row: Row, tables: dict[str, object] = {}) -> Image.Image:
 
 def _row(name: str, position: int, entry: dict[str, str], domain: str) -> Row:
     findings = ", ".join(label.lower().replace("_", " ") for label in entry["labels"].split("|") if label)
-    caption = {"face": "a press photo of a person", "xray": f"a chest x-ray, {findings}",
-               "lesion": f"a photo of a skin lesion, {findings}"}.get(domain, "")
+    caption = {
+        "face": "a press photo of a person",
+        "xray": f"a chest x-ray, {findings}",
+        "lesion": f"a photo of a skin lesion, {findings}",
+    }.get(domain, "")
     return Row(f"{name}/{position}", entry["id"], domain, caption, 1, name, position)
 
 
@@ -106,11 +120,15 @@ def _duplicate(rows: list[Row], draw: random.Random) -> list[Row]:
         picked = list(people.values())[: often + sometimes]
         for i, row in enumerate(picked):
             name = row.identity.split("/")[-1].replace("_", " ").lower()
-            who = {"face": f"a press photo of {name}", "xray": f"a chest x-ray of patient {name}",
-                   "lesion": f"a photo of skin lesion {name}"}[domain]
+            who = {
+                "face": f"a press photo of {name}",
+                "xray": f"a chest x-ray of patient {name}",
+                "lesion": f"a photo of skin lesion {name}",
+            }[domain]
             chosen[row.key] = (OFTEN if i < often else SOMETIMES, who)
     return [
         Row(row.key, row.identity, row.domain, chosen[row.key][1], chosen[row.key][0], row.file, row.position)
-        if row.key in chosen else row
+        if row.key in chosen
+        else row
         for row in rows
     ]

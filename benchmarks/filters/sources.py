@@ -37,8 +37,16 @@ def open_rows(rows: Sequence[Row], path: Path) -> Any:
 
 
 def build_index(source: Any, encoder: Any, head: str, output: Path) -> Any:
-    """Build, or finish, the index of ``source``; the head by its shipped name or folder."""
-    lcmem_filter.MemorizationIndex.build(
-        source, encoder, lcmem_filter.LCMemHead.from_pretrained(head), output, resolution=RESOLUTION
-    )
-    return lcmem_filter.MemorizationIndex.load(output)
+    """Build, or finish, the index of ``source``; the head by its shipped name or folder.
+
+    An index that is there already is used, so that one which ``lcmem-filter index reembed`` made will do.
+    """
+    network = lcmem_filter.LCMemHead.from_pretrained(head)
+    if not (output / "CURRENT").exists():
+        return lcmem_filter.MemorizationIndex.build(source, encoder, network, output, resolution=RESOLUTION)
+    index = lcmem_filter.MemorizationIndex.load(output)
+    if index.head.fingerprint != network.fingerprint or len(index) != len(source):
+        raise SystemExit(
+            f"{output} is an index of other images or of another head; remove it, or give another --cache"
+        )
+    return index

@@ -24,14 +24,18 @@ from lcmem_filter.demo.small_diffusion import Recipe, train_small_pipeline
 def encode(vae: AutoencoderTiny, rows: list[Row]) -> torch.Tensor:
     batches = []
     for start in range(0, len(rows), 16):
-        pixels = [np.asarray(read_image(row).resize((RESOLUTION, RESOLUTION))) for row in rows[start : start + 16]]
+        pixels = [
+            np.asarray(read_image(row).resize((RESOLUTION, RESOLUTION))) for row in rows[start : start + 16]
+        ]
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
         batches.append(vae.encode(images).latents * vae.config.scaling_factor)
     return torch.cat(batches)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     arguments = parser.parse_args()
@@ -47,7 +51,12 @@ def main() -> None:
     print(f"{len(rows)} images, {int((weights > 1).sum())} of them duplicated", flush=True)
     recipe = Recipe(steps=arguments.steps)
     train_small_pipeline(
-        vae, latents, [row.caption for row in rows], weights, arguments.output, recipe,
+        vae,
+        latents,
+        [row.caption for row in rows],
+        weights,
+        arguments.output,
+        recipe,
         log=lambda line: print(line, flush=True),
     )
 
