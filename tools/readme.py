@@ -107,7 +107,26 @@ def _interval(value: float, interval: list[float]) -> str:
     return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
-GENERATORS: dict[str, Callable[[], str]] = {"commands": commands, "detection": detection, "filters": filters}
+def pipelines() -> str:
+    """The families of pipelines that the tests run over."""
+    from tests.pipeline.families import families
+
+    tested: dict[tuple[str, str], list[str]] = {}
+    for family in families():
+        forms = tested.setdefault((family.pipeline, family.decoder), [])
+        forms.append(family.variant or "as it is")
+        if family.autoencoder:
+            forms.append(f"real autoencoder `{family.autoencoder}`")
+    rows = [f"| `{name}` | `{decoder}` | {'; '.join(forms)} |" for (name, decoder), forms in tested.items()]
+    return "\n".join(["| pipeline | decoder | tested |", "| --- | --- | --- |", *rows]) + "\n"
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "detection": detection,
+    "filters": filters,
+    "pipelines": pipelines,
+}
 
 
 def refreshed(text: str) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..errors import LatentSpaceError, UnsupportedPipelineError
 from ..latents import single_frame
@@ -54,7 +55,7 @@ def decoder_space(pipe: Any, vae: Any, latents: Any, size: Size | None) -> torch
         raise _unknown_layout(pipe, type(latents).__name__)
     if latents.ndim == 3:
         found = _unpacked(pipe, vae, latents, size)
-    elif latents.ndim == 4 and _patched(pipe, vae, latents.shape[1], channels):
+    elif latents.ndim == 4 and _patched(vae, latents.shape[1], channels):
         found = _without_batch_norm(pipe, vae, latents)
     elif hasattr(vae, "bn") and not hasattr(pipe, "_unpack_latents_with_ids"):
         # may be normalised within each patch, as Bria's are, or not: the shape does not tell
@@ -105,13 +106,8 @@ def drawn_size(pipe: Any) -> Iterator[list[Size]]:
             pipe.__dict__["prepare_latents"] = before
 
 
-def _patched(pipe: Any, vae: Any, found: int, channels: int | None) -> bool:
-    return (
-        hasattr(vae, "bn")
-        and hasattr(pipe, "_unpatchify_latents")
-        and channels is not None
-        and found == 4 * channels
-    )
+def _patched(vae: Any, found: int, channels: int | None) -> bool:
+    return hasattr(vae, "bn") and channels is not None and found == 4 * channels
 
 
 def _unpacked(pipe: Any, vae: Any, latents: torch.Tensor, size: Size | None) -> torch.Tensor:
@@ -140,9 +136,9 @@ def _unpacked(pipe: Any, vae: Any, latents: torch.Tensor, size: Size | None) -> 
 def _without_batch_norm(pipe: Any, vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Patched latents (B, 4 C, h, w) with the autoencoder's batch norm undone, as (B, C, 2 h, 2 w)."""
     mean, variance = (s.view(1, -1, 1, 1).to(latents) for s in (vae.bn.running_mean, vae.bn.running_var))
-    unpatched: torch.Tensor = pipe._unpatchify_latents(
-        latents * torch.sqrt(variance + getattr(vae.config, "batch_norm_eps", vae.bn.eps)) + mean
-    )
+    patches = latents * torch.sqrt(variance + getattr(vae.config, "batch_norm_eps", vae.bn.eps)) + mean
+    unpatch = getattr(pipe, "_unpatchify_latents", None) or (lambda given: F.pixel_shuffle(given, 2))
+    unpatched: torch.Tensor = unpatch(patches)
     return unpatched
 
 

@@ -21,6 +21,7 @@ class Family:
         per_prompt: Arguments that hold one entry a prompt.
         cycled: Arguments whose entries repeat over the rows of the batch.
         taken_apart: Whether rejected rows alone are drawn again, not the whole batch.
+        autoencoder: The real tiny autoencoder that ``test_real_autoencoders.py`` gives it, if any.
         tolerance: How far a row drawn alone may be from the same row drawn in a batch.
     """
 
@@ -32,6 +33,7 @@ class Family:
     per_prompt: tuple[str, ...] = ("prompt",)
     cycled: tuple[str, ...] = ()
     taken_apart: bool = True
+    autoencoder: str = ""
     tolerance: float = 1e-4
 
     @property

@@ -30,13 +30,13 @@ def shifted_vae(latent_channels: int = 4) -> Any:
     return vae
 
 
-def sd3(kind: type = StableDiffusion3Pipeline) -> Any:
+def sd3(kind: type = StableDiffusion3Pipeline, vae: Any = None, channels: int = 4) -> Any:
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=1,
         attention_head_dim=8,
         num_attention_heads=2,
@@ -49,7 +49,7 @@ def sd3(kind: type = StableDiffusion3Pipeline) -> Any:
         kind(
             transformer=transformer.eval(),
             scheduler=FlowMatchEulerDiscreteScheduler(),
-            vae=shifted_vae(),
+            vae=vae or shifted_vae(),
             text_encoder=clip(projection=True, seed=1),
             tokenizer=tokenizer(),
             text_encoder_2=clip(projection=True, seed=2),
@@ -127,7 +127,13 @@ def z_image() -> Any:
 
 
 FAMILIES = [
-    Family("StableDiffusion3Pipeline", sd3, negative_prompts, per_prompt=("prompt", "negative_prompt")),
+    Family(
+        "StableDiffusion3Pipeline",
+        sd3,
+        negative_prompts,
+        per_prompt=("prompt", "negative_prompt"),
+        autoencoder="taesd3",
+    ),
     Family(
         "StableDiffusion3Img2ImgPipeline",
         lambda: sd3(StableDiffusion3Img2ImgPipeline),

@@ -38,14 +38,14 @@ FLUX: dict[str, Any] = {
 }
 
 
-def flux(kind: type = FluxPipeline, **more: Any) -> Any:
+def flux(kind: type = FluxPipeline, vae: Any = None, channels: int = 4, **more: Any) -> Any:
     torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(**FLUX, pooled_projection_dim=WIDTH)
+    transformer = FluxTransformer2DModel(**{**FLUX, "in_channels": 4 * channels}, pooled_projection_dim=WIDTH)
     return quiet(
         kind(
             transformer=transformer.eval(),
             scheduler=FlowMatchEulerDiscreteScheduler(),
-            vae=shifted_vae(),
+            vae=vae or shifted_vae(),
             text_encoder=clip(),
             tokenizer=tokenizer(),
             text_encoder_2=t5(),
@@ -63,12 +63,23 @@ def flux_with_controlnet() -> Any:
     return flux(FluxControlNetPipeline, controlnet=net.eval())
 
 
-def flux2(kind: type = Flux2Pipeline) -> Any:
+def flux2(kind: type = Flux2Pipeline, vae: Any = None, channels: int = 4) -> Any:
     """Without a text encoder: called with embeddings."""
     torch.manual_seed(0)
-    transformer = Flux2Transformer2DModel(
-        **{**FLUX, "axes_dims_rope": (4, 4, 4, 4)}, guidance_embeds=kind is Flux2Pipeline
+    shape = {**FLUX, "in_channels": 4 * channels, "axes_dims_rope": (4, 4, 4, 4)}
+    transformer = Flux2Transformer2DModel(**shape, guidance_embeds=kind is Flux2Pipeline)
+    return quiet(
+        kind(
+            transformer=transformer.eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            vae=vae or flux2_vae(),
+            text_encoder=None,
+            tokenizer=None,
+        )
     )
+
+
+def flux2_vae() -> Any:
     vae = AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -78,15 +89,7 @@ def flux2(kind: type = Flux2Pipeline) -> Any:
         norm_num_groups=8,
     )
     uneven_batch_norm(vae.bn)
-    return quiet(
-        kind(
-            transformer=transformer.eval(),
-            scheduler=FlowMatchEulerDiscreteScheduler(),
-            vae=vae.eval(),
-            text_encoder=None,
-            tokenizer=None,
-        )
-    )
+    return vae.eval()
 
 
 def uneven_batch_norm(bn: Any) -> None:
@@ -137,7 +140,7 @@ def qwen_embeds() -> dict[str, Any]:
 
 
 FAMILIES = [
-    Family("FluxPipeline", flux, prompts),
+    Family("FluxPipeline", flux, prompts, autoencoder="taef1"),
     Family(
         "FluxImg2ImgPipeline",
         lambda: flux(FluxImg2ImgPipeline),
@@ -151,7 +154,11 @@ FAMILIES = [
         per_prompt=("prompt", "control_image"),
     ),
     Family(
-        "Flux2Pipeline", flux2, lambda: {"prompt_embeds": embeds(), **SIZE}, per_prompt=("prompt_embeds",)
+        "Flux2Pipeline",
+        flux2,
+        lambda: {"prompt_embeds": embeds(), **SIZE},
+        per_prompt=("prompt_embeds",),
+        autoencoder="taef2",
     ),
     Family(
         "Flux2Pipeline",

@@ -91,7 +91,11 @@ def pictures(size: int = 32) -> list[Any]:
 
 FAMILIES = [
     Family(
-        "StableDiffusionPipeline", tiny_pipeline, negative_prompts, per_prompt=("prompt", "negative_prompt")
+        "StableDiffusionPipeline",
+        tiny_pipeline,
+        negative_prompts,
+        per_prompt=("prompt", "negative_prompt"),
+        autoencoder="taesd",
     ),
     Family(
         "StableDiffusionImg2ImgPipeline",

@@ -79,7 +79,12 @@ TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
 FAMILIES = [
     Family("StableDiffusionXLPipeline", xl, two_texts, per_prompt=TEXTS),
     Family(
-        "StableDiffusionXLPipeline", standardised, two_texts, "latents_mean, latents_std", per_prompt=TEXTS
+        "StableDiffusionXLPipeline",
+        standardised,
+        two_texts,
+        "latents_mean, latents_std",
+        per_prompt=TEXTS,
+        autoencoder="taesdxl",
     ),
     Family(
         "StableDiffusionXLPipeline", upcast, two_texts, "float16, upcast", per_prompt=TEXTS, tolerance=2e-2
