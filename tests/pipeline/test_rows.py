@@ -1,0 +1,96 @@
+"""Which arguments of a call are taken apart, and how, without a pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lcmem_filter.pipeline.rows import PICTURES, BoundCall
+
+TOTAL = 4
+"""Two images of each of two prompts."""
+
+
+def bound(pipeline: str = "StableDiffusionPipeline", controlnet: Any = None, **given: Any) -> BoundCall:
+    def call(
+        self: Any, prompt: Any = None, num_images_per_prompt: int = 1, generator: Any = None, **kwargs: Any
+    ) -> None:
+        raise AssertionError("not called here")
+
+    pipe = type(pipeline, (), {"controlnet": controlnet})()
+    given = {"prompt": ["a", "b"], "num_images_per_prompt": 2, **given}
+    return BoundCall.bind(call, pipe, (), given)
+
+
+def taken(call: BoundCall, *rows: int) -> dict[str, Any]:
+    assert call.can_slice(TOTAL)
+    return call.for_rows(rows, [torch.Generator() for _ in rows]).arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prompt_embeds", torch.arange(2)),
+        ("pooled_prompt_embeds", torch.arange(2)),
+        ("negative_prompt_attention_mask", np.arange(2)),
+        ("prompt_embeds", [torch.tensor(0), torch.tensor(1)]),
+        ("negative_image_embeds", torch.arange(2)),
+    ],
+)
+def test_entries_of_prompts(name: str, value: Any) -> None:
+    assert [int(v) for v in taken(bound(**{name: value}), 0, 1, 2, 3, 2)[name]] == [0, 0, 1, 1, 1]
+
+
+def test_pictures_have_the_way_of_their_pipeline() -> None:
+    pictures = ["first", "second"]
+    for pipeline, name, expected in (
+        ("StableDiffusionImg2ImgPipeline", "image", ["second", "second"]),
+        ("StableDiffusionControlNetPipeline", "image", ["first", "second"]),
+        ("StableDiffusionControlNetImg2ImgPipeline", "control_image", ["first", "second"]),
+    ):
+        assert name in PICTURES[pipeline]
+        assert taken(bound(pipeline, **{name: pictures}), 1, 3)[name] == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["original_size", "crops_coords_top_left", "target_size", "timesteps", "sigmas"]
+)
+def test_lists_of_the_call_stay_whole(name: str) -> None:
+    assert taken(bound(**{name: [1, 2]}), 3)[name] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"ip_adapter_image": ["first", "second"]},
+        {"ip_adapter_image_embeds": [torch.zeros(2, 1, 4)]},
+        {"something_new": torch.zeros(2)},
+        {"prompt_embeds": torch.zeros(3, 4)},  # not one for each prompt
+        {"pipeline": "Flux2Pipeline", "image": ["first", "second"]},
+        {"pipeline": "StableDiffusionImg2ImgPipeline", "image": [torch.zeros(2, 3, 8, 8)]},
+        {"pipeline": "StableDiffusionImg2ImgPipeline", "image": ["a", "b", "c"]},
+        {
+            "pipeline": "StableDiffusionControlNetPipeline",
+            "controlnet": type("MultiControlNetModel", (), {})(),
+            "image": ["for one net", "for the other"],
+        },
+    ],
+    ids=str,
+)
+def test_what_is_not_known_is_not_taken_apart(given: dict[str, Any]) -> None:
+    call = bound(**given)
+    assert not call.can_slice(TOTAL)
+    again = call.for_all_rows([torch.Generator()] * TOTAL).arguments
+    assert all(
+        again[name] is value for name, value in given.items() if name not in ("pipeline", "controlnet")
+    )
+
+
+def test_one_picture_or_text_serves_every_row() -> None:
+    single = bound("StableDiffusionControlNetPipeline", image=["only"], negative_prompt="bad", strength=0.5)
+    after = taken(single, 1, 3)
+    assert after["image"] == ["only", "only"] and after["negative_prompt"] == ["bad", "bad"]
+    assert after["strength"] == 0.5 and after["num_images_per_prompt"] == 1
