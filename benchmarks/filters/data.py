@@ -7,11 +7,13 @@ the false-rejection rate. All images of the train split are distractors in the i
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image
@@ -91,12 +93,15 @@ def split_rows(seed: int = 0) -> dict[str, list[Row]]:
     return rows
 
 
-def read_image(row: Row, tables: dict[str, object] = {}) -> Image.Image:
+def read_image(row: Row) -> Image.Image:
     """The row's picture, RGB, its own size."""
-    if row.file not in tables:
-        tables[row.file] = pq.read_table(data_folder() / f"{row.file}.parquet", columns=["image"])["image"]
-    value = tables[row.file][row.position].as_py()
+    value = _images_of(row.file)[row.position].as_py()
     return Image.open(io.BytesIO(value["bytes"])).convert("RGB")
+
+
+@functools.cache
+def _images_of(file: str) -> Any:
+    return pq.read_table(data_folder() / f"{file}.parquet", columns=["image"])["image"]
 
 
 def _row(name: str, position: int, entry: dict[str, str], domain: str) -> Row:
