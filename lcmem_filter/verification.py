@@ -22,7 +22,10 @@ BACKGROUND = slice(5, 30)
 it."""
 
 MOST_BACKGROUND = 0.8
-"""Cap of the background."""
+"""Cap of the background, for repetitions that are not recognised as such."""
+
+SAME_IMAGE = 0.97
+"""Cosine of stored embeddings from which one image is a repetition of the other."""
 
 ZOOMS = (1.0, 0.97, 0.94)
 TURNS = (-4.0, -2.0, 0.0, 2.0, 4.0)
@@ -60,43 +63,61 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
         if index.has_latents and space == index.space:
             stored = index.latents(hits.rows).to(latents.device)
             aligned = torch.stack([aligned_similarity(c, s) for c, s in zip(canonical, stored, strict=True)])
-        combined = combine(hits.similarity, aligned)
+        combined = combine(hits.similarity, aligned, repeated(index, hits.rows))
     if not torch.isfinite(combined).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")
     return [_scored(index, row, hits.rows, combined, hits.similarity, aligned) for row in range(len(latents))]
 
 
-def combine(embedding_similarity: torch.Tensor, latent_similarity: torch.Tensor | None) -> torch.Tensor:
+def repeated(index: MemorizationIndex, rows: torch.Tensor) -> torch.Tensor:
+    """Which of ``rows`` (B, K) hold an image that an earlier one of their sample holds too; booleans (B, K).
+
+    Images that stand in a training set many times over are those that models memorise. Their repetitions must not
+    pass for a background that a copy fails to stand out from.
+    """
+    stored = index.embeddings(rows)
+    alike = torch.einsum("bkd,bjd->bkj", stored, stored) >= SAME_IMAGE
+    return alike.tril(-1).any(2).to(rows.device)
+
+
+def combine(
+    embedding_similarity: torch.Tensor,
+    latent_similarity: torch.Tensor | None,
+    repeated: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The one statistic that is calibrated: how far each candidate stands out, by both similarities; at most 1.
 
     Args:
         embedding_similarity: Cosines of each sample's shortlist, (B, K).
         latent_similarity: Aligned correlations of the same, (B, K), or ``None``.
+        repeated: Which of them repeat another, (B, K); see ``repeated``.
 
     Returns:
         (B, K): the mean of both ``relative_similarity``, or that of the cosines alone.
     """
-    by_embedding = relative_similarity(embedding_similarity)
+    by_embedding = relative_similarity(embedding_similarity, repeated)
     if latent_similarity is None:
         return by_embedding
-    return (by_embedding + relative_similarity(latent_similarity)) / 2
+    return (by_embedding + relative_similarity(latent_similarity, repeated)) / 2
 
 
-def relative_similarity(similarity: torch.Tensor) -> torch.Tensor:
+def relative_similarity(similarity: torch.Tensor, repeated: torch.Tensor | None = None) -> torch.Tensor:
     """How far each candidate stands out from the sample's background: (s - b) / (1 - b), 1 for an exact copy.
 
     The background b is the mean similarity of the sample's further neighbours, so one threshold fits both domains
-    whose images resemble each other and domains whose images do not (score normalisation as in SSCD, Pizzi et al.,
-    arXiv 2202.10261, section 4.4, and the ratio of distances of Carlini et al., arXiv 2301.13188, section 4.2). It is
-    capped, so that an image which stands in the index many times over is still found.
+    whose images resemble each other and domains whose images do not (after the score normalisation of SSCD, Pizzi et
+    al., arXiv 2202.10261, and the ratio of distances of Carlini et al., arXiv 2301.13188). Where nothing is left for a
+    background, in an index of a few images, it is 0.
 
     Args:
         similarity: (B, K), at most 1.
+        repeated: (B, K) booleans: what is no background since it repeats another candidate.
     """
-    ordered = similarity.sort(dim=1, descending=True)[0][:, BACKGROUND]
-    if not ordered.shape[1]:  # an index of a few images has no background
-        return similarity
-    background = ordered.mean(1, keepdim=True).clamp_max(MOST_BACKGROUND)
+    different = similarity if repeated is None else similarity.masked_fill(repeated, -torch.inf)
+    ordered = different.sort(dim=1, descending=True)[0][:, BACKGROUND]
+    counted = ordered.isfinite()
+    background = ordered.where(counted, 0).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp_min(1)
+    background = background.clamp_max(MOST_BACKGROUND)
     return (similarity - background) / (1 - background)
 
 

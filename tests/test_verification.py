@@ -16,11 +16,13 @@ from lcmem_filter.training.validation import mild_copies
 from lcmem_filter.training.views import generator_for
 from lcmem_filter.verification import (
     BACKGROUND,
+    SAME_IMAGE,
     SHORTLIST,
     aligned_similarity,
     alignments,
     combine,
     relative_similarity,
+    repeated,
     score_latents,
 )
 
@@ -95,6 +97,44 @@ def test_the_statistic_rises_with_either_similarity():
         and combine(high, low)[0, 0] > combine(low, low)[0, 0]
     )
     assert combine(high, None)[0, 0] == relative_similarity(high)[0, 0]
+
+
+def test_repetitions_are_no_background():
+    similarity = torch.full((1, SHORTLIST), 0.3)
+    similarity[0, :20] = 0.75  # a copy of an image that stands in the index twenty times
+    repeats = torch.zeros(1, SHORTLIST, dtype=torch.bool)
+    repeats[0, 1:20] = True
+    alone = torch.full((1, SHORTLIST), 0.3)
+    alone[0, 0] = 0.75
+    torch.testing.assert_close(
+        combine(similarity, similarity, repeats).max(), combine(alone, alone).max(), rtol=0, atol=1e-6
+    )
+    assert combine(similarity, similarity).max() < 0.7 * combine(alone, alone).max()
+    everything = torch.ones(1, SHORTLIST, dtype=torch.bool)
+    assert relative_similarity(similarity, everything).max() == 0.75
+
+
+def test_repetitions_in_an_index_are_recognised(tmp_path):
+    for name in ("a", "b", "c"):  # each picture three times
+        pictures(tmp_path / "train" / name, range(20))
+    from lcmem_filter.images import open_images
+    from lcmem_filter.index import MemorizationIndex
+
+    from tests.index.material import head
+
+    index = MemorizationIndex.build(
+        open_images(tmp_path / "train"),
+        saved_encoder(tmp_path),
+        head(),
+        tmp_path / "i",
+        resolution=32,
+        progress=False,
+    )
+    rows = torch.tensor([[0, 20, 5, 40, 25, 7]])
+    alike = index.embeddings(rows[0]) @ index.embeddings(rows[0]).T > SAME_IMAGE
+    assert alike[0, 1] and alike[0, 3] and alike[2, 4]
+    expected = [any(bool(alike[i, j]) for j in range(i)) for i in range(6)]
+    assert repeated(index, rows).tolist() == [expected] and expected[1] and expected[3] and expected[4]
 
 
 @pytest.mark.parametrize("keep_latents", [True, False])

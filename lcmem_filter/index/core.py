@@ -253,12 +253,32 @@ class MemorizationIndex:
                 "an embedding is not finite, so it cannot be searched; no image is returned"
             )
         rows = self._backend.propose(queries, min(k, len(self)))
-        stored = self._embeddings[rows.cpu()].to(queries.device, torch.float32)
+        stored = self.embeddings(rows).to(queries.device)
         similarity = torch.einsum("bd,bkd->bk", queries, stored)
         if not torch.isfinite(similarity).all():
             raise FilterFailedError(f"index {self.path} gave a similarity that is not finite; build it again")
         similarity, order = similarity.clamp(-1, 1).sort(dim=1, descending=True, stable=True)
         return Hits(rows.gather(1, order), similarity)
+
+    def embeddings_of(self, ids: Sequence[str]) -> torch.Tensor:
+        """Stored embeddings (k, D) of the images ``ids``, float32, on the head's device.
+
+        Raises:
+            LcmemFilterError: an id that the index does not hold.
+        """
+        unknown = [id_ for id_ in ids if id_ not in self._row_of]
+        if unknown:
+            raise LcmemFilterError(f"index {self.path} holds no image {unknown[0]!r}")
+        rows = [self._row_of[id_] for id_ in ids]
+        return self._embeddings[rows].to(self.head.device, torch.float32)
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {record.id: row for row, record in enumerate(self.records)}
+
+    def embeddings(self, rows: torch.Tensor) -> torch.Tensor:
+        """Stored embeddings (..., D) of ``rows`` (...), float32, on the CPU."""
+        return self._embeddings[rows.cpu()].float()
 
     def latents(self, rows: torch.Tensor) -> torch.Tensor:
         """Canonical latents (..., C, grid, grid) of ``rows`` (...), float32, on the CPU.
