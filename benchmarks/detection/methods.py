@@ -60,8 +60,8 @@ ROWS = (
     Row(
         "ssim",
         "SSIM",
-        {"side": 32, "shortlist": 10},
-        note="at 32 px, among the 10 rows of the highest correlation",
+        {"side": 32, "shortlist": 5},
+        note="at 32 px, among the 5 rows of the highest correlation",
     ),
     Row("perceptual_hash", "perceptual hash", note="256 bits"),
     Row(

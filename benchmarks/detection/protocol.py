@@ -29,11 +29,13 @@ class Design:
     Attributes:
         base: Images that always stand in the index: train and validation.
         test: Images of other identities; the identities of half h are enrolled in index h, the others unseen there.
+        copies: Test images of each domain that copies are made of, at most.
     """
 
     base: Images
     test: Images
     seed: int
+    copies: int
 
     @cached_property
     def identity(self) -> np.ndarray:
@@ -55,8 +57,12 @@ class Design:
 
     @cached_property
     def copied(self) -> np.ndarray:
-        """Test rows that copies are made of: one of each identity in each set."""
-        return one_per_identity(self.test, self.seed + 1, in_each_set=True)
+        """Test rows that copies are made of: of each domain at most ``copies``, one of each identity in each set."""
+        rows = np.random.default_rng(self.seed + 2).permutation(
+            one_per_identity(self.test, self.seed + 1, in_each_set=True)
+        )
+        domains = self.test.domains[rows]
+        return np.sort(np.concatenate([rows[domains == d][: self.copies] for d in dict.fromkeys(domains)]))
 
     @cached_property
     def with_others(self) -> np.ndarray:
@@ -160,7 +166,9 @@ def _answer(
     own_row = len(design.base) + task.rows[which]
     own_place = np.searchsorted(rows, own_row)
     but = torch.from_numpy(own_place) if task.itself else None
-    found = search.search(queries, min(DEPTH, len(rows) - 1), but=but)
+    given = search.baseline.shortlist  # where the shortlist is short, it is all that is compared
+    depth = min(DEPTH if given == 1 else min(DEPTH, given), len(rows) - 1)
+    found = search.search(queries, depth, but=but)
     hits, similarity = rows[found.rows.numpy()], found.similarity.numpy()
     found_of, asked_of = (design.identity[hits], design.identity[own_row]) if task.itself else (hits, own_row)
     right = found_of == asked_of[:, None]

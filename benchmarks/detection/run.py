@@ -34,7 +34,7 @@ from lcmem_filter.latents import load_encoder
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RATES = np.geomspace(0.002, 0.1, 18)
 SEED = 0
-HELD_COPIES = 400
+HELD_COPIES = 100
 TASKS = {
     "mild_copies": "copies as a memorising model emits them",
     "heavy_copies": "heavily transformed copies",
@@ -55,7 +55,7 @@ def main() -> None:
         arguments.cache, arguments.latents or arguments.cache / "latents", encoder, arguments.resolution, grid
     )
     base = Images("base", splits["train"].sources + splits["validation"].sources)
-    design = Design(base, splits["test"], SEED)
+    design = Design(base, splits["test"], SEED, arguments.copies)
     tasks = main_tasks(design, keeper)
     measured: dict[str, Measured] = {}
     for method in methods:
@@ -293,6 +293,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--download", action="store_true", help="ask the hub for weights that are not at hand"
+    )
+    parser.add_argument(
+        "--copies", type=int, default=1000, help="test images of a domain that are copied, at most"
     )
     parser.add_argument("--robustness-images", type=int, default=300, help="0 leaves robustness out")
     parser.add_argument("--skip-pairs", action="store_true", help="leave pair-level figures out")
