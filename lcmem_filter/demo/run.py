@@ -127,7 +127,9 @@ def load_pipeline() -> Any:
     """The small Stable Diffusion pipeline that ships with the demo, in float32."""
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS)
+    for part in (pipe.vae, pipe.unet, pipe.text_encoder):
+        part.float()  # stored in float16; the argument for it goes by another name in each version of diffusers
     pipe.set_progress_bar_config(desc="drawing", file=sys.stderr, leave=False)
     return pipe
 

@@ -1,0 +1,132 @@
+"""The demo: its phantoms are people who differ, its weights have memorised whom they should, its story is true."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lcmem_filter.demo import build
+from lcmem_filter.demo.phantoms import FINDINGS, SIZE, Visit, draw_scan, scans
+from lcmem_filter.demo.roster import HEAD_TRAINING, HELD_OUT, NAMED, ONCE, VAE_TRAINING, caption_of, lessons
+from lcmem_filter.demo.run import PROMPTS, WEIGHTS, load_pipeline, report, run_demo
+from lcmem_filter.demo.story import draw_story
+from lcmem_filter.head import LCMemHead
+from lcmem_filter.latents import canonical
+from lcmem_filter.verification import aligned_similarity
+
+MOST_BYTES = 12_000_000
+
+
+def grey(visit: Visit) -> torch.Tensor:
+    """A scan as canonical "latent" (1, 32, 32)."""
+    pixels = build.draw_pixels([visit])[:, :1].float()
+    return canonical(pixels, 32)[0]
+
+
+def test_a_visit_always_gives_the_same_scan():
+    first = draw_scan(Visit(7, 1))
+    assert first.size == (SIZE, SIZE)
+    assert first.tobytes() == draw_scan(Visit(7, 1)).tobytes()
+    assert first.tobytes() != draw_scan(Visit(7, 2)).tobytes()
+    assert first.tobytes() != draw_scan(Visit(8, 1)).tobytes()
+
+
+def test_visits_of_a_patient_are_more_alike_than_patients():
+    patients = range(30)
+    before = torch.stack([grey(Visit(patient, 0)) for patient in patients])
+    alike = torch.stack([aligned_similarity(grey(Visit(patient, 1)), before) for patient in patients])
+    same, others = alike.diagonal(), alike[~torch.eye(len(patients), dtype=torch.bool)]
+    auc = (same[:, None] > others[None]).float().mean()
+    assert auc > 0.9
+    assert same.max() < 0.99  # another visit is another picture
+
+
+def test_every_finding_is_drawn():
+    seen = Counter(Visit(patient).finding for patient in range(200))
+    assert set(seen) == set(FINDINGS)
+    assert min(seen.values()) > 20
+
+
+def test_source_serves_the_scans_with_their_patients():
+    source = scans("two", [Visit(3), Visit(3, 1), Visit(4)])
+    assert [record.identity for record in source.records] == [
+        "patient 00003",
+        "patient 00003",
+        "patient 00004",
+    ]
+    assert source.image(1).tobytes() == draw_scan(Visit(3, 1)).tobytes()
+    assert source.fingerprint != scans("two", [Visit(3), Visit(3, 1), Visit(5)]).fingerprint
+
+
+def test_no_patient_stands_in_two_sets():
+    favoured = [lesson.visit for lesson in lessons() if lesson.times > 1 and lesson.visit not in NAMED]
+    sets = [ONCE, NAMED, favoured, HEAD_TRAINING, HELD_OUT, VAE_TRAINING]
+    patients = [patient for visits in sets for patient in {visit.patient for visit in visits}]
+    assert len(patients) == len(set(patients))
+    assert all(
+        lesson.caption == caption_of(lesson.visit.finding) for lesson in lessons() if lesson.visit in favoured
+    )
+
+
+def test_weights_are_small_and_of_the_recipe_in_the_code():
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= MOST_BYTES
+    made = json.loads((WEIGHTS / "build.json").read_text())
+    recipes = {"vae": asdict(build.VAE), "pipeline": asdict(build.PIPELINE), "head": build.HEAD.to_dict()}
+    for name, recipe in json.loads(json.dumps(recipes)).items():
+        assert {key: recipe[key] for key in made[name]} == made[name]  # settings that came later have no effect there
+
+
+def test_head_knows_the_pipelines_latent_space():
+    head = LCMemHead.from_pretrained(WEIGHTS / "head")
+    assert head.identify_space(load_pipeline().vae).agreement > 0.99
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    prompts = [PROMPTS[0], PROMPTS[1], caption_of(FINDINGS[0]), caption_of(FINDINGS[1])]
+    learned = [lesson for lesson in lessons() if lesson.times > 1] + lessons()[:60]
+    folder = tmp_path_factory.mktemp("demo")
+    return run_demo(folder, seed=3, prompts=prompts, held_out=HELD_OUT[:120], training_set=learned)
+
+
+def test_plain_pipeline_returns_copies_of_patients_with_captions_of_their_own(outcome):
+    for sample, visit in zip(outcome.without[:2], NAMED, strict=False):
+        assert sample.verdict == "copy"
+        assert sample.decision.neighbours[0].id == visit.id
+        pixels = torch.from_numpy(np.array(sample.image.convert("L"))).float()
+        made = canonical(pixels[None, None], 32)[0]
+        assert aligned_similarity(made, grey(visit)[None])[0] > 0.9  # judged by its pixels too
+
+
+def test_nothing_above_the_threshold_gets_out(outcome):
+    for sample in outcome.filtered:
+        assert (sample.verdict == "new") == (sample.decision.score <= sample.decision.threshold)
+        if sample.verdict == "withheld":
+            assert len(sample.image.getcolors()) == 1
+    assert outcome.count("without")["withheld"] == outcome.count("filtered")["copy"] == 0
+
+
+def test_what_was_new_is_left_as_it_was(outcome):
+    assert outcome.unchanged == outcome.count("without")["new"]
+
+
+def test_images_are_saved_but_for_those_withheld(outcome):
+    folder = outcome.index.path.parent
+    assert len(list((folder / "without").glob("*.png"))) == len(outcome.without)
+    assert len(list((folder / "with").glob("*.png"))) == outcome.count("filtered")["new"]
+
+
+def test_report_and_picture(outcome, tmp_path):
+    text = report(outcome)
+    assert f"{outcome.count('without')['copy']} of them copies" in text
+    assert all(prompt in text for prompt in {sample.prompt for sample in outcome.without})
+    draw_story(outcome, tmp_path / "story.png")
+    with Image.open(tmp_path / "story.png") as picture:
+        assert picture.width >= 1600
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 1_000
