@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
             salt=salt,
         )
     print(json.dumps(_summary(audit.results) | {"report": str(written.html), "numbers": str(written.json)}))
-    print(f"lcmem-filter: {audit.results.verdict}", file=sys.stderr)
+    for sentence in (audit.results.verdict, *audit.results.cautions):
+        print(f"lcmem-filter: {sentence}", file=sys.stderr)
     return audit.results.exit_code
 
 
@@ -204,6 +205,7 @@ def _summary(results: Results) -> dict[str, object]:
     discovered = results.false_discovery
     return {
         "verdict": results.verdict,
+        "cautions": results.cautions,
         "exit_code": results.exit_code,
         "counts": found["counts"],
         "rate": found["rate"],

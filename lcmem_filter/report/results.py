@@ -258,6 +258,7 @@ class Results:
     Attributes:
         run: What was run.
         verdict: In one sentence.
+        cautions: Sentences that the verdict must be read with: what the check would miss, or was not measured.
         exit_code: 0 no match, 1 matches, 2 not everything could be checked.
         samples: One for each image, in their order.
         calibration: Scores of unseen real images, and the threshold.
@@ -286,6 +287,7 @@ class Results:
     duplicates: tuple[DuplicateGroup, ...] | None = None
     rungs: tuple[RungRow, ...] = ()
     allow_list: tuple[AllowEntry, ...] = ()
+    cautions: tuple[str, ...] = ()
 
     def count(self, status: Status) -> int:
         """How many samples have that status."""

@@ -20,6 +20,8 @@ from .results import (
 from .statistics import benjamini_hochberg, chance_of, held_out_for, rate_of, smallest_group
 
 NO_MATCH, MATCHES, NOT_CHECKED = 0, 1, 2
+GOOD_SENSITIVITY = 0.9
+"""Share of near-duplicates that must be found, beyond doubt, for the report to say nothing of it beside the verdict."""
 FALSE_DISCOVERY_RATE = 0.1
 """Share of false alarms that is allowed among discoveries where nothing else is chosen."""
 
@@ -68,6 +70,7 @@ def results_of(
         duplicates=None if duplicates is None else tuple(duplicates),
         rungs=tuple(rungs),
         allow_list=tuple(allow_list),
+        cautions=tuple(_cautions(run, certificate, calibration)),
     )
 
 
@@ -134,9 +137,28 @@ def _verdict(run: Run, samples: Sequence[Sample], expected: float) -> str:
         text += f"; {count['allowed']:,}{more} {_was(count['allowed'])} accepted as {known}"
     if count["not checked"]:
         text += f"; {_images(count['not checked'])} could not be checked"
-    if run.training_unreadable:
-        text += f"; copies of {_images(run.training_unreadable)} missing from the index would not be found"
     return text + "."
+
+
+def _cautions(run: Run, certificate: Certificate | None, calibration: Calibration) -> Iterable[str]:
+    sensitivity = certificate.sensitivity.rate if certificate else None
+    specificity = certificate.specificity.rate if certificate else None
+    if sensitivity is None or not sensitivity.of:
+        if run.kind == "audit":
+            yield "How many copies this check would miss was not measured."
+    elif sensitivity.low < GOOD_SENSITIVITY:
+        yield (
+            f"Of near-duplicates of training images that were made for this purpose, the check found "
+            f"{sensitivity.count:,} of {sensitivity.of:,} ({sensitivity.share:.0%}): copies that were changed so much "
+            "can be missed."
+        )
+    if specificity is not None and specificity.high < 1 - calibration.false_rejection_rate:
+        yield (
+            f"Of real images that the model never saw, {specificity.of - specificity.count:,} of {specificity.of:,} "
+            f"match, more than the {calibration.false_rejection_rate:.2g} that was promised: matches prove less."
+        )
+    if run.training_unreadable:
+        yield f"Copies of {_images(run.training_unreadable)} missing from the index would not be found."
 
 
 def _labels(checked: Sequence[Sample]) -> list[LabelRow]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from lcmem_filter.report import Results, Run, Sample, results_of
+from lcmem_filter.report import Certificate, Measured, Results, Run, Sample, rate_of, results_of
 from lcmem_filter.types import Neighbour
 
 from .made_up import audit, calibration, sample
@@ -43,9 +43,21 @@ def test_verdict_and_exit_code(samples, exit_code, verdict):
     assert verdict in found.verdict and found.verdict.count(".") <= 2
 
 
-def test_missing_training_images_are_in_the_verdict():
-    found = of(CLEAN, run=replace(RUN, training_unreadable=3))
-    assert "copies of 3 images missing from the index would not be found" in found.verdict
+def test_what_the_check_would_miss_stands_beside_the_verdict():
+    def cautions(sensitivity=None, specificity=None, run=RUN):
+        parts = [Measured(rate and rate_of(*rate), "") for rate in (sensitivity, specificity, None)]
+        return results_of(run, [CLEAN], calibration(), certificate=Certificate(*parts)).cautions
+
+    assert cautions((300, 300), (990, 1000)) == ()
+    (low,) = cautions((110, 300), (990, 1000))
+    assert "110 of 300 (37%)" in low
+    (unmeasured,) = cautions(None, None)
+    assert "not measured" in unmeasured
+    (missing,) = cautions((300, 300), run=replace(RUN, training_unreadable=3))
+    assert "Copies of 3 images missing from the index" in missing
+    (loose,) = cautions((300, 300), (900, 1000))
+    assert "100 of 1,000" in loose
+    assert cautions(run=replace(RUN, kind="generation")) == ()
 
 
 def test_allowed_images_stay_in_the_rate_and_in_the_tables():

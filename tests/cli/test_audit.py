@@ -1,0 +1,120 @@
+"""``lcmem-filter audit``: exit codes, what is printed, what is written, and combinations that are refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lcmem_filter.cli.main import main
+
+from ..audit.material import material, planted
+from ..tiny import RESOLUTION, write_pictures
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("audit")
+    material(made)
+    planted(made / "set", copies=1)
+    write_pictures(made / "fresh", [2001, 2002, 2004])
+    return made
+
+
+@pytest.fixture
+def audit(folder, capsys, monkeypatch):
+    """Runs the command in the folder; gives its exit status, what it printed as an object, and stderr."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str):
+        status = main(["audit", *arguments])
+        out, err = capsys.readouterr()
+        return status, json.loads(out) if out else None, err
+
+    return run
+
+
+def read(folder):
+    return (folder / "report.html").read_text(), json.loads((folder / "report.json").read_text())
+
+
+def test_matches_end_with_1_and_a_report(audit, tmp_path):
+    status, printed, err = audit("set", "--index", "index", "--output", str(tmp_path / "new" / "report"))
+    page, numbers = read(tmp_path / "new" / "report")
+    assert status == printed["exit_code"] == numbers["exit_code"] == 1
+    assert (
+        printed["verdict"] == numbers["verdict"] and printed["verdict"] in page and printed["verdict"] in err
+    )
+    assert numbers["counts"]["match"] >= 4
+    assert printed["report"] == str(tmp_path / "new" / "report" / "report.html")
+    named = [one["neighbours"][0]["id"] for one in numbers["samples"] if one["id"].startswith("exact")]
+    assert named == ["000.png"] and "data:image/jpeg" in page
+
+
+def test_no_match_ends_with_0_and_an_unreadable_image_with_2(audit, folder, tmp_path):
+    status, printed, _ = audit("fresh", "--index", "index", "--output", str(tmp_path))
+    assert (status, printed["counts"]) == (0, {"accepted": 3})
+    write_pictures(tmp_path / "more", [2001])
+    (tmp_path / "more" / "broken.png").write_bytes(b"no picture")
+    status, printed, _ = audit(str(tmp_path / "more"), "--index", "index", "--output", str(tmp_path))
+    assert (status, printed["counts"]) == (2, {"accepted": 1, "not checked": 1})
+    assert "broken.png" in read(tmp_path)[0]
+
+
+def test_patients_are_neither_shown_nor_named(audit, tmp_path):
+    options = ["--no-thumbnails", "--salt-file", str(tmp_path / "salt"), "--output", str(tmp_path)]
+    _, printed, _ = audit("set", "--index", "index", "--training", "train", *options)
+    page, numbers = read(tmp_path)
+    for content in (page, json.dumps(numbers), json.dumps(printed)):
+        assert "exact000" not in content and "000.png" not in content and "image/jpeg" not in content
+    salt = (tmp_path / "salt").read_text()
+    assert len(salt) == 65 and (tmp_path / "salt").stat().st_mode & 0o77 == 0
+    audit("set", "--index", "index", *options)
+    again = read(tmp_path)[1]
+    assert (tmp_path / "salt").read_text() == salt
+    assert [one["id"] for one in again["samples"]] == [one["id"] for one in numbers["samples"]]
+    (tmp_path / "salt").write_text("short")
+    assert audit("set", "--index", "index", *options)[0] == 2
+
+
+def test_known_false_alarms_are_allowed(audit, tmp_path):
+    _, printed, _ = audit("set", "--index", "index", "--output", str(tmp_path))
+    found = [one for one in read(tmp_path)[1]["samples"] if one["status"] == "match"]
+    lines = [json.dumps({"id": one["id"], "reason": "ours", "sha256": one["sha256"]}) for one in found]
+    (tmp_path / "allow.jsonl").write_text("\n".join(lines))
+    allow = ["--allow", str(tmp_path / "allow.jsonl")]
+    status, printed, _ = audit("set", "--index", "index", "--output", str(tmp_path), *allow)
+    assert (status, printed["counts"]["allowed"], printed["rate"]["count"]) == (0, len(found), len(found))
+    assert "Allow-list" in read(tmp_path)[0]
+    (tmp_path / "allow.jsonl").write_text("[]")
+    assert audit("set", "--index", "index", "--output", str(tmp_path), *allow)[0] == 2
+
+
+def test_a_second_folder_is_indexed_on_the_fly(audit, tmp_path):
+    options = ["--training", "train", "--vae", "vae", "--head", "head", "--held-out", "held-out"]
+    options += ["--resolution", str(RESOLUTION), "--output"]
+    status, _, _ = audit("set", *options, str(tmp_path / "fly"))
+    audit("set", "--index", "index", "--output", str(tmp_path / "index"))
+    assert status == 1
+    one, other = (read(tmp_path / name)[1]["samples"] for name in ("fly", "index"))
+    assert [(s["id"], s["status"]) for s in one] == [(s["id"], s["status"]) for s in other]
+    sensitivity = read(tmp_path / "fly")[1]["certificate"]["sensitivity"]["rate"]
+    assert sensitivity["of"] == 3 * 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--index INDEX, or --training DATA"),
+        (["--training", "train"], "--vae, --head, --held-out must be given"),
+        (["--training", "train", "--vae", "vae", "--held-out", "held-out"], "--head must be given"),
+        (["--index", "index", "--held-out", "held-out"], "--held-out cannot be given with --index"),
+        (["--index", "index", "--false-discovery-rate", "2"], "between 0 and 1"),
+        (["--index", "index", "--unseen", "nowhere"], "nowhere"),
+        (["--index", "nowhere"], "no index at nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_2(audit, tmp_path, arguments, says):
+    status, printed, err = audit("set", "--output", str(tmp_path / "report"), *arguments)
+    assert status == 2 and printed is None and says in err
+    assert not (tmp_path / "report").exists()
