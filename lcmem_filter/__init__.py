@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .calibration import calibrate
     from .errors import LcmemFilterError, MemorizationError
     from .filter import MemorizationFilter
+    from .generation import generate
     from .head import LCMemHead
     from .images import open_images
     from .index import MemorizationIndex
@@ -40,6 +41,7 @@ _HOMES = {
     "audit_images": "audit",
     "calibrate": "calibration",
     "detach": "pipeline",
+    "generate": "generation",
     "load_encoder": "latents",
     "open_images": "images",
     "train_head": "training",
@@ -59,6 +61,7 @@ __all__ = [
     "audit_images",
     "calibrate",
     "detach",
+    "generate",
     "load_encoder",
     "open_images",
     "train_head",

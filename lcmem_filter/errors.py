@@ -14,6 +14,7 @@
     |- MissingExtraError          an optional dependency is not installed
     |- UnsupportedPipelineError   a pipeline that cannot be filtered
     |- FilterFailedError          samples could not be judged, so none is returned
+    |- GenerationStoppedError     a job reached one of its limits
     `- MemorizationError          every attempt at a sample was memorised
 
 Each message says what was wrong, what was found, and what to do.
@@ -80,6 +81,10 @@ class UnsupportedPipelineError(LcmemFilterError):
 
 class FilterFailedError(LcmemFilterError):
     """Samples could not be judged, so none of them is returned."""
+
+
+class GenerationStoppedError(LcmemFilterError):
+    """A generation job reached one of its limits; what it had done stays, and it can go on."""
 
 
 class MemorizationError(LcmemFilterError):

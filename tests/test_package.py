@@ -69,6 +69,7 @@ def test_public_names_are_pinned_and_all_there():
         "audit_images",
         "calibrate",
         "detach",
+        "generate",
         "load_encoder",
         "open_images",
         "train_head",
@@ -79,7 +80,16 @@ def test_public_names_are_pinned_and_all_there():
 
 
 def test_commands_are_the_expected_ones():
-    assert list(commands()) == ["audit", "calibrate", "check", "convert", "demo", "index", "train"]
+    assert list(commands()) == [
+        "audit",
+        "calibrate",
+        "check",
+        "convert",
+        "demo",
+        "generate",
+        "index",
+        "train",
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(commands()))

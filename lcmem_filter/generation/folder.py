@@ -1,0 +1,149 @@
+"""A generation job on disk, written so that a kill at any moment loses at most the batch that was being drawn.
+
+    images/000000.png          delivered images only, named by their place in the plan
+    metadata.jsonl             one row a delivered image, so that ``datasets`` reads the folder as it is
+    manifest.jsonl, .parquet   one row an image that was asked for, withheld ones included
+    job.json                   plan, settings, versions and fingerprints; a job goes on only as it began
+    report/                    for people
+    .job/batches/000000.json   a batch's receipt: its rows with the SHA-256 of each image; written last
+    .job/stop                  why the processes of a job are to stop
+
+An image reaches ``images/`` under its name only after it was judged, whole and synced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import ArtifactError, CorruptArtifactError
+from ..index.folder import sha256, write_file, write_json
+from .rows import Row
+
+IMAGES, METADATA = "images", "metadata.jsonl"
+MANIFEST_JSONL, MANIFEST_PARQUET = "manifest.jsonl", "manifest.parquet"
+JOB, REPORT = "job.json", "report"
+
+
+class JobFolder:
+    """Reads and writes one job's folder.
+
+    Args:
+        path: The folder; made when the job starts.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._receipts = self.path / ".job" / "batches"
+        self._stop = self.path / ".job" / "stop"
+
+    def start(self, job: Mapping[str, Any]) -> None:
+        """Begin a job, or go on with it; what a killed run left half written is removed.
+
+        Raises:
+            ArtifactError: the folder holds something else than this job.
+        """
+        self.check(job)
+        for folder in (self.path / IMAGES, self._receipts):
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("*.tmp"):
+                left.unlink(missing_ok=True)
+        self._stop.unlink(missing_ok=True)
+        if not (self.path / JOB).exists():
+            write_json(self.path / JOB, job)
+
+    def check(self, job: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            ArtifactError: the folder holds something else than ``job``.
+        """
+        file = self.path / JOB
+        if not file.exists():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise ArtifactError(f"{self.path} is not empty and holds no job; give another output folder")
+            return
+        try:
+            found = json.loads(file.read_text())["fixed"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptArtifactError(f"{file} cannot be read: {error}; remove {self.path}") from error
+        if changed := _differences(found, job["fixed"]):
+            raise ArtifactError(
+                f"{self.path} holds a job with other {', '.join(changed)}; a job goes on only as it began: give "
+                "another output folder, or remove it"
+            )
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of the job that lies there; ``None`` where none does."""
+        try:
+            return int(json.loads((self.path / JOB).read_text())["fixed"]["threads"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def file_name(self, position: int) -> str:
+        """Where an image lies, relative to the folder."""
+        return f"{IMAGES}/{position:06d}.png"
+
+    def write_image(self, position: int, image: Image.Image) -> tuple[str, int]:
+        """Write a delivered image; its SHA-256 and its size in bytes."""
+        path = self.path / self.file_name(position)
+        digest = write_file(path, lambda file: image.save(file, "PNG"))
+        return digest, path.stat().st_size
+
+    def remove_image(self, position: int) -> None:
+        """Make sure that no image lies there."""
+        (self.path / self.file_name(position)).unlink(missing_ok=True)
+
+    def write_receipt(self, batch: int, rows: list[Row]) -> None:
+        """Record that a batch is done."""
+        write_json(self._receipt(batch), [asdict(row) for row in rows])
+
+    def read_receipt(self, batch: int) -> list[Row] | None:
+        """A batch's rows; ``None`` where it is not done."""
+        try:
+            return [Row.from_dict(row) for row in json.loads(self._receipt(batch).read_text())]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def verified_receipt(self, batch: int) -> list[Row] | None:
+        """The same; a receipt whose images are not what it says is removed."""
+        rows = self.read_receipt(batch)
+        if rows is not None and all(self._is_intact(row) for row in rows):
+            return rows
+        self._receipt(batch).unlink(missing_ok=True)
+        return None
+
+    def batches_done(self) -> int:
+        """How many batches have a receipt, of every process."""
+        return sum(entry.name.endswith(".json") for entry in os.scandir(self._receipts))
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Let every process end before its next batch."""
+        write_file(self._stop, lambda file: file.write(reason.encode()))
+
+    def stop_reason(self) -> str | None:
+        """Why to stop; ``None`` to go on."""
+        try:
+            return self._stop.read_text()
+        except FileNotFoundError:
+            return None
+
+    def _receipt(self, batch: int) -> Path:
+        return self._receipts / f"{batch:06d}.json"
+
+    def _is_intact(self, row: Row) -> bool:
+        path = self.path / self.file_name(row.position)
+        if row.file_name is None:
+            return not path.exists()
+        return path.is_file() and path.stat().st_size == row.bytes and sha256(path) == row.sha256
+
+
+def _differences(found: Any, wanted: Any) -> list[str]:
+    keys = sorted(found.keys() | wanted.keys())
+    return [key for key in keys if found.get(key) != wanted.get(key)]

@@ -1,0 +1,95 @@
+"""``job.json``: everything that a job's bytes depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..errors import DataError
+from ..filter import MemorizationFilter
+from .drawing import RESERVED
+from .plan import Plan
+
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
+
+
+def describe(
+    pipe: Any,
+    judge: MemorizationFilter,
+    plan: Plan,
+    settings: Mapping[str, Any],
+    threads: int,
+) -> dict[str, Any]:
+    """A job, ready for JSON: what may not change while it goes on is in ``fixed``."""
+    index = judge.index
+    return {
+        "format": 1,
+        "pipeline": str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
+        "index": str(index.path),
+        "fixed": {
+            "plan": plan.fingerprint,
+            "images": len(plan.items),
+            "batch_size": plan.batch_size,
+            **settings,
+            "device": pipe.device.type,
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+            "threads": threads,
+            "versions": versions(),
+            "fingerprints": {
+                "pipeline": pipeline_fingerprint(pipe),
+                "index": index.fingerprint,
+                "head": index.head.fingerprint,
+            },
+        },
+    }
+
+
+def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of the pipeline's call as they come back from JSON.
+
+    Raises:
+        DataError: the plan decides one of them, or one cannot be kept.
+    """
+    options = dict(options or {})
+    if reserved := sorted(RESERVED & options.keys()):
+        raise DataError(f"options may not hold {', '.join(reserved)}: the plan decides that; leave it out")
+    try:
+        kept: dict[str, Any] = json.loads(json.dumps(options, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"options cannot be kept in job.json: {error}; give numbers and texts") from error
+    return kept
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this package and of what it draws with."""
+    return {
+        "python": platform.python_version(),
+        "lcmem-filter": __version__,
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def pipeline_fingerprint(pipe: Any) -> str:
+    """SHA-256 over the class, the scheduler's settings and every weight and buffer, as they lie in memory."""
+    digest = hashlib.sha256(type(pipe).__name__.encode())
+    for name, component in sorted(pipe.components.items()):
+        digest.update(f"{name}: {type(component).__name__}\n".encode())
+        if isinstance(component, torch.nn.Module):
+            for key, tensor in sorted(component.state_dict().items()):
+                digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(_bytes_of(tensor))
+        elif hasattr(component, "config"):
+            digest.update(json.dumps(dict(component.config), sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: torch.Tensor) -> Any:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""

@@ -1,0 +1,237 @@
+"""What is asked for, and the plan that it becomes: every image with its seed, in batches that never change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from ..errors import DataError, EmptyDataError, MissingColumnError
+
+SEEDS = 2**62
+"""Seeds lie in [0, SEEDS)."""
+COLUMNS = ("prompt", "label", "seed", "count")
+TEXT_FILES = (".txt", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Images of one prompt.
+
+    Attributes:
+        prompt: Empty for an unconditional pipeline.
+        label: What the images are filed under in the manifest and the report; several are separated by ``|``.
+        seed: Of the first image; those after it have seeds derived from it. ``None`` derives all from the job's.
+        count: How many, at least 1.
+    """
+
+    prompt: str = ""
+    label: str = ""
+    seed: int | None = None
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise DataError(f"a count is at least 1, got {self.count} for prompt {self.prompt!r}")
+        if self.seed is not None and not 0 <= self.seed < SEEDS:
+            raise DataError(f"a seed lies in [0, 2**62), got {self.seed} for prompt {self.prompt!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a plan.
+
+    Attributes:
+        position: Its place in the plan, from 0.
+        seed: Of its first draw; it has a generator of its own.
+    """
+
+    position: int
+    prompt: str
+    label: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every image in order. A batch of them is what is drawn in one call, and what is done again after a kill."""
+
+    items: tuple[Item, ...]
+    batch_size: int
+
+    @property
+    def batches(self) -> int:
+        """How many there are."""
+        return -(-len(self.items) // self.batch_size)
+
+    def batch(self, number: int) -> tuple[Item, ...]:
+        """The images of one batch; the last may be smaller."""
+        return self.items[number * self.batch_size : (number + 1) * self.batch_size]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any prompt, label, seed or batch does."""
+        digest = hashlib.sha256(str(self.batch_size).encode())
+        for item in self.items:
+            digest.update((json.dumps(asdict(item), sort_keys=True) + "\n").encode())
+        return digest.hexdigest()
+
+
+def plan_of(requests: Iterable[Request], *, seed: int = 0, batch_size: int = 8) -> Plan:
+    """Lay out the images of ``requests``.
+
+    An image's seed depends on the job's seed and its place in the plan, or on its request's own seed; on nothing else.
+
+    Args:
+        requests: At least one.
+        seed: Of the job.
+        batch_size: Images drawn in one call, at least 1.
+
+    Raises:
+        EmptyDataError: no requests.
+        DataError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise DataError(f"a batch holds at least 1 image, got a batch size of {batch_size}")
+    items: list[Item] = []
+    for request in requests:
+        for number in range(request.count):
+            position = len(items)
+            if request.seed is None:
+                own = derived_seed("job", seed, position)
+            else:
+                own = request.seed if number == 0 else derived_seed("request", request.seed, number)
+            items.append(Item(position, request.prompt, request.label, own))
+    if not items:
+        raise EmptyDataError("nothing to generate: no prompts and no count; give at least one")
+    return Plan(tuple(items), batch_size)
+
+
+def derived_seed(kind: str, seed: int, number: int) -> int:
+    """A seed in [0, 2**62) that depends on all three, by SHA-256."""
+    digest = hashlib.sha256(f"{kind}/{seed}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % SEEDS
+
+
+def read_requests(
+    path: str | os.PathLike[str],
+    *,
+    prompt_column: str | None = None,
+    label_column: str | None = None,
+    seed_column: str | None = None,
+    count_column: str | None = None,
+) -> list[Request]:
+    """Read prompts from a text file, one a line, or from a table (CSV, TSV, JSON lines, Parquet).
+
+    Args:
+        path: The file; empty lines of a text file are skipped.
+        prompt_column, label_column, seed_column, count_column: Columns of a table; ``prompt``, ``label``, ``seed`` and
+            ``count`` by default, of which only the first must be there. An empty seed is derived, an empty count is 1.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, or a seed or count is no whole number.
+        EmptyDataError: no prompts.
+        MissingColumnError: a table without a column that was named, or without prompts.
+    """
+    path = Path(path)
+    named = (prompt_column, label_column, seed_column, count_column)
+    if path.suffix.lower() in TEXT_FILES:
+        if given := next((name for name in named if name), None):
+            raise MissingColumnError(
+                f"{path} is a text file, one prompt a line, so it has no column {given!r}"
+            )
+        requests = [Request(line.strip()) for line in _lines(path) if line.strip()]
+    else:
+        columns = {use: name or use for use, name in zip(COLUMNS, named, strict=True)}
+        table = _read_table(path, texts=(columns["prompt"], columns["label"]))
+        needed = [columns["prompt"], *(name for name in named if name)]
+        if missing := next((name for name in needed if name not in table.column_names), None):
+            raise MissingColumnError(
+                f"{path} has no column {missing!r}; it has {', '.join(table.column_names)}"
+            )
+        requests = _requests_of(path, table, columns)
+    if not requests:
+        raise EmptyDataError(f"{path} has no prompts; give a file with at least one")
+    return requests
+
+
+def _requests_of(path: Path, table: pa.Table, columns: dict[str, str]) -> list[Request]:
+    values = {
+        use: table[name].to_pylist() if name in table.column_names else [None] * len(table)
+        for use, name in columns.items()
+    }
+    requests = []
+    for row, (prompt, label, seed, count) in enumerate(zip(*values.values(), strict=True), start=1):
+        if prompt is None:
+            raise DataError(f"{path}: row {row} has no prompt; fill it in or remove the row")
+        counted = _whole(path, row, "count", count)
+        requests.append(
+            Request(
+                str(prompt),
+                _label(label),
+                _whole(path, row, "seed", seed),
+                1 if counted is None else counted,
+            )
+        )
+    return requests
+
+
+def _lines(path: Path) -> Sequence[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}; give a text file in UTF-8, one prompt a line"
+        ) from error
+
+
+def _read_table(path: Path, texts: Sequence[str]) -> pa.Table:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            return pq.read_table(path)
+        if suffix in (".jsonl", ".json", ".ndjson"):
+            return pyarrow.json.read_json(path)
+        if suffix in (".csv", ".tsv"):
+            return pyarrow.csv.read_csv(
+                path,
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=False
+                ),
+            )
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} cannot be read: {error}; mend it or give another file") from error
+    raise DataError(
+        f"{path} is no file of prompts that can be read; give .txt, .csv, .tsv, .jsonl or .parquet"
+    )
+
+
+def _label(value: Any) -> str:
+    if value is None:
+        return ""
+    return "|".join(str(one) for one in value) if isinstance(value, list) else str(value)
+
+
+def _whole(path: Path, row: int, what: str, value: Any) -> int | None:
+    """``value`` as a whole number; a column with gaps may come as floats."""
+    if value is None or value == "" or value != value:
+        return None
+    try:
+        whole = int(value)
+        if whole == float(value) or isinstance(value, str):
+            return whole
+    except (TypeError, ValueError):
+        pass
+    raise DataError(f"{path}: row {row} has {what} {value!r}, which is no whole number; mend it")

@@ -1,0 +1,131 @@
+"""A job's rows to the report that is handed in with the images."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from PIL import Image
+
+from ..errors import UnreadableImageError
+from ..filter import MemorizationFilter
+from ..images import ImageSource
+from ..report import Pictures, Results, Run, RungRow, Sample, results_of, write_report
+from .folder import REPORT, JobFolder
+from .rows import Row
+
+
+def report_on(
+    folder: JobFolder,
+    job: Mapping[str, Any],
+    rows: Sequence[Row],
+    judge: MemorizationFilter,
+    *,
+    training: ImageSource | None,
+    thumbnails: bool,
+    stopped: str | None,
+) -> Results:
+    """Write the report on ``rows``, and return what is in it."""
+    results = results_of(
+        _run(folder, job, rows, judge, training, stopped),
+        [_sample(row) for row in rows if row.status != "unsafe"],
+        judge.calibration,
+        rungs=_rungs(rows),
+    )
+    write_report(results, folder.path / REPORT, pictures=_pictures(folder, training) if thumbnails else None)
+    return results
+
+
+def _sample(row: Row) -> Sample:
+    return Sample(
+        row.file_name or f"{row.position:06d} (not delivered)",
+        row.accepted,
+        row.score,
+        row.p_value,
+        row.neighbours,
+        tuple(dict.fromkeys(label for label in row.label.split("|") if label)),
+        row.sha256 or "",
+        row.reason,
+        delivered=row.delivered,
+        prompt=row.prompt,
+        seed=row.seed if row.last_seed is None else row.last_seed,
+        attempts=row.attempts,
+        rung=row.rung or None,
+    )
+
+
+def _rungs(rows: Sequence[Row]) -> list[RungRow]:
+    """What is known of each remedy: it was the last that an image was drawn with."""
+    tried = Counter(row.rung for row in rows if row.rung)
+    accepted = Counter(row.rung for row in rows if row.rung and row.accepted)
+    return [RungRow(rung, count, accepted[rung]) for rung, count in sorted(tried.items())]
+
+
+def _run(
+    folder: JobFolder,
+    job: Mapping[str, Any],
+    rows: Sequence[Row],
+    judge: MemorizationFilter,
+    training: ImageSource | None,
+    stopped: str | None,
+) -> Run:
+    fixed, index = job["fixed"], judge.index
+    options = json.dumps(fixed["options"], ensure_ascii=False)
+    settings = {
+        "pipeline": str(job["pipeline"]),
+        "options of its call": options,
+        "seed": str(fixed["seed"]),
+        "batch size": str(fixed["batch_size"]),
+        "matches": _policy(fixed),
+        "device": f"{fixed['device']}, {fixed['dtype']}",
+        "held-out images": f"{judge.calibration.n:,}",
+        "images asked for": f"{fixed['images']:,}",
+    }
+    if unsafe := sum(row.status == "unsafe" for row in rows):
+        settings["withheld by the pipeline's own safety checker"] = f"{unsafe:,}"
+    if stopped:
+        settings["stopped early"] = f"after {len(rows):,} images: {stopped}"
+    return Run(
+        kind="generation",
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        images=folder.path.name,
+        training=training.name if training else f"index {index.path.name}",
+        training_images=len(index),
+        training_unreadable=len(index.unreadable),
+        resolution=index.resolution,
+        space=judge.space,
+        settings=settings,
+        versions=fixed["versions"],
+        fingerprints=fixed["fingerprints"],
+    )
+
+
+def _policy(fixed: Mapping[str, Any]) -> str:
+    again = f"drawn again up to {fixed['max_resamples']} times, then withheld"
+    return {"flag": "delivered and marked", "reject": "withheld", "resample": again}[fixed["on_memorized"]]
+
+
+def _pictures(folder: JobFolder, training: ImageSource | None) -> Pictures:
+    """Of delivered images and, where they are given, of training images; withheld images were never decoded."""
+
+    def sample(id_: str) -> Image.Image | None:
+        path = folder.path / id_
+        if not path.is_file():
+            return None
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+
+    if training is None:
+        return Pictures(sample)
+    known = {record.id: row for row, record in enumerate(training.records)}
+
+    def original(id_: str) -> Image.Image | None:
+        try:
+            return training.image(known[id_]) if id_ in known else None
+        except UnreadableImageError:  # it was there when the index was built
+            return None
+
+    return Pictures(sample, original)

@@ -1,0 +1,285 @@
+"""Prompts to a folder of images that were all judged, a manifest and a report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from tqdm.auto import tqdm
+
+from ..errors import DataError, GenerationStoppedError, MemorizationError
+from ..filter import MemorizationFilter
+from ..images import ImageSource
+from ..index import MemorizationIndex
+from ..index.folder import write_file
+from ..pipeline.attachment import attach, detach
+from ..report import Results
+from ..types import OnMemorized
+from .drawing import Drawn, draw_batch, prompts_of
+from .folder import MANIFEST_JSONL, MANIFEST_PARQUET, METADATA, JobFolder
+from .job import checked_options, describe
+from .limits import STOP_REJECTION_RATE, Limits, Tally
+from .plan import Plan, Request, plan_of
+from .report import report_on
+from .rows import Row, manifest_jsonl, manifest_parquet, metadata_jsonl
+
+OnExhausted = Literal["drop", "raise"]
+"""What a job does with an image that is still rejected when every attempt is spent."""
+
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A finished job.
+
+    Attributes:
+        folder: Where it lies; ``datasets.load_dataset`` reads it.
+        rows: One for each image that was asked for, in order.
+        tally: Them, counted.
+        results: What the report shows; ``None`` in processes other than the first.
+    """
+
+    folder: Path
+    rows: tuple[Row, ...]
+    tally: Tally
+    results: Results | None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One job in one process."""
+
+    pipe: Any
+    plan: Plan
+    folder: JobFolder
+    job: Mapping[str, Any]
+    limits: Limits
+    on_exhausted: OnExhausted
+    state: Any
+
+
+def generate(
+    pipeline: Any,
+    prompts: Iterable[str | Request] | int,
+    index: MemorizationIndex | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    on_memorized: OnMemorized = "resample",
+    max_resamples: int = 4,
+    rungs: Sequence[str] | None = None,
+    on_exhausted: OnExhausted = "drop",
+    stop_rejection_rate: float = STOP_REJECTION_RATE,
+    disk_budget: int | None = None,
+    threads: int | None = None,
+    training: ImageSource | None = None,
+    thumbnails: bool = True,
+    progress: bool = True,
+) -> Generated:
+    """Draw images into a folder, none of them memorised, with a manifest and a report beside them.
+
+    The plan fixes every image's seed and batch. A batch is drawn in one call and is the unit of resuming and of sharing
+    work among the processes of ``accelerate launch``: called again after a kill, with the same arguments and any
+    number of processes, the job goes on and ends with the same bytes (on one kind of device; on a CPU also with one
+    number of threads). Another batch size gives images that differ by rounding.
+
+    Args:
+        pipeline: A latent image pipeline of diffusers on its device; its filter is attached here, and taken off again
+            unless it had one before.
+        prompts: Texts, of which each gives one image, or requests, or how many images an unconditional pipeline draws.
+        index: A calibrated index of its training set, or the folder of one.
+        output: A new folder, or the one of the same job.
+        options: Further arguments of the pipeline's call, ready for JSON: steps, guidance, height, width.
+        seed: Of the job.
+        batch_size: Images in one call.
+        on_memorized: As for ``attach``; ``"flag"`` delivers matches too, marked in the manifest.
+        max_resamples, rungs: As for ``attach``, whose ladder is taken where no rungs are named.
+        on_exhausted: An image that stays rejected is left out of the images but stands in the manifest (``"drop"``), or
+            ends the job (``"raise"``).
+        stop_rejection_rate: Stop once surely more than this share of first draws match, in (0, 1].
+        disk_budget: Bytes that the delivered images may take; divided among the processes.
+        threads: CPU threads of each process; by default torch's own when the job began.
+        training: The images that the index was built from, with the same ids, to show them in the report.
+        thumbnails: Show pictures in the report.
+        progress: Show progress on stderr.
+
+    Raises:
+        ArtifactError: ``output`` holds something else than this job.
+        DataError: nothing to draw, or options that the plan decides or that are not ready for JSON.
+        GenerationStoppedError: a limit was reached; what was done stays.
+        MemorizationError: an image stayed rejected and ``on_exhausted`` is ``"raise"``.
+        LcmemFilterError: as for ``attach``; no unjudged image is written.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    if on_exhausted not in get_args(OnExhausted):
+        raise ValueError(f"on_exhausted must be 'drop' or 'raise', got {on_exhausted!r}")
+    policy: dict[str, Any] = {"on_memorized": on_memorized, "max_resamples": max_resamples}
+    if rungs is not None:
+        policy["rungs"] = list(rungs)
+    settings = {"seed": seed, "options": checked_options(options), **policy}
+    limits = Limits(stop_rejection_rate, disk_budget, state.num_processes)
+    plan, folder = plan_of(_requests(prompts), seed=seed, batch_size=batch_size), JobFolder(output)
+    prompts_of(pipeline, plan.batch(0))
+    with _filtered(pipeline, index, policy) as judge:
+        job = describe(pipeline, judge, plan, settings, threads or folder.threads or torch.get_num_threads())
+        work = _Work(pipeline, plan, folder, job, limits, on_exhausted, state)
+        with _threads(job["fixed"]["threads"]):
+            stopped = _run(work, progress)
+        rows = _rows(work, complete=stopped is None)
+        results = None
+        if state.is_main_process and rows:
+            results = _finish(work, rows, judge, training, thumbnails, stopped)
+    state.wait_for_everyone()
+    if stopped is not None:
+        raise GenerationStoppedError(f"stopped after {len(rows)} of {len(plan.items)} images: {stopped}")
+    tally = Tally()
+    tally.add(rows)
+    return Generated(folder.path, rows, tally, results)
+
+
+def _run(work: _Work, progress: bool) -> str | None:
+    """Draw this process's batches that are not done, then wait for the others; why the job was stopped, if it was."""
+    state, folder, plan = work.state, work.folder, work.plan
+    tally, todo = _begin(work)
+    shown = progress and state.is_main_process
+    with tqdm(total=len(plan.items), desc="generating", unit="image", disable=not shown) as bar:
+        bar.initial = bar.n = _images_done(work)
+        for number in todo:
+            reason = work.limits.reason_to_stop(tally, len(plan.batch(number)))
+            if reason is not None:
+                folder.ask_to_stop(reason)
+            if folder.stop_reason() is not None:
+                break
+            tally.add(_draw(work, number))
+            bar.set_postfix(tally.shares(), refresh=False)
+            bar.update(_images_done(work) - bar.n)
+        while folder.stop_reason() is None and folder.batches_done() < plan.batches:
+            time.sleep(
+                _POLL_SECONDS
+            )  # by looking: a collective would time out where one process is far behind
+            bar.update(_images_done(work) - bar.n)
+    return folder.stop_reason()
+
+
+def _begin(work: _Work) -> tuple[Tally, list[int]]:
+    """Begin or go on: what this process's share has come to, and the batches of it that are not done."""
+    state, folder = work.state, work.folder
+    folder.check(work.job)
+    state.wait_for_everyone()  # every process has looked before the first one writes
+    if state.is_main_process:
+        folder.start(work.job)
+    state.wait_for_everyone()
+    tally, todo = Tally(), []
+    for number in range(state.process_index, work.plan.batches, state.num_processes):
+        rows = folder.verified_receipt(number)
+        if rows is None:
+            todo.append(number)
+        else:
+            tally.add(rows)
+    state.wait_for_everyone()  # no process counts a receipt that another one is about to withdraw
+    return tally, todo
+
+
+def _images_done(work: _Work) -> int:
+    return min(work.folder.batches_done() * work.plan.batch_size, len(work.plan.items))
+
+
+def _draw(work: _Work, number: int) -> list[Row]:
+    """Draw one batch, write what may be delivered, and its receipt last."""
+    fixed = work.job["fixed"]
+    drawn = draw_batch(
+        work.pipe, work.plan.batch(number), fixed["options"], flag=fixed["on_memorized"] == "flag"
+    )
+    failed = [one for one in drawn if one.status == "withheld"]
+    if failed and work.on_exhausted == "raise":
+        raise MemorizationError(
+            f"image {failed[0].item.position} (prompt {failed[0].item.prompt!r}) was memorised in each of "
+            f"{failed[0].decision.attempts} attempts; leave it out with on_exhausted='drop' and run again",
+            [one.decision for one in drawn],
+        )
+    rows = [_write(work.folder, one) for one in drawn]
+    work.folder.write_receipt(number, rows)
+    return rows
+
+
+def _write(folder: JobFolder, drawn: Drawn) -> Row:
+    position = drawn.item.position
+    if drawn.image is None:
+        folder.remove_image(position)
+        return Row.of(drawn.item, drawn.decision, drawn.status, None)
+    digest, size = folder.write_image(position, drawn.image)
+    return Row.of(drawn.item, drawn.decision, drawn.status, folder.file_name(position), digest, size)
+
+
+def _rows(work: _Work, *, complete: bool) -> tuple[Row, ...]:
+    found = [work.folder.read_receipt(number) for number in range(work.plan.batches)]
+    if complete and None in found:
+        raise DataError(f"a receipt of {work.folder.path} was lost while generating; run the same job again")
+    return tuple(row for rows in found if rows is not None for row in rows)
+
+
+def _finish(
+    work: _Work,
+    rows: tuple[Row, ...],
+    judge: MemorizationFilter,
+    training: ImageSource | None,
+    thumbnails: bool,
+    stopped: str | None,
+) -> Results:
+    """Report first, then the manifest, then what ``datasets`` reads; a stopped job gets the report only."""
+    folder, job = work.folder, work.job
+    results = report_on(folder, job, rows, judge, training=training, thumbnails=thumbnails, stopped=stopped)
+    if stopped is None:
+        for name, content in (
+            (MANIFEST_PARQUET, manifest_parquet(rows, job)),
+            (MANIFEST_JSONL, manifest_jsonl(rows, job)),
+            (METADATA, metadata_jsonl(rows)),
+        ):
+            _write_bytes(folder.path / name, content)
+    return results
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    write_file(path, lambda file: file.write(content))
+
+
+@contextmanager
+def _filtered(
+    pipe: Any, index: MemorizationIndex | str | os.PathLike[str], policy: Mapping[str, Any]
+) -> Iterator[MemorizationFilter]:
+    had_one = getattr(pipe, "memorization_filter", None) is not None
+    attach(pipe, index, **policy, on_exhausted="blank")
+    try:
+        yield pipe.memorization_filter
+    finally:
+        if not had_one:
+            detach(pipe)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _requests(prompts: Iterable[str | Request] | int) -> list[Request]:
+    if isinstance(prompts, int):
+        return [Request(count=prompts)]
+    if isinstance(prompts, str):  # else each of its letters would be one
+        return [Request(prompts)]
+    return [Request(one) if isinstance(one, str) else one for one in prompts]

@@ -1,0 +1,304 @@
+"""Jobs: what they leave, that kills change no byte of it, and when they stop by themselves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import lcmem_filter
+from lcmem_filter.errors import (
+    ArtifactError,
+    CorruptArtifactError,
+    DataError,
+    FilterFailedError,
+    GenerationStoppedError,
+    MemorizationError,
+    UnsupportedPipelineError,
+)
+from lcmem_filter.filter import MemorizationFilter
+from lcmem_filter.generation import Request, run
+from lcmem_filter.generation.drawing import prompts_of
+from lcmem_filter.generation.folder import JobFolder
+from lcmem_filter.generation.plan import Item
+
+from .material import OPTIONS, PROMPTS, checksums
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.fixture
+def job(pipe, folder, tmp_path):
+    """Runs the job, or one that differs in some arguments, into ``tmp_path / name``."""
+
+    def start(name="job", prompts=PROMPTS, **changed):
+        arguments = {
+            "options": OPTIONS,
+            "batch_size": 4,
+            "max_resamples": 1,
+            "stop_rejection_rate": 1.0,
+            "progress": False,
+        }
+        return lcmem_filter.generate(
+            pipe, prompts, folder / "index", tmp_path / name, **{**arguments, **changed}
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(pipe, folder, tmp_path_factory):
+    """The job, uninterrupted."""
+    output = tmp_path_factory.mktemp("whole") / "job"
+    return lcmem_filter.generate(
+        pipe,
+        PROMPTS,
+        folder / "index",
+        output,
+        options=OPTIONS,
+        batch_size=4,
+        max_resamples=1,
+        stop_rejection_rate=1.0,
+        progress=False,
+    )
+
+
+def test_the_set_holds_what_was_accepted_and_the_manifest_everything(whole, pipe):
+    rows = whole.rows
+    assert {row.status for row in rows} == {"accepted", "withheld"}, "the index must reject some for good"
+    assert any(row.status == "accepted" and row.attempts == 2 and row.rung for row in rows)
+    assert all((row.accepted is True) == (row.file_name is not None) for row in rows)
+    files = {path.relative_to(whole.folder).as_posix() for path in (whole.folder / "images").iterdir()}
+    assert files == {row.file_name for row in rows if row.delivered}
+    manifest = pq.read_table(whole.folder / "manifest.parquet")
+    lines = [json.loads(line) for line in (whole.folder / "manifest.jsonl").read_text().splitlines()]
+    assert manifest.to_pylist() == lines
+    assert [line["position"] for line in lines] == list(range(len(PROMPTS)))
+    assert [line["prompt"] for line in lines] == PROMPTS
+    assert lines[0]["nearest"] and lines[0]["fingerprints"]["index"] and lines[0]["versions"]["torch"]
+    assert json.loads(manifest.schema.metadata[b"lcmem_filter"]) == json.loads(
+        (whole.folder / "job.json").read_text()
+    )
+    assert getattr(pipe, "memorization_filter", None) is None
+
+
+def test_datasets_reads_the_folder(whole, tmp_path):
+    for path in (str(whole.folder), "imagefolder"):
+        given = {"data_dir": str(whole.folder)} if path == "imagefolder" else {}
+        found = datasets.load_dataset(path, split="train", cache_dir=str(tmp_path), **given)
+        delivered = [row for row in whole.rows if row.delivered]
+        assert found["position"] == [row.position for row in delivered]
+        assert found["prompt"] == [row.prompt for row in delivered]
+        first = np.asarray(Image.open(whole.folder / delivered[0].file_name))
+        assert np.array_equal(np.asarray(found[0]["image"]), first) and first.std() > 0
+
+
+def test_the_report_counts_what_was_withheld(whole):
+    numbers = json.loads((whole.folder / "report" / "report.json").read_text())
+    withheld = sum(row.status == "withheld" for row in whole.rows)
+    assert numbers["counts"] == {"accepted": len(PROMPTS) - withheld, "withheld": withheld}
+    assert numbers["exit_code"] == 0 and "withheld" in whole.results.verdict
+    assert numbers["run"]["kind"] == "generation" and numbers["rungs"]
+    assert (whole.tally.drawn, whole.tally.withheld) == (len(PROMPTS), withheld)
+
+
+def test_an_image_is_what_the_plain_pipeline_draws_from_its_seed(whole, pipe):
+    batch = whole.rows[:4]
+    generators = [torch.Generator().manual_seed(row.seed) for row in batch]
+    images = pipe([row.prompt for row in batch], generator=generators, **OPTIONS).images
+    once = [(row, image) for row, image in zip(batch, images, strict=True) if row.attempts == 1]
+    assert once
+    for row, image in once:
+        assert np.array_equal(np.asarray(Image.open(whole.folder / row.file_name)), np.asarray(image))
+
+
+@pytest.mark.parametrize("writes", [0, 1, 5, 6])
+def test_a_kill_changes_no_byte(whole, job, tmp_path, monkeypatch, writes):
+    """Killed at one of its writes (images or receipts) and halfway through it."""
+    left = [writes]
+
+    def dying(write, path_of):
+        def die(self, *arguments):
+            if left[0] == 0:
+                path_of(self, arguments[0]).with_suffix(".png.1.tmp").write_bytes(b"half")
+                raise Killed
+            left[0] -= 1
+            return write(self, *arguments)
+
+        return die
+
+    with monkeypatch.context() as patch:
+        image = dying(JobFolder.write_image, lambda self, place: self.path / self.file_name(place))
+        patch.setattr(JobFolder, "write_image", image)
+        patch.setattr(JobFolder, "write_receipt", dying(JobFolder.write_receipt, JobFolder._receipt))
+        with pytest.raises(Killed):
+            job()
+    assert not (tmp_path / "job" / "metadata.jsonl").exists()
+    job()
+    assert checksums(tmp_path / "job") == checksums(whole.folder)
+
+
+def test_a_finished_job_is_not_drawn_again_but_damage_is_mended(whole, job, tmp_path, monkeypatch):
+    shutil.copytree(whole.folder, tmp_path / "job")
+    batches = []
+    draw = run.draw_batch
+    monkeypatch.setattr(
+        run, "draw_batch", lambda pipe, items, *a, **k: batches.append(items) or draw(pipe, items, *a, **k)
+    )
+    job()
+    assert not batches
+    damaged = next(row for row in whole.rows if row.delivered)
+    (tmp_path / "job" / damaged.file_name).write_bytes(b"damaged")
+    job()
+    assert [items[0].position // 4 for items in batches] == [damaged.position // 4]
+    assert checksums(tmp_path / "job") == checksums(whole.folder)
+
+
+def test_another_batch_size_differs_by_rounding(whole, job, tmp_path):
+    other = job("other", batch_size=5)
+    assert other.rows[0].seed == whole.rows[0].seed
+    same = [(a, b) for a, b in zip(whole.rows, other.rows, strict=True) if a.attempts == b.attempts == 1]
+    assert len(same) >= len(PROMPTS) // 3
+    for a, b in same:
+        one, two = (
+            np.asarray(Image.open(d / r.file_name), int) for d, r in ((whole.folder, a), (other.folder, b))
+        )
+        assert np.abs(one - two).max() <= 2
+        assert a.score == pytest.approx(b.score, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        ({"seed": 1}, "plan, seed"),
+        ({"options": {**OPTIONS, "guidance_scale": 3.0}}, "options"),
+        ({"on_memorized": "reject"}, "on_memorized"),
+        ({"threads": 2}, "threads"),
+    ],
+)
+def test_a_folder_goes_on_only_with_its_own_job(whole, job, tmp_path, changed, names):
+    shutil.copytree(whole.folder, tmp_path / "job")
+    with pytest.raises(ArtifactError, match=f"job with other {names};"):
+        job(**changed)
+    assert checksums(tmp_path / "job") == checksums(whole.folder)
+
+
+def test_other_folders_are_left_alone(job, tmp_path):
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "thesis.tex").write_text("")
+    with pytest.raises(ArtifactError, match="not empty and holds no job"):
+        job()
+    (tmp_path / "job" / "job.json").write_text("{")
+    with pytest.raises(CorruptArtifactError, match="cannot be read"):
+        job()
+
+
+def test_reject_and_flag(job, whole):
+    rejected = job("reject", on_memorized="reject", prompts=PROMPTS[:4])
+    hit = [row.position for row in whole.rows[:4] if row.attempts > 1]
+    assert [row.position for row in rejected.rows if row.status == "withheld"] == hit
+    flagged = job("flag", on_memorized="flag", prompts=PROMPTS[:4])
+    assert [row.position for row in flagged.rows if row.status == "flagged"] == hit
+    assert all(row.delivered for row in flagged.rows) and flagged.results.exit_code == 1
+
+
+def test_raise_ends_the_job_before_the_batch_is_written(job, whole, tmp_path):
+    with pytest.raises(MemorizationError, match="was memorised in each of 2 attempts"):
+        job(on_exhausted="raise")
+    first = next(row.position for row in whole.rows if row.status == "withheld")
+    written = {path.name for path in (tmp_path / "job" / "images").iterdir()}
+    assert all(int(name.split(".")[0]) < first // 4 * 4 for name in written)
+
+
+def test_a_model_that_copies_stops_the_job_with_a_report(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(MemorizationFilter, "decide", _rejecting(MemorizationFilter.decide))
+    with pytest.raises(
+        GenerationStoppedError, match="stopped after 8 of 12 images: 8 of 8 first draws match"
+    ):
+        job(on_memorized="reject", stop_rejection_rate=0.5)
+    assert "stopped early" in (tmp_path / "job" / "report" / "report.html").read_text()
+    assert not (tmp_path / "job" / "metadata.jsonl").exists() and not any(
+        (tmp_path / "job" / "images").iterdir()
+    )
+    assert len(job(on_memorized="reject", stop_rejection_rate=1.0).rows) == len(PROMPTS)
+
+
+def test_a_disk_budget_stops_the_job_and_a_higher_one_goes_on(whole, job, tmp_path):
+    total = whole.tally.bytes
+    with pytest.raises(GenerationStoppedError, match="would exceed the disk budget"):
+        job(disk_budget=total // 2)
+    assert 0 < sum(path.stat().st_size for path in (tmp_path / "job" / "images").iterdir()) <= total // 2
+    job(disk_budget=2 * total)
+    assert checksums(tmp_path / "job") == checksums(whole.folder)
+
+
+def test_nothing_is_written_that_could_not_be_judged(job, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no verdict")
+
+    monkeypatch.setattr(MemorizationFilter, "decide", fail)
+    with pytest.raises(FilterFailedError):
+        job()
+    assert not any((tmp_path / "job" / "images").iterdir())
+
+
+def test_what_the_safety_checker_blanks_is_no_image_of_the_set(job, pipe, monkeypatch):
+    checked = []
+
+    def check(image, device, dtype):
+        checked.append(len(image))
+        return image, [True] + [False] * (len(image) - 1)
+
+    monkeypatch.setattr(pipe, "run_safety_checker", check, raising=False)
+    made = job(on_memorized="reject", prompts=["a cat"] * 8)
+    assert checked and sum(row.status == "unsafe" for row in made.rows) >= 1
+    assert all(row.file_name is None for row in made.rows if row.status == "unsafe")
+
+
+def test_an_unconditional_count(job):
+    made = job(prompts=3)
+    assert [row.prompt for row in made.rows] == ["", "", ""]
+
+    class Unconditional:
+        def __call__(self, batch_size=1): ...
+
+    class Demanding:
+        def __call__(self, image): ...
+
+    items = [Item(0, "", "", 1), Item(1, "", "", 2)]
+    assert prompts_of(Unconditional(), items) == {"batch_size": 2}
+    with pytest.raises(UnsupportedPipelineError, match="takes no prompts"):
+        prompts_of(Unconditional(), [Item(0, "a cat", "", 1)])
+    with pytest.raises(UnsupportedPipelineError, match="a script of your own"):
+        prompts_of(Demanding(), items)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"options": {"generator": 1}}, "may not hold generator"),
+        ({"options": {"callback_on_step_end": print}}, "cannot be kept"),
+        ({"stop_rejection_rate": 0.0}, "lies in"),
+        ({"disk_budget": 0}, "at least 1 byte"),
+        ({"prompts": [Request("a cat")], "batch_size": 0}, "batch size"),
+        ({"prompts": []}, "nothing to generate"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(job, tmp_path, changed, says):
+    with pytest.raises(DataError, match=says):
+        job(**changed)
+    assert not (tmp_path / "job").exists()
+
+
+def _rejecting(decide):
+    from dataclasses import replace
+
+    return lambda self, sample: replace(decide(self, sample), accepted=False)

@@ -1,0 +1,111 @@
+"""Prompts to a plan: files that are read, counts, seeds, batches."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lcmem_filter.errors import DataError, EmptyDataError, MissingColumnError
+from lcmem_filter.generation import Request, plan_of, read_requests
+
+ROWS = [
+    {"prompt": "a cat, sleeping", "label": "7", "seed": None, "count": 2},
+    {"prompt": "001", "label": "", "seed": 12, "count": None},
+]
+REQUESTS = [Request("a cat, sleeping", "7", None, 2), Request("001", "", 12, 1)]
+
+
+def write(folder, kind):
+    path = folder / f"prompts.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        comma = "\t" if kind == "tsv" else ","
+        lines = [comma.join(ROWS[0])] + [
+            comma.join(
+                f'"{value}"' if key == "prompt" else "" if value is None else str(value)
+                for key, value in row.items()
+            )
+            for row in ROWS
+        ]
+        path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_tables_of_every_kind_say_the_same(tmp_path, kind):
+    assert read_requests(write(tmp_path, kind)) == REQUESTS
+
+
+def test_text_is_a_prompt_a_line(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n\n  a dog \n")
+    assert read_requests(tmp_path / "prompts.txt") == [Request("a cat"), Request("a dog")]
+
+
+def test_columns_may_be_named_otherwise(tmp_path):
+    (tmp_path / "prompts.csv").write_text("text,finding,prompt\na cat,fur,not this\n")
+    found = read_requests(tmp_path / "prompts.csv", prompt_column="text", label_column="finding")
+    assert found == [Request("a cat", "fur")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "error", "says"),
+    [
+        ("p.csv", "text\na cat\n", {}, MissingColumnError, "no column 'prompt'; it has text"),
+        ("p.csv", "prompt\na cat\n", {"seed_column": "s"}, MissingColumnError, "no column 's'"),
+        ("p.txt", "a cat\n", {"label_column": "l"}, MissingColumnError, "one prompt a line"),
+        ("p.txt", "\n", {}, EmptyDataError, "no prompts"),
+        ("p.csv", "prompt,count\na cat,0\n", {}, DataError, "at least 1, got 0"),
+        ("p.csv", "prompt,count\na cat,1.5\n", {}, DataError, "row 1 has count 1.5"),
+        ("p.csv", "prompt,seed\na cat,-1\n", {}, DataError, "lies in"),
+        ("p.jsonl", '{"prompt": "a cat"', {}, DataError, "cannot be read"),
+        ("p.jsonl", '{"prompt": null}\n', {}, DataError, "row 1 has no prompt"),
+        ("p.docx", "", {}, DataError, "no file of prompts"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(tmp_path, name, content, options, error, says):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=says):
+        read_requests(tmp_path / name, **options)
+    with pytest.raises(DataError):
+        read_requests(tmp_path / "missing" / name, **options)
+
+
+def test_a_seed_depends_on_the_job_and_the_place_only():
+    plan = plan_of(REQUESTS, seed=1, batch_size=2)
+    assert [len(plan.batch(number)) for number in range(plan.batches)] == [2, 1]
+    other = plan_of([Request("x", count=2), Request("y", seed=12)], seed=1, batch_size=3)
+    assert [item.seed for item in plan.items] == [item.seed for item in other.items]
+    assert plan.items[2].seed == 12
+    elsewhere = plan_of(REQUESTS, seed=2)
+    assert [a.seed == b.seed for a, b in zip(plan.items, elsewhere.items, strict=True)] == [
+        False,
+        False,
+        True,
+    ]
+    many = plan_of([Request(count=1000), Request(seed=3, count=1000), Request(seed=4, count=1000)])
+    assert len({item.seed for item in many.items}) == 3000
+
+
+def test_a_fingerprint_changes_with_whatever_changes_a_byte():
+    plans = [
+        plan_of(REQUESTS),
+        plan_of(REQUESTS, seed=1),
+        plan_of(REQUESTS, batch_size=2),
+        plan_of(REQUESTS[::-1]),
+        plan_of([Request("a cat, sleeping", "8", None, 2), REQUESTS[1]]),
+    ]
+    assert len({plan.fingerprint for plan in plans}) == len(plans)
+    assert plan_of(REQUESTS).fingerprint == plans[0].fingerprint
+
+
+def test_nothing_to_do_is_an_error():
+    with pytest.raises(EmptyDataError, match="nothing to generate"):
+        plan_of([])
+    with pytest.raises(DataError, match="batch size of 0"):
+        plan_of(REQUESTS, batch_size=0)
