@@ -58,7 +58,6 @@ SHARED = frozenset(
 
 PICTURES: Mapping[str, Mapping[str, Role]] = {
     "FluxControlNetPipeline": {"control_image": "prompt"},
-    "FluxControlPipeline": {"control_image": "prompt"},
     "FluxImg2ImgPipeline": {"image": "cycled"},
     "KandinskyV22Img2ImgPipeline": {"image": "prompt"},
     "LatentConsistencyModelImg2ImgPipeline": {"image": "cycled"},

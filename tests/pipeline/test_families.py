@@ -13,6 +13,7 @@ import torch
 from lcmem_filter.latents import canonical, encode_pixels
 from lcmem_filter.pipeline import MemorizationWarning, detach
 from lcmem_filter.pipeline.call import decoder_of
+from lcmem_filter.pipeline.rows import PICTURES
 from lcmem_filter.pipeline.spaces import latent_channels
 
 from .families import Family, families
@@ -94,6 +95,10 @@ def decoded(pipe: Any) -> Iterator[list[torch.Tensor]]:
     decoder = decoder_of(pipe)
     yield Spy(decoder).given
     del decoder.__dict__["decode"]
+
+
+def test_pictures_are_taken_apart_only_in_families_that_are_tested() -> None:
+    assert set(PICTURES) <= {family.pipeline for family in families()}
 
 
 def test_the_declared_component_decodes(family: Family, pipe: Any) -> None:
