@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from ._data import add_device_argument, device_of
@@ -209,9 +210,14 @@ def _load(args: argparse.Namespace) -> Any:
     from ..errors import ArtifactNotFoundError
 
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            args.pipeline, torch_dtype=getattr(torch, args.dtype), trust_remote_code=args.trust_remote_code
-        )
+        with warnings.catch_warnings():
+            # releases that know only the old name are supported too
+            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
+            pipe = DiffusionPipeline.from_pretrained(
+                args.pipeline,
+                torch_dtype=getattr(torch, args.dtype),
+                trust_remote_code=args.trust_remote_code,
+            )
     except (OSError, ValueError) as error:
         raise ArtifactNotFoundError(
             f"no pipeline could be loaded from {args.pipeline!r}: {error}; give a diffusers folder or a hub id"

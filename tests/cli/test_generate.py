@@ -1,0 +1,110 @@
+"""``lcmem-filter generate``: what it prints and how it exits, in processes that are killed and processes that share."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lcmem_filter.cli.main import main
+
+from ..generation.material import PROMPTS, checksums, material
+
+ROOT = Path(__file__).resolve().parents[2]
+CALL = ["--steps", "2", "--guidance-scale", "2", "--height", "32", "--width", "32", "--device", "cpu"]
+CALL += ["--batch-size", "2", "--max-resamples", "1", "--threads", "1", "--stop-rejection-rate", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("generate")
+    material(made)
+    lines = [f"{prompt},{prompt.split()[1]}" for prompt in PROMPTS]
+    (made / "prompts.csv").write_text("prompt,label\n" + "\n".join(lines) + "\n")
+    return made
+
+
+@pytest.fixture
+def generate(folder, capsys, monkeypatch):
+    """Runs the command in the folder; gives its exit status, what it printed as an object, and stderr."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: str):
+        status = main(["generate", *arguments])
+        out, err = capsys.readouterr()
+        return status, json.loads(out) if out else None, err
+
+    return run
+
+
+def job(output: Path) -> list[str]:
+    given = ["--index", "index", "--prompts", "prompts.csv", "--output", str(output)]
+    return ["generate", "pipeline", *given, *CALL]
+
+
+def test_a_job_ends_with_0_and_a_summary(generate, tmp_path):
+    status, printed, err = generate(*job(tmp_path / "set")[1:], "--no-thumbnails", "--training", "train")
+    assert status == 0, err
+    assert printed["asked_for"] == len(PROMPTS) == printed["delivered"] + printed["withheld"]
+    assert printed["withheld"] > 0 and printed["verdict"] in err and Path(printed["report"]).is_file()
+    rows = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    assert {row["label"] for row in rows} <= {"cat", "dog", "picture"} and len(rows) == printed["delivered"]
+    assert "data:image/jpeg" not in (tmp_path / "set" / "report" / "report.html").read_text()
+
+
+def test_flagged_matches_end_with_1_and_a_stop_with_2(generate, tmp_path):
+    options = ["--on-memorized", "flag", "--count", "2", "--training", "train"]
+    status, printed, _ = generate(*job(tmp_path / "set")[1:], *options)
+    assert (status, printed["delivered"]) == (1, 2 * len(PROMPTS))
+    assert "data:image/jpeg" in (tmp_path / "set" / "report" / "report.html").read_text()
+    status, printed, err = generate(*job(tmp_path / "small")[1:], "--disk-budget", "8kB")
+    assert status == 2 and printed is None and "disk budget of 8,000" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "give --prompts FILE, or --count N"),
+        (["--count", "2", "--seed-column", "s"], "--seed-column needs --prompts"),
+        (["--prompts", "prompts.csv", "--disk-budget", "much"], "a number with a unit"),
+        (["--count", "2", "--index", "nowhere"], "no index at nowhere"),
+        (["--count", "2", "--steps", "2", "pipe"], "no pipeline could be loaded from 'pipe'"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_2(generate, tmp_path, arguments, says):
+    pipeline = [] if arguments[-1:] == ["pipe"] else ["pipeline"]
+    output = tmp_path / "set"
+    status, printed, err = generate("--index", "index", "--output", str(output), *arguments, *pipeline)
+    assert status == 2 and printed is None and says in err
+    assert not output.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_and_two_processes_give_the_same_bytes(folder, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    alone = [sys.executable, "-m", "lcmem_filter", *job(tmp_path / "killed")]
+    process = subprocess.Popen(alone, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+    receipts = tmp_path / "killed" / ".job" / "batches"
+    while process.poll() is None and not list(receipts.glob("*.json")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "metadata.jsonl").exists()
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0", "-m", "lcmem_filter"]
+    for output in ("killed", "two"):
+        command = [*launch, *job(tmp_path / output)]
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads(done.stdout.splitlines()[-1])["asked_for"] == len(PROMPTS)
+    assert checksums(tmp_path / "killed") == checksums(tmp_path / "two")
+    assert len(list((tmp_path / "two" / "images").iterdir())) > 1
