@@ -86,7 +86,9 @@ def test_anything_that_goes_wrong_raises(folder, monkeypatch):
 def test_latents_of_another_size_are_judged_with_one_warning(folder):
     judge, given = MemorizationFilter(folder / "index"), latents(folder, "train", range(40))[:2]
     larger = torch.nn.functional.interpolate(given, scale_factor=2, mode="bilinear")
-    with pytest.warns(UserWarning, match=r"built and calibrated at 32 px \(latents 16x16\), these latents are 32x32"):
+    with pytest.warns(
+        UserWarning, match=r"built and calibrated at 32 px \(latents 16x16\), these latents are 32x32"
+    ):
         decisions = judge.judge(larger)
     assert [d.accepted for d in decisions] == [False, False]
     assert judge.judge(larger) == decisions  # silent now: warnings are errors here
