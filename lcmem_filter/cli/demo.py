@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, print what was caught, and write the picture."""
-    # what transformers says while it is imported is about packages that this pipeline does not use
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # what these say is about packages that the pipeline does not use, and prompts that drawing again makes longer
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     from ..demo.run import report, run_demo
     from ..demo.story import draw_story
 
