@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from transformers import ConvNextConfig, ConvNextModel
@@ -187,6 +187,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
                 f"no head can be loaded from {os.fspath(name_or_path)!r}: {type(error).__name__}: {error}; "
                 f"give a folder written by `lcmem-filter train`, or a shipped head ({shipped_names})"
             ) from error
+        config = {key: value for key, value in dict(head.config).items() if key != "_name_or_path"}
+        head._internal_dict = FrozenDict(config)  # where it lay must not travel with what is saved from it
         return head.eval()
 
     @property

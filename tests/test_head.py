@@ -214,3 +214,10 @@ def test_shipped_heads(name: str) -> None:
     with torch.no_grad():
         embeddings = head.embed(latents(8), head.spaces[0])
     assert (embeddings @ embeddings.T).fill_diagonal_(0).max() < 0.95
+
+
+def test_what_is_saved_does_not_tell_where_it_was_loaded_from(tmp_path: Path) -> None:
+    LCMemHead.create("micro").save_pretrained(tmp_path / "private")
+    LCMemHead.from_pretrained(tmp_path / "private").save_pretrained(tmp_path / "copy")
+    assert "private" not in (tmp_path / "copy" / "config.json").read_text()
+    assert LCMemHead.from_pretrained(tmp_path / "copy").config.spaces == {"sd": 4}
