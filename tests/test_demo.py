@@ -15,9 +15,10 @@ from lcmem_filter.demo import build
 from lcmem_filter.demo.phantoms import FINDINGS, SIZE, Visit, draw_scan, scans
 from lcmem_filter.demo.roster import HEAD_TRAINING, HELD_OUT, NAMED, ONCE, VAE_TRAINING, caption_of, lessons
 from lcmem_filter.demo.run import PROMPTS, WEIGHTS, load_pipeline, report, run_demo
+from lcmem_filter.demo.small_vae import VaeRecipe, train_small_vae
 from lcmem_filter.demo.story import draw_story
 from lcmem_filter.head import LCMemHead
-from lcmem_filter.latents import canonical
+from lcmem_filter.latents import canonical, weights_sha256
 from lcmem_filter.verification import aligned_similarity
 
 MOST_BYTES = 12_000_000
@@ -79,12 +80,33 @@ def test_weights_are_small_and_of_the_recipe_in_the_code():
     made = json.loads((WEIGHTS / "build.json").read_text())
     recipes = {"vae": asdict(build.VAE), "pipeline": asdict(build.PIPELINE), "head": build.HEAD.to_dict()}
     for name, recipe in json.loads(json.dumps(recipes)).items():
-        assert {key: recipe[key] for key in made[name]} == made[name]  # settings that came later have no effect there
+        known = {key: recipe[key] for key in made[name]}  # settings that came later have no effect there
+        assert known == made[name]
 
 
 def test_head_knows_the_pipelines_latent_space():
     head = LCMemHead.from_pretrained(WEIGHTS / "head")
     assert head.identify_space(load_pipeline().vae).agreement > 0.99
+
+
+def test_autoencoder_goes_on_where_it_was_interrupted(tmp_path):
+    pixels = build.draw_pixels([Visit(patient) for patient in range(8)])
+    recipe = VaeRecipe(channels=(8, 16), steps=4, batch_size=2)
+    said: list[str] = []
+    whole = train_small_vae(pixels, tmp_path, recipe, checkpoint_every=2, log=said.append)
+
+    def interrupt(line: str) -> None:
+        if "step 4" in line:
+            raise KeyboardInterrupt
+
+    halted = tmp_path / "halted"
+    halted.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train_small_vae(pixels, halted, recipe, checkpoint_every=2, log=interrupt)
+    gone_on = train_small_vae(pixels, halted, recipe, checkpoint_every=2, log=said.append)
+    assert [line.split(" loss")[0] for line in said] == ["vae: step 2/4", "vae: step 4/4", "vae: step 4/4"]
+    assert weights_sha256(whole) == weights_sha256(gone_on)
+    assert whole.config.scaling_factor == gone_on.config.scaling_factor
 
 
 @pytest.fixture(scope="module")

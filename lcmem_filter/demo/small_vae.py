@@ -68,11 +68,8 @@ def train_small_vae(
         schedule.step()
         if step % checkpoint_every == 0 or step == recipe.steps:
             log(f"vae: step {step}/{recipe.steps} loss {loss.item():.4f} {time.monotonic() - since:.0f} s")
-            state = {"vae": vae, "optimizer": optimizer, "schedule": schedule}
-            payload = {name: part.state_dict() for name, part in state.items()}
-            aside = checkpoint.with_suffix(".tmp")
-            torch.save({**payload, "generator": generator.get_state(), "step": step}, aside)
-            os.replace(aside, checkpoint)
+            parts = {"vae": vae, "optimizer": optimizer, "schedule": schedule}
+            _save_checkpoint(checkpoint, parts, generator, step)
     return _finished(vae, pixels)
 
 
@@ -112,6 +109,13 @@ def _loss(vae: Any, given: torch.Tensor, recipe: VaeRecipe, generator: torch.Gen
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     error = sum(part.abs().mean() + recipe.square_weight * part.square().mean() for part in parts)
     return error + recipe.kl_weight * kl
+
+
+def _save_checkpoint(path: Path, parts: dict[str, Any], generator: torch.Generator, step: int) -> None:
+    payload = {name: part.state_dict() for name, part in parts.items()}
+    aside = path.with_suffix(".tmp")
+    torch.save({**payload, "generator": generator.get_state(), "step": step}, aside)
+    os.replace(aside, path)
 
 
 def _finished(vae: Any, pixels: torch.Tensor) -> Any:
