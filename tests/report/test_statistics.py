@@ -61,6 +61,14 @@ def test_discoveries_are_those_of_the_definition(ranks, rate):
     assert found == naive_benjamini_hochberg(exact, rate)
 
 
+@pytest.mark.parametrize(
+    ("m", "copies", "n", "rate"), [(86, 43, 19, 0.1), (43, 43, 19, 0.05), (86, 43, 9, 0.2)]
+)
+def test_p_values_that_lie_on_the_line_are_discovered_whatever_floats_make_of_it(m, copies, n, rate):
+    assert 1 / (n + 1) > rate * copies / m  # equal in fractions
+    assert len(benjamini_hochberg([1 / (n + 1)] * copies + [1.0] * (m - copies), rate)) == copies
+
+
 @given(st.integers(1, 400), st.integers(1, 500), st.sampled_from([0.05, 0.1, 0.2]))
 def test_smallest_group_is_where_discoveries_begin(m, n, rate):
     fewest = smallest_group(m, n, rate)
