@@ -198,6 +198,19 @@ def test_near_duplicates_are_alike_differ_by_seed_and_can_be_repeated():
     assert one.tobytes() != other.tobytes() and one.tobytes() != image.tobytes()
 
 
+def test_near_duplicates_stand_in_order_of_their_pictures(tmp_path):
+    source = opened(write_pictures(tmp_path, range(4)))
+    made = near_duplicates_of(source, [3, 1], 2)
+    assert [record.id for record in made.records] == [
+        "003.png (0)",
+        "003.png (1)",
+        "001.png (0)",
+        "001.png (1)",
+    ]
+    for position, (row, seed) in enumerate([(3, 3000), (3, 3001), (1, 1000), (1, 1001)]):
+        assert made.image(position).tobytes() == near_duplicate(source.image(row), seed).tobytes()
+
+
 def test_duplicates_within_the_set(folder, tmp_path):
     write_pictures(tmp_path, range(4000, 4030))
     (tmp_path / "twin.png").write_bytes((tmp_path / "4000.png").read_bytes())
