@@ -23,7 +23,7 @@ from lcmem_filter.latents import Encoder
 from lcmem_filter.training.views import generator_for
 
 VERSION = 1
-SHARD = 256
+SHARD = 32
 Make = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 STRENGTHS: dict[str, tuple[str, ...]] = {
