@@ -7,7 +7,7 @@ import os
 import torch
 
 from ..head import LCMemHead
-from ..verification import SHORTLIST, combine
+from ..verification import SAME_IMAGE, SHORTLIST, combine
 from .aligned_latents import aligned
 from .common import Cosine
 from .registry import Sees
@@ -60,5 +60,8 @@ class LCMem:
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         size = self._size
-        cosine = torch.einsum("bd,bkd->bk", queries[:, :size], stored[..., :size])
-        return combine(cosine, aligned(queries[:, size:], stored[..., size:], self._channels))
+        embeddings = stored[..., :size]
+        cosine = torch.einsum("bd,bkd->bk", queries[:, :size], embeddings)
+        alike = torch.einsum("bkd,bjd->bkj", embeddings, embeddings) >= SAME_IMAGE
+        repeated = alike.tril(-1).any(2)  # as verification.repeated finds it in an index
+        return combine(cosine, aligned(queries[:, size:], stored[..., size:], self._channels), repeated)
