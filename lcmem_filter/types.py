@@ -82,6 +82,8 @@ class Decision:
         attempts: How often the sample was drawn, the first time included.
         seed: The seed of the last draw; ``None`` for the first, which used the caller's own generator.
         reason: Why ``accepted`` is ``None``; empty otherwise.
+        rung: What the last draw did to get away from a training image, one of ``pipeline.rungs.RUNGS`` or a rung of
+            the user's; ``None`` for the first draw.
     """
 
     accepted: bool | None
@@ -92,6 +94,7 @@ class Decision:
     attempts: int = 1
     seed: int | None = None
     reason: str = ""
+    rung: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any, TypeVar, get_args
 
 from ..errors import FilterFailedError, LcmemFilterError, UnsupportedPipelineError
@@ -12,6 +13,7 @@ from ..filter import MemorizationFilter
 from ..index import MemorizationIndex
 from ..types import OnExhausted, OnMemorized
 from .call import Policy, decoder_of, filtered_call
+from .rungs import DEFAULT_LADDER, Rung, make_rungs
 
 Pipe = TypeVar("Pipe")
 
@@ -25,7 +27,10 @@ def attach(
     *,
     on_memorized: OnMemorized = "resample",
     max_resamples: int = 4,
+    max_seconds: float | None = None,
+    rungs: Sequence[str | Rung] = DEFAULT_LADDER,
     on_exhausted: OnExhausted = "blank",
+    allow_unindexed: bool = False,
 ) -> Pipe:
     """Make ``pipe`` return no image that its training set holds; also a method of every ``DiffusionPipeline``.
 
@@ -36,10 +41,16 @@ def attach(
         pipe: A latent image pipeline of diffusers.
         index: A calibrated index of the pipeline's training set, or the folder of one.
         on_memorized: ``"flag"`` returns memorised samples with their decision; ``"reject"`` withholds them;
-            ``"resample"`` draws them again from other seeds first.
+            ``"resample"`` draws them again first.
         max_resamples: How often a sample is drawn again, at least 1 where ``on_memorized`` is ``"resample"``.
+        max_seconds: In one call, nothing is drawn again once drawing again has taken so long.
+        rungs: How a sample is drawn again, each way once and the last one until it is accepted: names in
+            ``pipeline.rungs.RUNGS``, or objects with the methods of ``pipeline.rungs.Rung``. Those that a pipeline has
+            no use for are skipped.
         on_exhausted: A sample that stays rejected is replaced by a ``"blank"`` image, dropped (``"drop"``), or raises
             ``MemorizationError`` (``"raise"``).
+        allow_unindexed: Accept the folder of an index that lacks training images which could not be read; copies of
+            those are not found.
 
     Returns:
         ``pipe`` itself.
@@ -47,14 +58,18 @@ def attach(
     Raises:
         ArtifactNotFoundError: no index lies at ``index``.
         CalibrationError: the index is not calibrated for this pipeline's latent space.
+        IncompleteIndexError: training images are missing in the index.
         LatentSpaceError: the index's head has no stem for this pipeline's latent space.
         UnsupportedPipelineError: ``pipe`` is no latent image pipeline.
     """
     _check_options(on_memorized, max_resamples, on_exhausted)
+    ladder = make_rungs(rungs)
     vae = decoder_of(pipe)
-    index = index if isinstance(index, MemorizationIndex) else MemorizationIndex.load(index)
+    if not isinstance(index, MemorizationIndex):
+        index = MemorizationIndex.load(index, allow_unindexed=allow_unindexed)
     space = _identify(pipe, vae, index)
-    policy = Policy(MemorizationFilter(index, space=space), on_memorized, max_resamples, on_exhausted)
+    judge = MemorizationFilter(index, space=space)
+    policy = Policy(judge, on_memorized, max_resamples, on_exhausted, ladder, max_seconds)
     return _wear(pipe, policy)
 
 
@@ -78,6 +93,8 @@ def carry_over(source: Any, target: Pipe) -> Pipe:
         policy.filter.index,
         on_memorized=policy.on_memorized,
         max_resamples=policy.max_resamples,
+        max_seconds=policy.max_seconds,
+        rungs=policy.rungs,
         on_exhausted=policy.on_exhausted,
     )
 

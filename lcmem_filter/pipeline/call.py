@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import FilterFailedError, MemorizationError, UnsupportedPipelineError
 from ..filter import MemorizationFilter
 from ..types import Decision, OnExhausted, OnMemorized
 from .gate import Gate, gated, withheld_rows
+from .ladder import Ladder
 from .outputs import blank_latents, check_one_decision_an_image, has_names, images_of, keep_rows, replace_rows
 from .rows import BoundCall, draw_seed, generator_for
+from .rungs import DEFAULT_LADDER, Redraw, Rung, make_rungs
 from .spaces import decoder_space, drawn_size
 
 DECODERS = ("vae", "movq", "vqgan")
@@ -47,6 +49,8 @@ class Policy:
     on_memorized: OnMemorized
     max_resamples: int
     on_exhausted: OnExhausted
+    rungs: tuple[Rung, ...] = field(default_factory=lambda: make_rungs(DEFAULT_LADDER))
+    max_seconds: float | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> Policy:
         return self
@@ -137,27 +141,55 @@ def _draw_latents(pipe: Any, original: Callable[..., Any], call: BoundCall, poli
 def _draw_again(
     pipe: Any, original: Callable[..., Any], call: BoundCall, policy: Policy, drawn: Drawn
 ) -> None:
-    """Replace rejected rows of ``drawn`` by new draws, each from a seed of the caller's generator."""
-    total, generator = len(drawn.decisions), call.arguments.get("generator")
-    for attempt in range(2, policy.max_resamples + 2):
-        rows = withheld_rows(drawn.decisions)
-        if not rows:
-            return
-        seeds = {row: draw_seed(generator, row) for row in rows}
-        if call.can_slice(total):
-            again = call.for_rows(rows, [generator_for(seeds[row], generator) for row in rows])
-            source_rows: Sequence[int] = range(len(rows))
-        else:
-            every = [generator_for(seeds.get(row, seeds[rows[0]]), generator) for row in range(total)]
-            again, source_rows = call.for_all_rows(every), rows
-        fresh = _draw(pipe, original, again, policy)
-        if len(fresh.decisions) != (len(rows) if call.can_slice(total) else total):
+    """Replace rejected rows of ``drawn`` by new draws, each from a seed of the caller's generator, rung by rung."""
+    total = len(drawn.decisions)
+    ladder = Ladder(policy.rungs, policy.max_resamples, policy.max_seconds)
+    while (rows := withheld_rows(drawn.decisions)) and ladder.may_go_on():
+        redraw = _redraw(pipe, call, policy, drawn, rows)
+        with ladder.attempt(redraw) as attempt:
+            if attempt is None:
+                _warn_that_no_rung_applies(pipe, policy)
+                return
+            fresh = _draw(pipe, original, attempt.call, policy)
+        if len(fresh.decisions) != len(redraw.seeds):
             raise FilterFailedError(
-                f"drawing {len(rows)} rows again gave {len(fresh.decisions)} images; no image is returned"
+                f"drawing {len(redraw.seeds)} rows again gave {len(fresh.decisions)} images; no image is returned"
             )
-        drawn.output = replace_rows(drawn.output, rows, fresh.output, source_rows, total)
-        for row, source_row in zip(rows, source_rows, strict=True):
-            drawn.decisions[row] = replace(fresh.decisions[source_row], attempts=attempt, seed=seeds[row])
+        drawn.output = replace_rows(drawn.output, rows, fresh.output, redraw.wanted, total)
+        for row, source_row in zip(rows, redraw.wanted, strict=True):
+            drawn.decisions[row] = replace(
+                fresh.decisions[source_row],
+                attempts=drawn.decisions[row].attempts + 1,
+                seed=redraw.seeds[source_row],
+                rung=attempt.rung,
+            )
+
+
+def _redraw(pipe: Any, call: BoundCall, policy: Policy, drawn: Drawn, rows: list[int]) -> Redraw:
+    """The call that draws ``rows`` again: only them where the arguments can be taken apart, else all beside them."""
+    total, generator = len(drawn.decisions), call.arguments.get("generator")
+    seeds = {row: draw_seed(generator, row) for row in rows}
+    alone = call.can_slice(total)
+    drawing = rows if alone else list(range(total))
+    given = [seeds.get(row, seeds[rows[0]]) for row in drawing]
+    generators = [generator_for(seed, generator) for seed in given]
+    return Redraw(
+        pipe,
+        call.for_rows(rows, generators) if alone else call.for_all_rows(generators),
+        wanted=[drawing.index(row) for row in rows],
+        decisions=[drawn.decisions[row] for row in drawing],
+        seeds=given,
+        filter=policy.filter,
+    )
+
+
+def _warn_that_no_rung_applies(pipe: Any, policy: Policy) -> None:
+    names = ", ".join(rung.name for rung in policy.rungs)
+    warnings.warn(
+        f"none of the rungs ({names}) can draw rows of this call of {type(pipe).__name__} again",
+        MemorizationWarning,
+        stacklevel=5,
+    )
 
 
 def _hand_out(drawn: Drawn, call: BoundCall, policy: Policy) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from lcmem_filter.types import Decision
+from lcmem_filter.index import MemorizationIndex
+from lcmem_filter.types import Decision, Neighbour
 
 Verdict = Callable[[torch.Tensor, int], bool]
 
@@ -40,13 +42,32 @@ class ScriptedFilter:
         self._last.decisions = decisions
 
 
-def wear(pipe, accept, on_memorized="resample", max_resamples=4, on_exhausted="blank"):
-    """Attach a scripted filter to ``pipe``; returns the filter."""
+class ScriptedMatches(ScriptedFilter):
+    """Finds row ``r`` of what it rejects to be a copy of image ``r`` of ``index``."""
+
+    space = "sd"
+
+    def __init__(self, accept: Callable[[torch.Tensor, int, int], bool], index: MemorizationIndex) -> None:
+        super().__init__(accept)
+        self.index = index
+
+    def judge(self, latents: torch.Tensor) -> list[Decision]:
+        def matched(row: int) -> tuple[Neighbour, ...]:
+            return (Neighbour(self.index.records[row].id, 1.0, 1.0),)
+
+        return [
+            one if one.accepted else replace(one, neighbours=matched(row))
+            for row, one in enumerate(super().judge(latents))
+        ]
+
+
+def wear(pipe, accept, on_memorized="resample", max_resamples=4, on_exhausted="blank", index=None, **options):
+    """Attach a scripted filter to ``pipe``, one that matches images of ``index`` where that is given."""
     from lcmem_filter.pipeline.attachment import _wear
     from lcmem_filter.pipeline.call import Policy
 
-    scripted = ScriptedFilter(accept)
-    _wear(pipe, Policy(scripted, on_memorized, max_resamples, on_exhausted))  # type: ignore[arg-type]
+    scripted = ScriptedFilter(accept) if index is None else ScriptedMatches(accept, index)
+    _wear(pipe, Policy(scripted, on_memorized, max_resamples, on_exhausted, **options))  # type: ignore[arg-type]
     return scripted
 
 

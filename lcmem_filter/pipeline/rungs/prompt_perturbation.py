@@ -1,0 +1,92 @@
+"""Ask for the same in slightly other words."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..rows import BoundCall
+from . import Redraw
+
+WORDS = 4
+EMBEDDING_NOISE = 0.3
+TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
+EMBEDS = ("prompt_embeds", "prompt_embeds_2")
+
+
+class PromptPerturbation:
+    """Puts random words between those of the prompt; embeddings given in a prompt's place get Gaussian noise.
+
+    After Somepalli et al., "Understanding and Mitigating Copying in Diffusion Models" (NeurIPS 2023, section 7): a
+    memorised caption is a key that must fit exactly. Words come from the tokenizer's vocabulary, numbers where there is
+    none. Each repetition adds as many again.
+
+    Args:
+        words: How many words are put in.
+        noise: Standard deviation of an embedding's noise, relative to the embedding's own.
+    """
+
+    name = "prompt_perturbation"
+
+    def __init__(self, words: int = WORDS, noise: float = EMBEDDING_NOISE) -> None:
+        self.words, self.noise = words, noise
+
+    @contextmanager
+    def attempt(self, redraw: Redraw) -> Iterator[BoundCall | None]:
+        arguments, times = redraw.call.arguments, 1 + redraw.repeats
+        seeds = redraw.seeds[:: arguments.get("num_images_per_prompt") or 1]
+        word = _vocabulary(redraw.pipe)
+
+        def reworded(text: str, draw: random.Random) -> str:
+            return with_words(text, self.words * times, word, draw)
+
+        changed = {name: _each(arguments[name], seeds, reworded) for name in TEXTS if arguments.get(name)}
+        for name in EMBEDS:
+            if isinstance(arguments.get(name), torch.Tensor):
+                changed[name] = noised(arguments[name], seeds, self.noise * times)
+        yield replace(redraw.call, arguments={**arguments, **changed}) if changed else None
+
+
+def with_words(text: str, count: int, word: Callable[[random.Random], str], draw: random.Random) -> str:
+    """``text`` with ``count`` random words at random places between its own."""
+    words = text.split()
+    for _ in range(count):
+        words.insert(draw.randint(0, len(words)), word(draw))
+    return " ".join(words)
+
+
+def noised(embeds: torch.Tensor, seeds: Sequence[int], scale: float) -> torch.Tensor:
+    """Embeddings (P, T, D) with noise of ``scale`` times their own standard deviation, each prompt's from its seed."""
+    noise = torch.stack(
+        [
+            torch.randn(one.shape, generator=torch.Generator().manual_seed(seeds[i % len(seeds)]))
+            for i, one in enumerate(embeds)
+        ]
+    )
+    return embeds + noise.to(embeds) * embeds.float().std().to(embeds.dtype) * scale
+
+
+def _each(value: Any, seeds: Sequence[int], change: Callable[[str, random.Random], str]) -> Any:
+    if isinstance(value, str):
+        return change(value, random.Random(seeds[0]))
+    return [change(text, random.Random(seeds[i % len(seeds)])) for i, text in enumerate(value)]
+
+
+def _vocabulary(pipe: Any) -> Callable[[random.Random], str]:
+    """Draws one word that the pipeline's tokenizer knows whole; a number where it has no vocabulary."""
+    tokenizer: Any = getattr(pipe, "tokenizer", None)
+    size = len(tokenizer) if hasattr(tokenizer, "decode") else 0
+
+    def word(draw: random.Random) -> str:
+        for _ in range(100 if size else 0):
+            found = tokenizer.decode([draw.randrange(size)], skip_special_tokens=True).strip()
+            if len(found) > 2 and found.isalpha():
+                return str(found)
+        return str(draw.randrange(10**6))
+
+    return word
