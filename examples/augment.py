@@ -1,0 +1,29 @@
+"""An augmentation job: variants of every image of a folder, by img2img.
+
+    python augment.py PIPELINE INDEX OUTPUT IMAGES PROMPT
+
+Where the images are the pipeline's own training set, a variant that is still the same picture is a copy: it is drawn
+again, and left out if it stays one. With a higher strength more of them are new.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
+
+import lcmem_filter  # noqa: F401 - gives pipelines their two methods
+
+pipeline, index, output, images, prompt = sys.argv[1:]
+pipe = StableDiffusionImg2ImgPipeline.from_pretrained(pipeline)
+pipe.with_memorization_filter(index, on_exhausted="drop")
+
+folder = Path(output)
+folder.mkdir(parents=True, exist_ok=True)
+for path in sorted(Path(images).glob("*.png")):
+    generator = torch.Generator().manual_seed(0)
+    image = Image.open(path).convert("RGB")
+    out = pipe(prompt, image=image, strength=0.8, num_images_per_prompt=2, generator=generator)
+    for number, variant in enumerate(out.images):
+        variant.save(folder / f"{path.stem}-{number}.png")
