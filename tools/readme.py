@@ -71,6 +71,8 @@ def detection() -> str:
     note = (
         f"\nFrom [detection.json](benchmarks/results/detection.json): {results['about']} "
         f"{dropped} unseen images that are near-duplicates of indexed ones set no threshold.{beside} "
+        "LCMem's scores are relative to each query's background, the others' are not. "
+        f"Not measured: {', '.join(results['not_run'])}; the file says why. "
         "Plots: [recall](benchmarks/results/detection-recall.png), "
         "[curves](benchmarks/results/detection-curves.png).\n"
     )

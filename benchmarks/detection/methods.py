@@ -50,7 +50,11 @@ class Method:
 
 
 ROWS = (
-    Row("lcmem", "LCMem (the filter)"),
+    Row(
+        "lcmem",
+        "LCMem (the filter)",
+        note="scores relative to each query's background, which no other row's are",
+    ),
     Row("lcmem_embedding", "LCMem, embedding only"),
     Row("aligned_latents", "raw latents + alignment", note="the package's verifier without a head"),
     Row("raw_latents", "raw latents"),
@@ -103,6 +107,7 @@ def open_methods(
     methods, absent = [], dict(NOT_WRITTEN)
     for row in ROWS:
         if names and row.name not in names:
+            absent[row.label] = "left out of this run by --methods"
             continue
         options = dict(row.options)
         if row.name.startswith("lcmem"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -181,6 +182,19 @@ def near_duplicates(design: Design, embedding: Method, keeper: Keeper) -> dict[i
     Candidates are proposed by raw latents and by the head; aligned correlation of latents decides, as in calibration.
     The same file in the index counts as 1.
     """
+    store = (
+        keeper.cache / f"{keeper.encoder.source.sha256[:8]}-{keeper.resolution}" / "scores" / embedding.key
+    )
+    kept_file = store / f"near-duplicates-{_key(design, Task('', design.strangers))}.json"
+    if kept_file.exists():
+        return {int(row): (alike, which) for row, (alike, which) in json.loads(kept_file.read_text()).items()}
+    result = _near_duplicates(design, embedding, keeper)
+    kept_file.parent.mkdir(parents=True, exist_ok=True)
+    kept_file.write_text(json.dumps(result))
+    return result
+
+
+def _near_duplicates(design: Design, embedding: Method, keeper: Keeper) -> dict[int, tuple[float, int]]:
     test, base = keeper.latents(design.test), keeper.latents(design.base)
     every = torch.cat([base, test]).flatten(1).float()
     kept = torch.cat([keeper.kept(embedding, design.base), keeper.kept(embedding, design.test)])
