@@ -38,10 +38,12 @@ class Prediction:
     Attributes:
         clean: Of the sample's shape, float32, in the pipeline's own scaling and packing.
         slope: d clean / d model output, the same for every element.
+        noise: Share of the noise in the sample's amplitude, in [0, 1]: near 1 at the first step, near 0 at the last.
     """
 
     clean: torch.Tensor
     slope: float
+    noise: float
 
 
 def can_be_tapped(scheduler: Any) -> bool:
@@ -69,17 +71,18 @@ def predict_clean(
             f"{', '.join(sorted(TAPPABLE))}"
         )
     alpha, sigma = _alpha_and_sigma(scheduler, timestep)
+    noise = sigma / (alpha * alpha + sigma * sigma) ** 0.5
     noisy = sample.float()
     output = model_output[:, : sample.shape[1]].float()
     if kind == "sample":
-        return Prediction(output, 1.0)
+        return Prediction(output, 1.0, noise)
     if kind == "flow":
-        return Prediction(noisy - sigma * output, -sigma)
+        return Prediction(noisy - sigma * output, -sigma, noise)
     if kind == "epsilon":
-        return Prediction((noisy - sigma * output) / alpha, -sigma / alpha)
+        return Prediction((noisy - sigma * output) / alpha, -sigma / alpha, noise)
     scale = alpha * alpha + sigma * sigma  # 1, but for Euler's samples, which are 1 / alpha as large
     root = scale**0.5
-    return Prediction(noisy * alpha / scale - output * sigma / root, -sigma / root)
+    return Prediction(noisy * alpha / scale - output * sigma / root, -sigma / root, noise)
 
 
 def _kind_of(scheduler: Any) -> str | None:

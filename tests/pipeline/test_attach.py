@@ -16,6 +16,7 @@ from lcmem_filter.errors import (
     CalibrationError,
     CorruptArtifactError,
     FilterFailedError,
+    IncompleteIndexError,
     LatentSpaceError,
     MemorizationError,
     UnsupportedPipelineError,
@@ -155,6 +156,21 @@ def test_an_index_without_calibration_does_not_attach(tmp_path):
     pipe = tiny_pipeline()
     with pytest.raises(CalibrationError, match="lcmem-filter calibrate"):
         pipe.with_memorization_filter(build(tmp_path))
+
+
+def test_an_index_that_lacks_images_attaches_only_when_told_to(memorised, tmp_path):
+    import shutil
+
+    from lcmem_filter.index import folder as files
+
+    shutil.copytree(memorised / "index", tmp_path / "index")
+    manifest = files.read_manifest(tmp_path / "index")
+    files.commit(tmp_path / "index", {**manifest, "complete": False, "unreadable": {"torn.png": "truncated"}})
+    pipe = tiny_pipeline()
+    with pytest.raises(IncompleteIndexError, match=r"torn\.png.*allow_unindexed=True"):
+        pipe.with_memorization_filter(tmp_path / "index")
+    pipe.with_memorization_filter(tmp_path / "index", allow_unindexed=True)
+    assert pipe.memorization_filter.index.unreadable == {"torn.png": "truncated"}
 
 
 def test_what_is_no_latent_pipeline_is_refused(memorised):

@@ -13,9 +13,9 @@ from ..rows import BoundCall
 from ..taps import Inputs, denoiser_of, tapped_inputs
 from . import Redraw
 
-STEPS = 10
+STEPS = 20
 RATE = 0.05
-TARGET = 0.5
+TARGET = 0.25
 
 
 class PromptEmbedding:

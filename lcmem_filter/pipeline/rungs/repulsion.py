@@ -15,7 +15,7 @@ from ..spaces import Size, decoder_space, drawn_size
 from ..taps import tapped_step
 from . import Redraw
 
-STRENGTH = 0.3
+STRENGTH = 1.0
 ENOUGH = 0.0
 
 
@@ -27,8 +27,13 @@ class Repulsion:
     the head's own, in latent space, so no image is decoded. It reaches the scheduler through the model's output. For
     schedulers that are not in ``clean.TAPPABLE`` the rung does not apply.
 
+    It follows the gradient of part of what the filter then judges, so weak pushes mislead the filter sooner than they
+    change the picture: with less than the default strength most of what is accepted is still a copy to the eye. Use it
+    where a second judge looks at the images.
+
     Args:
-        strength: How far each step moves the clean latent, relative to its root mean square.
+        strength: How far the first step moves the clean latent, relative to its root mean square; later ones less, as
+            the noise goes.
         enough: Rows whose cosine is below this are left alone.
     """
 
@@ -89,7 +94,8 @@ class _Push:
         predicted = predict_clean(self.pipe.scheduler, output, timestep, sample)
         corrected = output.clone()
         for row, target in self.targets.items():
-            move = self._move(predicted.clean[row : row + 1], target) / predicted.slope
+            # early steps decide what is shown; a push at late ones would only dazzle the head
+            move = self._move(predicted.clean[row : row + 1], target) * (predicted.noise / predicted.slope)
             corrected[row : row + 1, : sample.shape[1]] += move.to(output.dtype)
         return step(corrected, timestep, sample, *rest, **options)
 

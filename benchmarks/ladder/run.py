@@ -1,0 +1,143 @@
+"""What each rung of the ladder does for prompts whose image the pipeline memorised, and what the whole ladder does.
+
+    python benchmarks/filters/train_pipeline.py --output CACHE/pipeline
+    python benchmarks/ladder/run.py --pipeline CACHE/pipeline --head lcmem-small --cache CACHE/ladder
+
+Every ladder draws the same prompts from the same first seeds, through the attached filter; a sample is freed where the
+filter accepts it and the judge in pixel space of ``benchmarks/filters/copies.py``, which knows nothing of the filter,
+does not call it a copy. Writes ``benchmarks/results/ladder.json``. About ten minutes on one core, the index, kept
+in ``--cache``, included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "filters"))
+
+from copies import CopyJudge
+from data import split_rows, vae_folder
+from drawing import Sample, draw, load_pipeline
+from provenance import provenance
+from run import read_pictures
+from sources import build_index, open_rows
+from stats import share
+
+import lcmem_filter
+from lcmem_filter.pipeline import MemorizationWarning
+from lcmem_filter.pipeline.rungs import DEFAULT_LADDER, RUNGS
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "ladder.json"
+ATTEMPTS, HELD_OUT, RATE = 4, 300, 0.01
+
+
+def main() -> None:
+    arguments = _parse()
+    torch.set_num_threads(1)
+    rows, cache = split_rows(), arguments.cache
+    pipe = load_pipeline(arguments.pipeline)
+    encoder = lcmem_filter.load_encoder(vae_folder())
+    source = open_rows(rows["pipeline"], cache / "pipeline.parquet")
+    index = build_index(source, encoder, arguments.head, cache / "index")
+    if index.calibration is None:
+        held_out = open_rows(rows["calibration"][:HELD_OUT], cache / "calibration.parquet")
+        lcmem_filter.calibrate(index, held_out, false_rejection_rate=RATE)
+    judge = CopyJudge(
+        read_pictures(rows["pipeline"]),
+        [row.identity for row in rows["pipeline"]],
+        read_pictures(rows["calibration"]),
+    )
+    often = max(row.copies for row in rows["pipeline"])
+    captions = [row.caption for row in rows["pipeline"] if row.copies == often][: arguments.prompts]
+    samples = [Sample(caption, number, True) for number, caption in enumerate(captions)]
+    samples = memorised(pipe, index, judge, samples)
+    log(f"{len(samples)} of {len(captions)} prompts give a memorised image")
+    ladders = {name: (name,) for name in RUNGS} | {"default ladder": DEFAULT_LADDER}
+    table = [through(pipe, index, judge, samples, label, rungs) for label, rungs in ladders.items()]
+    results = {
+        "about": f"{len(samples)} prompts whose first image is memorised, by the filter and by the judge; "
+        f"drawn again up to {ATTEMPTS} times; an index of the pipeline's {len(index)} training images; "
+        "shares with 95 % intervals.",
+        "ladders": table,
+        "judge": {"threshold": judge.threshold},
+        "calibration": {
+            "false_rejection_rate": RATE,
+            "images": index.calibration.n if index.calibration else 0,
+        },
+        **provenance(arguments.pipeline, index),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    log(f"wrote {RESULTS}")
+
+
+def memorised(pipe: Any, index: Any, judge: CopyJudge, samples: list[Sample]) -> list[Sample]:
+    """Those of ``samples`` that the filter rejects and the judge calls copies."""
+    pipe.with_memorization_filter(index, on_memorized="flag")
+    drawn = draw(pipe, samples, log)
+    copied = judge(drawn.images).copied
+    found = zip(samples, drawn.decisions, copied, strict=True)
+    return [sample for sample, decision, copy in found if copy and decision.accepted is False]
+
+
+def through(
+    pipe: Any, index: Any, judge: CopyJudge, samples: list[Sample], label: str, rungs: tuple[str, ...]
+) -> dict[str, Any]:
+    """Draw memorised samples through one ladder, and judge what comes back."""
+    pipe.with_memorization_filter(index, rungs=rungs, max_resamples=ATTEMPTS)
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MemorizationWarning)
+        drawn = draw(pipe, samples, log)
+    seconds = time.process_time() - start
+    accepted = np.array([decision.accepted is True for decision in drawn.decisions])
+    attempts = np.array([decision.attempts for decision in drawn.decisions])
+    copied = judge(drawn.images).copied
+    freed = accepted & ~copied
+    row = {
+        "label": label,
+        "rungs": list(rungs),
+        "freed": share(freed),
+        "freed_by_attempt": [share(freed & (attempts <= 1 + k)) for k in range(1, ATTEMPTS + 1)],
+        "accepted": share(accepted),
+        "accepted_but_copies": share(accepted & copied),
+        "freed_by_rung": dict(
+            Counter(d.rung for d, free in zip(drawn.decisions, freed, strict=True) if free)
+        ),
+        "mean_attempts": float(attempts.mean()),
+        "processor_seconds_a_sample": seconds / len(samples),
+    }
+    log(
+        f"{label}: freed {row['freed']['share']:.2f}, copies that passed {int((accepted & copied).sum())}, "
+        f"{row['processor_seconds_a_sample']:.1f} s a sample"
+    )
+    return row
+
+
+def log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pipeline", type=Path, required=True, help="folder that train_pipeline.py wrote")
+    parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
+    parser.add_argument("--prompts", type=int, default=16, help="how many of the most memorised prompts")
+    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
