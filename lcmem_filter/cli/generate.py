@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         args
     )  # what is wrong with these should not come to light after the weights are loaded
     budget = _bytes(args.disk_budget) if args.disk_budget else None
+    rungs = _rungs(args)
     training = open_images(args.training) if args.training else None
     index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
     done = generate(
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         on_memorized=args.on_memorized,
         max_resamples=args.max_resamples,
-        rungs=args.rungs.split(",") if args.rungs else None,
+        **rungs,
         on_exhausted=args.on_exhausted,
         stop_rejection_rate=args.stop_rejection_rate,
         disk_budget=budget,
@@ -189,6 +190,22 @@ def _requests(args: argparse.Namespace) -> list[Request]:
     if args.count is None:
         return requests
     return [replace(request, count=request.count * args.count) for request in requests]
+
+
+def _rungs(args: argparse.Namespace) -> dict[str, Any]:
+    from ..errors import DataError
+    from ..pipeline.rungs import RUNGS
+
+    if args.on_memorized == "resample" and args.max_resamples < 1:
+        raise DataError(
+            f"--max-resamples is at least 1, got {args.max_resamples}; to draw nothing again: --on-memorized reject"
+        )
+    if args.rungs is None:
+        return {}
+    names = args.rungs.split(",")
+    if unknown := [name for name in names if name not in RUNGS]:
+        raise DataError(f"no rung {unknown[0]!r}; there are {', '.join(RUNGS)}")
+    return {"rungs": names}
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

@@ -58,10 +58,10 @@ def _sample(row: Row) -> Sample:
 
 
 def _rungs(rows: Sequence[Row]) -> list[RungRow]:
-    """What is known of each remedy: it was the last that an image was drawn with."""
-    tried = Counter(row.rung for row in rows if row.rung)
+    """How often an image was drawn again by each remedy, and how often that was the end of it."""
+    tried = Counter(rung for row in rows for rung in row.rungs)
     accepted = Counter(row.rung for row in rows if row.rung and row.accepted)
-    return [RungRow(rung, count, accepted[rung]) for rung, count in sorted(tried.items())]
+    return [RungRow(rung, count, accepted[rung]) for rung, count in tried.items()]
 
 
 def _run(

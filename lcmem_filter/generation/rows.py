@@ -32,6 +32,7 @@ class Row:
         attempts: Draws, the first included.
         last_seed: Of the last draw, where there was more than one.
         rung: The remedy that the last draw came from; empty for the first.
+        rungs: The remedies behind each draw after the first, in order.
         sha256, bytes: Of the file.
     """
 
@@ -49,6 +50,7 @@ class Row:
     attempts: int
     last_seed: int | None
     rung: str
+    rungs: tuple[str, ...]
     reason: str
     sha256: str | None = None
     bytes: int = 0
@@ -59,6 +61,7 @@ class Row:
         item: Item,
         decision: Decision,
         status: Status,
+        rungs: tuple[str, ...],
         file_name: str | None,
         sha256: str | None = None,
         size: int = 0,
@@ -78,7 +81,8 @@ class Row:
             decision.neighbours,
             decision.attempts,
             decision.seed,
-            rung_of(decision),
+            decision.rung or "",
+            rungs,
             decision.reason,
             sha256,
             size,
@@ -87,7 +91,8 @@ class Row:
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Row:
         """From JSON."""
-        return cls(**{**found, "neighbours": tuple(Neighbour(**one) for one in found["neighbours"])})
+        neighbours = tuple(Neighbour(**one) for one in found["neighbours"])
+        return cls(**{**found, "neighbours": neighbours, "rungs": tuple(found["rungs"])})
 
     @property
     def delivered(self) -> bool:
@@ -97,16 +102,10 @@ class Row:
     def flat(self) -> dict[str, Any]:
         """As a row of a table."""
         found = asdict(self)
-        neighbours = found.pop("neighbours")
+        neighbours, found["rungs"] = found.pop("neighbours"), list(self.rungs)
         found["nearest"] = [one["id"] for one in neighbours]
         found["nearest_scores"] = [one["score"] for one in neighbours]
         return found
-
-
-def rung_of(decision: Decision) -> str:
-    """The remedy that a sample's last draw came from; empty where it was drawn once."""
-    named = getattr(decision, "rung", None)
-    return str(named) if named else "new_seed" if decision.attempts > 1 else ""
 
 
 def metadata_jsonl(rows: Iterable[Row]) -> bytes:
@@ -159,6 +158,7 @@ def _schema(job: Mapping[str, Any]) -> pa.Schema:
             ("attempts", pa.int64()),
             ("last_seed", pa.int64()),
             ("rung", pa.string()),
+            ("rungs", pa.list_(pa.string())),
             ("reason", pa.string()),
             ("sha256", pa.string()),
             ("bytes", pa.int64()),

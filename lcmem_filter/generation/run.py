@@ -19,10 +19,12 @@ from ..images import ImageSource
 from ..index import MemorizationIndex
 from ..index.folder import write_file
 from ..pipeline.attachment import attach, detach
+from ..pipeline.rungs import DEFAULT_LADDER
 from ..report import Results
 from ..types import OnMemorized
 from .drawing import Drawn, draw_batch, prompts_of
 from .folder import MANIFEST_JSONL, MANIFEST_PARQUET, METADATA, JobFolder
+from .history import History
 from .job import checked_options, describe
 from .limits import STOP_REJECTION_RATE, Limits, Tally
 from .plan import Plan, Request, plan_of
@@ -62,6 +64,7 @@ class _Work:
     job: Mapping[str, Any]
     limits: Limits
     on_exhausted: OnExhausted
+    history: History
     state: Any
 
 
@@ -76,7 +79,7 @@ def generate(
     batch_size: int = 8,
     on_memorized: OnMemorized = "resample",
     max_resamples: int = 4,
-    rungs: Sequence[str] | None = None,
+    rungs: Sequence[str] = DEFAULT_LADDER,
     on_exhausted: OnExhausted = "drop",
     stop_rejection_rate: float = STOP_REJECTION_RATE,
     disk_budget: int | None = None,
@@ -102,7 +105,7 @@ def generate(
         seed: Of the job.
         batch_size: Images in one call.
         on_memorized: As for ``attach``; ``"flag"`` delivers matches too, marked in the manifest.
-        max_resamples, rungs: As for ``attach``, whose ladder is taken where no rungs are named.
+        max_resamples, rungs: As for ``attach``; rungs by name.
         on_exhausted: An image that stays rejected is left out of the images but stands in the manifest (``"drop"``), or
             ends the job (``"raise"``).
         stop_rejection_rate: Stop once surely more than this share of first draws match, in (0, 1].
@@ -124,16 +127,15 @@ def generate(
     state = PartialState()
     if on_exhausted not in get_args(OnExhausted):
         raise ValueError(f"on_exhausted must be 'drop' or 'raise', got {on_exhausted!r}")
-    policy: dict[str, Any] = {"on_memorized": on_memorized, "max_resamples": max_resamples}
-    if rungs is not None:
-        policy["rungs"] = list(rungs)
+    history = History(rungs)
+    policy = {"on_memorized": on_memorized, "max_resamples": max_resamples, "rungs": list(rungs)}
     settings = {"seed": seed, "options": checked_options(options), **policy}
     limits = Limits(stop_rejection_rate, disk_budget, state.num_processes)
     plan, folder = plan_of(_requests(prompts), seed=seed, batch_size=batch_size), JobFolder(output)
     prompts_of(pipeline, plan.batch(0))
-    with _filtered(pipeline, index, policy) as judge:
+    with _filtered(pipeline, index, {**policy, "rungs": history.rungs}) as judge:
         job = describe(pipeline, judge, plan, settings, threads or folder.threads or torch.get_num_threads())
-        work = _Work(pipeline, plan, folder, job, limits, on_exhausted, state)
+        work = _Work(pipeline, plan, folder, job, limits, on_exhausted, history, state)
         with _threads(job["fixed"]["threads"]):
             stopped = _run(work, progress)
         rows = _rows(work, complete=stopped is None)
@@ -198,6 +200,7 @@ def _images_done(work: _Work) -> int:
 def _draw(work: _Work, number: int) -> list[Row]:
     """Draw one batch, write what may be delivered, and its receipt last."""
     fixed = work.job["fixed"]
+    work.history.forget()
     drawn = draw_batch(
         work.pipe, work.plan.batch(number), fixed["options"], flag=fixed["on_memorized"] == "flag"
     )
@@ -208,18 +211,19 @@ def _draw(work: _Work, number: int) -> list[Row]:
             f"{failed[0].decision.attempts} attempts; leave it out with on_exhausted='drop' and run again",
             [one.decision for one in drawn],
         )
-    rows = [_write(work.folder, one) for one in drawn]
+    rows = [_write(work, one) for one in drawn]
     work.folder.write_receipt(number, rows)
     return rows
 
 
-def _write(folder: JobFolder, drawn: Drawn) -> Row:
-    position = drawn.item.position
+def _write(work: _Work, drawn: Drawn) -> Row:
+    folder, position = work.folder, drawn.item.position
+    rungs = work.history.of(drawn.decision.attempts)
     if drawn.image is None:
         folder.remove_image(position)
-        return Row.of(drawn.item, drawn.decision, drawn.status, None)
+        return Row.of(drawn.item, drawn.decision, drawn.status, rungs, None)
     digest, size = folder.write_image(position, drawn.image)
-    return Row.of(drawn.item, drawn.decision, drawn.status, folder.file_name(position), digest, size)
+    return Row.of(drawn.item, drawn.decision, drawn.status, rungs, folder.file_name(position), digest, size)
 
 
 def _rows(work: _Work, *, complete: bool) -> tuple[Row, ...]:

@@ -75,6 +75,7 @@ def test_the_set_holds_what_was_accepted_and_the_manifest_everything(whole, pipe
     rows = whole.rows
     assert {row.status for row in rows} == {"accepted", "withheld"}, "the index must reject some for good"
     assert any(row.status == "accepted" and row.attempts == 2 and row.rung for row in rows)
+    assert all(len(row.rungs) == row.attempts - 1 and (row.rungs or ("",))[-1] == row.rung for row in rows)
     assert all((row.accepted is True) == (row.file_name is not None) for row in rows)
     files = {path.relative_to(whole.folder).as_posix() for path in (whole.folder / "images").iterdir()}
     assert files == {row.file_name for row in rows if row.delivered}
@@ -106,7 +107,10 @@ def test_the_report_counts_what_was_withheld(whole):
     withheld = sum(row.status == "withheld" for row in whole.rows)
     assert numbers["counts"] == {"accepted": len(PROMPTS) - withheld, "withheld": withheld}
     assert numbers["exit_code"] == 0 and "withheld" in whole.results.verdict
-    assert numbers["run"]["kind"] == "generation" and numbers["rungs"]
+    redrawn = [row for row in whole.rows if row.attempts == 2]
+    accepted = sum(row.status == "accepted" for row in redrawn)
+    assert numbers["rungs"] == [{"rung": "new_seed", "tried": len(redrawn), "accepted": accepted}]
+    assert numbers["run"]["kind"] == "generation"
     assert (whole.tally.drawn, whole.tally.withheld) == (len(PROMPTS), withheld)
 
 
