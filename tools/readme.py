@@ -45,7 +45,15 @@ def filters() -> str:
         f"| {_share(row['other_generations_rejected'])} | {_ratio(row['time_ratio'])} |"
         for row in results["filters"]
     ]
-    note = f"\nFrom [filters.json](benchmarks/results/filters.json), {results['about']}\n"
+    attached = "; ".join(
+        f'`on_memorized="{run["on_memorized"]}"` {run["memorised_with_filter"]["count"]} of {run["memorised_with_filter"]["n"]}'
+        for run in results["pipeline_with_lcmem"]
+    )
+    before = results["pipeline_with_lcmem"][0]["memorised_without_filter"]
+    note = (
+        f"\nCopies among all that the pipeline returns: without the filter {before['count']} of {before['n']}; with it "
+        f"attached, {attached}.\n\nFrom [filters.json](benchmarks/results/filters.json), {results['about']}\n"
+    )
     return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
 
 
