@@ -46,13 +46,13 @@ def filters() -> str:
         for row in results["filters"]
     ]
     attached = "; ".join(
-        f'`on_memorized="{run["on_memorized"]}"` {run["memorised_with_filter"]["count"]} of {run["memorised_with_filter"]["n"]}'
+        f'{run["memorised_with_filter"]["count"]} with `on_memorized="{run["on_memorized"]}"`'
         for run in results["pipeline_with_lcmem"]
     )
     before = results["pipeline_with_lcmem"][0]["memorised_without_filter"]
     note = (
-        f"\nCopies among all that the pipeline returns: without the filter {before['count']} of {before['n']}; with it "
-        f"attached, {attached}.\n\nFrom [filters.json](benchmarks/results/filters.json), {results['about']}\n"
+        f"\nCopies among all that the pipeline returns: {before['count']} of {before['n']} without the filter; "
+        f"{attached}.\n\nFrom [filters.json](benchmarks/results/filters.json), {results['about']}\n"
     )
     return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
 

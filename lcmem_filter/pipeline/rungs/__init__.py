@@ -28,8 +28,8 @@ RUNGS = {
 """Module and class of each rung, cheapest first; imported when it is first asked for."""
 
 DEFAULT_LADDER = ("new_seed", "prompt_perturbation", "prompt_embedding")
-"""By trials on the pipeline of ``benchmarks/filters``: delayed guidance freed none of its memorised prompts, and some of
-what repulsion draws is still a copy, which the filter that guided it no longer sees."""
+"""By trials on the pipeline of ``benchmarks/filters``: delayed guidance freed none of its memorised prompts, and some
+of what repulsion draws is still a copy, which the filter that guided it no longer sees."""
 
 
 @dataclass(frozen=True)
