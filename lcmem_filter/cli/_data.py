@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..images import ImageSource
+    from ..index import MemorizationIndex
     from ..latents import Encoder
 
 DATA = "image folder, folder of identities, or CSV, JSONL or Parquet file"
@@ -57,6 +58,14 @@ def open_encoder(args: argparse.Namespace) -> Encoder:
     from ..latents import load_encoder
 
     return load_encoder(args.vae, device=device_of(args), trust_remote_code=args.trust_remote_code)
+
+
+def open_index(args: argparse.Namespace) -> tuple[MemorizationIndex, Encoder]:
+    """The index that ``args.index`` names, and the encoder that ``--vae`` names or else the index's own."""
+    from ..index import MemorizationIndex
+
+    index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
+    return index, open_encoder(args) if args.vae else index.load_encoder().to(device_of(args))
 
 
 def device_of(args: argparse.Namespace) -> str:

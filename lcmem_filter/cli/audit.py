@@ -15,8 +15,8 @@ from ._data import (
     add_column_arguments,
     add_device_argument,
     add_encoder_arguments,
-    device_of,
     open_encoder,
+    open_index,
     open_source,
 )
 
@@ -161,11 +161,9 @@ def _index(args: argparse.Namespace) -> Iterator[tuple[MemorizationIndex, Encode
     """The index that was named, or one made for the occasion; and the encoder that leads to it."""
     from ..audit import temporary_index
     from ..head import LCMemHead
-    from ..index import MemorizationIndex
 
     if args.index:
-        index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
-        yield index, open_encoder(args) if args.vae else index.load_encoder().to(device_of(args))
+        yield open_index(args)
         return
     encoder = open_encoder(args)
     rate = 0.01 if args.false_rejection_rate is None else args.false_rejection_rate

@@ -11,8 +11,7 @@ from ._data import (
     add_column_arguments,
     add_device_argument,
     add_encoder_arguments,
-    device_of,
-    open_encoder,
+    open_index,
     open_source,
 )
 
@@ -42,11 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate, and print what came of it as one JSON object."""
     from ..calibration import calibrate
-    from ..index import MemorizationIndex
 
-    index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
+    index, encoder = open_index(args)
     held_out = open_source(args, args.held_out)
-    encoder = open_encoder(args) if args.vae else index.load_encoder().to(device_of(args))
     found = calibrate(index, held_out, false_rejection_rate=args.false_rejection_rate, encoder=encoder)
     low, high = found.realised_rate
     left_out = "".join(f"; {count} left out: {why}" for why, count in found.dropped.items())

@@ -12,8 +12,7 @@ from ._data import (
     add_column_arguments,
     add_device_argument,
     add_encoder_arguments,
-    device_of,
-    open_encoder,
+    open_index,
     open_source,
 )
 
@@ -37,11 +36,9 @@ def run(args: argparse.Namespace) -> int:
     """Print one decision an image; exit with 0 (all clean), 1 (matches found) or 2 (not all could be checked)."""
     from ..calibration import judge_images
     from ..filter import MemorizationFilter
-    from ..index import MemorizationIndex
 
-    index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
+    index, encoder = open_index(args)
     source = open_source(args, args.images)
-    encoder = open_encoder(args) if args.vae else index.load_encoder().to(device_of(args))
     space = index.head.identify_space(encoder.vae).space
     judge = MemorizationFilter(index, space=space)
     counts = {"clean": 0, "matches": 0, "not checked": 0}
