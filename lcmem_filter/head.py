@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,10 +31,11 @@ SIZES: dict[str, dict[str, Any]] = {
         "hidden_sizes": (96, 192, 384, 768),
         "depths": (3, 3, 9, 3),
         "embedding_dim": 512,
+        "token_dim": 0,
         "activation": "sigmoid",
         "layer_scale": 1e-6,
     },
-    # For CPUs: 1.3 M parameters.
+    # For CPUs: 1.5 M parameters.
     "small": {
         "grid": 16,
         "patch_size": 2,
@@ -42,6 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "hidden_sizes": (64, 128, 256),
         "depths": (1, 2, 2),
         "embedding_dim": 256,
+        "token_dim": 32,
         "activation": "none",
         "layer_scale": 0.1,
     },
@@ -53,6 +55,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "hidden_sizes": (32, 64, 96),
         "depths": (1, 1, 1),
         "embedding_dim": 64,
+        "token_dim": 16,
         "activation": "none",
         "layer_scale": 0.1,
     },
@@ -71,6 +74,20 @@ class SpaceMatch:
     space: str
     agreement: float
     agreements: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a head says of latents.
+
+    Attributes:
+        embedding: (B, embedding_dim), unit norm: what an index is searched by.
+        tokens: (B, T, token_dim): what the parts of a picture look like, for a second opinion on two pictures; a
+            token's norm, in (0, 1), is its weight. ``None`` from a head that was trained without.
+    """
+
+    embedding: torch.Tensor
+    tokens: torch.Tensor | None
 
 
 class ChannelsFirstNorm(nn.LayerNorm):
@@ -95,6 +112,30 @@ class Stem(nn.Module):
         return self.layernorm(self.patch_embeddings(latents))
 
 
+class LocalBranch(nn.Module):
+    """Every stage of the trunk to one token for each cell of its first (a feature pyramid, Lin et al., 2017)."""
+
+    def __init__(self, hidden_sizes: tuple[int, ...], token_dim: int) -> None:
+        super().__init__()
+        width = hidden_sizes[0]
+        self.lateral = nn.ModuleList(nn.Conv2d(size, width, 1) for size in hidden_sizes)
+        self.norms = nn.ModuleList(ChannelsFirstNorm(width, eps=1e-6) for _ in range(2))
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.tokens = nn.Conv2d(width, token_dim, 1)
+        self.weight = nn.Conv2d(width, 1, 1)
+
+    def forward(self, stages: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Stages (B, C_s, H_s, W_s), the finest first, to tokens (B, H_0 W_0, token_dim)."""
+        size = stages[0].shape[-2:]
+        features = torch.stack(
+            [F.interpolate(one(s), size) for one, s in zip(self.lateral, stages, strict=True)]
+        ).sum(0)
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            features = features + F.gelu(convolution(norm(features)))
+        tokens = F.normalize(self.tokens(features), dim=1) * torch.sigmoid(self.weight(features))
+        return tokens.flatten(2).transpose(1, 2)
+
+
 class LCMemHead(ModelMixin, ConfigMixin):
     """One stem per latent space over one shared ConvNeXt trunk and projection (after LCMem, arXiv 2512.14421).
 
@@ -109,6 +150,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         activation: ``"sigmoid"`` for the paper's features, ``"none"`` for heads trained for cosine alone.
         layer_scale: Initial residual scale of a block.
         score: Which score the head was trained for.
+        token_dim: Length of a token of the local branch; 0 for none, as in the paper.
     """
 
     config_name = "config.json"
@@ -127,6 +169,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         activation: str = "none",
         layer_scale: float = 0.1,
         score: str = "cosine",
+        token_dim: int = 0,
     ) -> None:
         super().__init__()
         width = hidden_sizes[0]
@@ -147,6 +190,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         self.trunk.embeddings = nn.Identity()  # the stems stand in its place
         self.projection = nn.Linear(hidden_sizes[-1], embedding_dim)
         self.fc_end = nn.Linear(embedding_dim, 1)
+        self.local = LocalBranch(tuple(hidden_sizes), token_dim) if token_dim else None
         self.probes = nn.ParameterDict(
             {
                 name: nn.Parameter(torch.zeros(12, c, grid, grid), requires_grad=False)
@@ -215,12 +259,37 @@ class LCMemHead(ModelMixin, ConfigMixin):
         """Latents (B, C, h, w) resized to the head's grid and normalised, float32; see ``latents.canonical``."""
         return canonical(latents, self.grid)
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the head describes parts of a picture too; see ``Description``."""
+        return self.local is not None
+
     def features(self, latents: torch.Tensor, space: str) -> torch.Tensor:
         """Latents (B, C, h, w) of ``space`` to features (B, embedding_dim), float32, outside any autocast.
 
         Raises:
             LatentSpaceError: no stem for ``space``, or latents of another shape.
         """
+        return self._checked(latents, space)[0]
+
+    def forward(self, latents: torch.Tensor, space: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Canonical latents (B, C, grid, grid) of ``space`` to features (B, embedding_dim) and tokens, if any."""
+        found = self.trunk(self.stems[space](latents), output_hidden_states=self.has_tokens)
+        features = self.projection(found.pooler_output)
+        if self.config.activation == "sigmoid":
+            features = torch.sigmoid(features)
+        return features, None if self.local is None else self.local(found.hidden_states[1:])
+
+    def describe(self, latents: torch.Tensor, space: str) -> Description:
+        """Latents (B, C, h, w) of ``space`` to embedding and tokens, float32; see ``features``."""
+        features, tokens = self._checked(latents, space)
+        return Description(F.normalize(features, dim=-1), tokens)
+
+    def embed(self, latents: torch.Tensor, space: str) -> torch.Tensor:
+        """Latents (B, C, h, w) of ``space`` to unit-norm embeddings (B, embedding_dim); see ``features``."""
+        return self.describe(latents, space).embedding
+
+    def _checked(self, latents: torch.Tensor, space: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         if space not in self.stems:
             raise LatentSpaceError(
                 f"the head has no stem for latent space {space!r}; it has {', '.join(self.spaces)}"
@@ -232,16 +301,6 @@ class LCMemHead(ModelMixin, ConfigMixin):
                 return self(given, space)
             upcast = {name: value.float() for name, value in self.state_dict().items()}
             return torch.func.functional_call(self, upcast, (given, space))
-
-    def forward(self, latents: torch.Tensor, space: str) -> torch.Tensor:
-        """Canonical latents (B, C, grid, grid) of ``space`` to features (B, embedding_dim)."""
-        pooled = self.trunk(self.stems[space](latents)).pooler_output
-        features = self.projection(pooled)
-        return torch.sigmoid(features) if self.config.activation == "sigmoid" else features
-
-    def embed(self, latents: torch.Tensor, space: str) -> torch.Tensor:
-        """Latents (B, C, h, w) of ``space`` to unit-norm embeddings (B, embedding_dim); see ``features``."""
-        return F.normalize(self.features(latents, space), dim=-1)
 
     def verification_score(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """The paper's score: the probability in [0, 1] that two features (..., embedding_dim) are of one identity.

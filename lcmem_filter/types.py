@@ -22,8 +22,9 @@ class Neighbour:
         id: The record's id in the index.
         score: The combined statistic that was calibrated; larger is more alike.
         embedding_similarity: Cosine of the two head embeddings, in [-1, 1].
-        latent_similarity: Aligned correlation of the two canonical latents, in [-1, 1]; ``None`` where the index
-            keeps no latents or the sample comes from another latent space.
+        latent_similarity: How alike their parts are, in [-1, 1]: by the head's tokens, or from a head without tokens
+            the aligned correlation of the canonical latents; ``None`` where the index keeps no latents, or a head
+            without tokens meets a sample of another latent space.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Second opinion on the head's shortlist: canonical latents, aligned; both statistics make one score."""
+"""Second opinion on the head's shortlist: latents part by part; both statistics make one score."""
 
 from __future__ import annotations
 
@@ -58,15 +58,80 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
     _check(latents)
     with torch.autocast(latents.device.type, enabled=False):  # another precision is another threshold
         canonical = index.head.canonical(latents)
-        hits = index.search(index.head.embed(canonical, space), SHORTLIST)
-        aligned = None
-        if index.has_latents and space == index.space:
-            stored = index.latents(hits.rows).to(latents.device)
-            aligned = torch.stack([aligned_similarity(c, s) for c, s in zip(canonical, stored, strict=True)])
-        combined = combine(hits.similarity, aligned, repeated(index, hits.rows))
+        described = index.head.describe(canonical, space)
+        hits = index.search(described.embedding, SHORTLIST)
+        verified = verify(index, canonical, described.tokens, hits.rows, space)
+        combined = combine(hits.similarity, verified, repeated(index, hits.rows))
     if not torch.isfinite(combined).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")
-    return [_scored(index, row, hits.rows, combined, hits.similarity, aligned) for row in range(len(latents))]
+    return [
+        _scored(index, row, hits.rows, combined, hits.similarity, verified) for row in range(len(latents))
+    ]
+
+
+@torch.inference_mode()
+def verify(
+    index: MemorizationIndex,
+    canonical: torch.Tensor,
+    tokens: torch.Tensor | None,
+    rows: torch.Tensor,
+    space: str,
+) -> torch.Tensor | None:
+    """The second statistic: samples compared part by part with the stored latents of ``rows``.
+
+    A head with tokens compares those, in whatever latent space either was encoded; another compares the latents
+    themselves, aligned, where both are of one space.
+
+    Args:
+        canonical: (B, C, g, g) of ``space``.
+        tokens: (B, T, D) of the same, or ``None``; see ``head.Description``.
+        rows: (B, K) of the index.
+
+    Returns:
+        (B, K), at most 1; ``None`` where nothing can be compared.
+    """
+    if not compares_latents(index, space):
+        return None
+    stored = index.latents(rows).to(canonical.device)
+    if tokens is None:
+        return torch.stack([aligned_similarity(c, s) for c, s in zip(canonical, stored, strict=True)])
+    theirs = index.head.describe(stored.flatten(0, 1), index.space).tokens
+    assert theirs is not None
+    return local_similarity(tokens, theirs.unflatten(0, stored.shape[:2]))
+
+
+def compares_latents(index: MemorizationIndex, space: str) -> bool:
+    """Whether samples of ``space`` get a second opinion, beside their embeddings."""
+    return index.has_latents and (index.head.has_tokens or space == index.space)
+
+
+def local_similarity(query: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """How well the parts of two pictures find each other: mean cosine of each token's best match, both ways.
+
+    The late interaction of ColBERT (Khattab & Zaharia, arXiv 2004.12832) and the Chamfer similarity of ViSiL
+    (Kordopatis-Zilos et al., arXiv 1908.07410), weighted by the tokens' norms. A part may lie anywhere in the other
+    picture, so what was shifted, cropped or mirrored still matches.
+
+    Args:
+        query: (B, T, D) tokens.
+        candidates: (B, K, T, D) of each query, or (1, K, T, D) that all queries are compared with.
+
+    Returns:
+        (B, K), in [-1, 1].
+    """
+    (b, t, d), k = query.shape, candidates.shape[1]
+    ours, theirs = F.normalize(query, dim=-1), F.normalize(candidates, dim=-1)
+    if len(candidates) == 1:
+        cosines = ours.reshape(b * t, d) @ theirs.reshape(k * t, d).T
+    else:
+        cosines = ours @ theirs.reshape(b, k * t, d).transpose(1, 2)
+    cosines = cosines.reshape(b, t, k, t)
+    found = [
+        (cosines.amax(3), query.norm(dim=-1)[:, :, None], 1),
+        (cosines.amax(1), candidates.norm(dim=-1), 2),
+    ]
+    means = [(best * weight).sum(over) / weight.sum(over) for best, weight, over in found]
+    return (means[0] + means[1]) / 2
 
 
 def repeated(index: MemorizationIndex, rows: torch.Tensor) -> torch.Tensor:
@@ -75,9 +140,13 @@ def repeated(index: MemorizationIndex, rows: torch.Tensor) -> torch.Tensor:
     Images that stand in a training set many times over are those that models memorise. Their repetitions must not
     pass for a background that a copy fails to stand out from.
     """
-    stored = index.embeddings(rows)
-    alike = torch.einsum("bkd,bjd->bkj", stored, stored) >= SAME_IMAGE
-    return alike.tril(-1).any(2).to(rows.device)
+    return repeats(index.embeddings(rows)).to(rows.device)
+
+
+def repeats(embeddings: torch.Tensor) -> torch.Tensor:
+    """Which of each shortlist's unit-norm embeddings (B, K, D) repeat an earlier one; booleans (B, K)."""
+    alike = torch.einsum("bkd,bjd->bkj", embeddings, embeddings) >= SAME_IMAGE
+    return alike.tril(-1).any(2)
 
 
 def combine(
@@ -89,7 +158,7 @@ def combine(
 
     Args:
         embedding_similarity: Cosines of each sample's shortlist, (B, K).
-        latent_similarity: Aligned correlations of the same, (B, K), or ``None``.
+        latent_similarity: What ``verify`` says of the same, (B, K), or ``None``.
         repeated: Which of them repeat another, (B, K); see ``repeated``.
 
     Returns:

@@ -10,7 +10,7 @@ from ..calibration import NEAR_DUPLICATE
 from ..index import MemorizationIndex
 from ..index.exact import ExactBackend
 from ..report import DuplicateGroup
-from ..verification import SHORTLIST, aligned_similarity, combine
+from ..verification import SHORTLIST, aligned_similarity, combine, compares_latents, local_similarity
 
 EMBED_BATCH = 64
 FEW = 6
@@ -60,11 +60,12 @@ def _alike(
     index: MemorizationIndex, space: str, threshold: float, canonical: torch.Tensor
 ) -> list[tuple[int, int, float]]:
     device = index.head.device
-    embeddings = torch.cat(
-        [index.head.embed(part.to(device).float(), space) for part in canonical.split(EMBED_BATCH)]
-    )
+    described = [index.head.describe(part.to(device).float(), space) for part in canonical.split(EMBED_BATCH)]
+    embeddings = torch.cat([part.embedding for part in described])
+    parts = [part.tokens for part in described if part.tokens is not None]
+    tokens = torch.cat(parts) if parts else None
     backend = ExactBackend(embeddings.half())
-    verified = index.has_latents and space == index.space  # as the threshold was calibrated
+    verified = compares_latents(index, space)  # as the threshold was calibrated
     links = []
     for start in range(0, len(embeddings), EMBED_BATCH):
         queries = embeddings[start : start + EMBED_BATCH]
@@ -73,12 +74,14 @@ def _alike(
             others = near[near != row][:SHORTLIST]
             if not len(others):
                 continue
-            aligned = None
-            if verified:
+            verified_by = None
+            if verified and tokens is not None:
+                verified_by = local_similarity(tokens[row][None], tokens[others][None])
+            elif verified:
                 latents = canonical[others.cpu()].to(device).float()
-                aligned = aligned_similarity(canonical[row].to(device).float(), latents)[None]
+                verified_by = aligned_similarity(canonical[row].to(device).float(), latents)[None]
             cosine = (embeddings[others] @ embeddings[row]).clamp(-1, 1)[None]
-            score = combine(cosine, aligned)[0]
+            score = combine(cosine, verified_by)[0]
             least = threshold if len(others) >= FEW else max(threshold, NEAR_DUPLICATE)
             links += [(row, int(o), float(s)) for o, s in zip(others, score, strict=True) if s > least]
     return links

@@ -18,6 +18,7 @@ from ..images import ImageSource
 from ..index import MemorizationIndex
 from ..latents import Encoder
 from ..report import AllowEntry, Pictures, Results, Run, Sample, results_of
+from ..verification import compares_latents
 from .allow import apply_allow_list
 from .certificate import SENSITIVITY_IMAGES, SENSITIVITY_SEEDS, Judge, certify
 from .duplicates import find_duplicates
@@ -161,8 +162,8 @@ def _run(judge: Judge, images: ImageSource, training: ImageSource | None, unseen
         resolution=index.resolution,
         space=judge.filter.space,
         settings={
-            "compared by": "head and aligned latents"
-            if index.has_latents and judge.filter.space == index.space
+            "compared by": "head, picture as a whole and part by part"
+            if compares_latents(index, judge.filter.space)
             else "head alone",
             "held-out images": f"{judge.filter.calibration.n:,}",
             "unseen images": f"{len(unseen):,}" if unseen else "none given",

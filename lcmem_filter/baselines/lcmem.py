@@ -7,7 +7,7 @@ import os
 import torch
 
 from ..head import LCMemHead
-from ..verification import SAME_IMAGE, SHORTLIST, combine
+from ..verification import SHORTLIST, combine, local_similarity, repeats
 from .aligned_latents import aligned
 from .common import Cosine
 from .registry import Sees
@@ -33,7 +33,7 @@ class LCMemEmbedding(Cosine):
 
 
 class LCMem:
-    """The filter's whole statistic: the head proposes, cosine and aligned correlation of latents decide together.
+    """The filter's whole statistic: the head proposes, and then pictures as a whole and part by part decide together.
 
     Args:
         head: As for ``LCMemEmbedding``.
@@ -44,24 +44,29 @@ class LCMem:
     shortlist = SHORTLIST
 
     def __init__(self, head: LCMemHead | str | os.PathLike[str] = "lcmem-small", space: str = "sd") -> None:
-        self._embedding = LCMemEmbedding(head, space)
-        self._size = self._embedding.head.embedding_dim
-        self._channels = int(self._embedding.head.config.spaces[space])
+        self.head = head if isinstance(head, LCMemHead) else LCMemHead.from_pretrained(head)
+        self.space = space
 
+    @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        canonical = self._embedding.head.canonical(images)
-        return torch.cat([self._embedding.embed(images), canonical.flatten(1).cpu()], 1)
+        described = self.head.describe(images.to(self.head.device), self.space)
+        parts = self.head.canonical(images) if described.tokens is None else described.tokens
+        return torch.cat([described.embedding.cpu(), parts.flatten(1).cpu()], 1)
 
     def key(self, kept: torch.Tensor) -> torch.Tensor:
-        return kept[:, : self._size]
+        return kept[:, : self.head.embedding_dim]
 
     def query(self, kept: torch.Tensor) -> torch.Tensor:
-        return kept[:, : self._size]
+        return self.key(kept)
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-        size = self._size
+        size = self.head.embedding_dim
         embeddings = stored[..., :size]
         cosine = torch.einsum("bd,bkd->bk", queries[:, :size], embeddings)
-        alike = torch.einsum("bkd,bjd->bkj", embeddings, embeddings) >= SAME_IMAGE
-        repeated = alike.tril(-1).any(2)  # as verification.repeated finds it in an index
-        return combine(cosine, aligned(queries[:, size:], stored[..., size:], self._channels), repeated)
+        return combine(cosine, self._parts(queries[:, size:], stored[..., size:]), repeats(embeddings))
+
+    def _parts(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+        if not self.head.has_tokens:
+            return aligned(queries, stored, int(self.head.config.spaces[self.space]))
+        shape = (-1, int(self.head.config.token_dim))
+        return local_similarity(queries.unflatten(-1, shape), stored.unflatten(-1, shape))

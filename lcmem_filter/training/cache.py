@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 from ..errors import EmptyDataError, UnreadableImageError
 from ..images import ImageSource, to_pixels
 from ..latents import Encoder, canonical
-from .views import augment_image, augment_strongly, generator_for
+from .views import augment_image, augment_mildly, augment_strongly, generator_for
 
 SHARD_ROWS = 256
 ENCODE_BATCH = 8
+AUGMENTATIONS = {"light": augment_image, "mild": augment_mildly, "strong": augment_strongly}
 VIEWS_VERSION = 1
-"""Raise it when ``augment_image`` changes: cached views of another version are not used."""
+"""Raise it when one of them changes: cached views of another version are not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ class CachePlan:
         resolution: Side in pixels of the encoded squares.
         grid: Side of the canonical latents that are kept.
         view: 0 for the clean picture, else the number of an augmented view.
-        strong: Whether it is augmented strongly, as in stage 2.
         seed: Of the augmentation.
+        kind: How it is augmented: one of ``AUGMENTATIONS``.
     """
 
     folder: Path
@@ -44,7 +45,7 @@ class CachePlan:
     grid: int
     view: int = 0
     seed: int = 0
-    strong: bool = False
+    kind: str = "light"
     path: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,7 +56,7 @@ class CachePlan:
             self.resolution,
             self.grid,
         ]
-        kind = "strong view" if self.strong else "view"
+        kind = "view" if self.kind == "light" else f"{self.kind} view"
         view = f"{kind} {self.view} seed {self.seed} version {VIEWS_VERSION}" if self.view else "clean"
         key += [SHARD_ROWS, view]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
@@ -133,9 +134,9 @@ def _encode_shard(plan: CachePlan, first: int) -> None:
 def _pixels(plan: CachePlan, row: int) -> torch.Tensor:
     image = plan.source.image(row)
     if plan.view:
-        key = ("strong", plan.view) if plan.strong else plan.view
+        key = plan.view if plan.kind == "light" else (plan.kind, plan.view)
         draw = generator_for(plan.seed, key, plan.source.records[row].id)
-        image = (augment_strongly if plan.strong else augment_image)(image, plan.resolution, draw)
+        image = AUGMENTATIONS[plan.kind](image, plan.resolution, draw)
     return to_pixels(image, plan.resolution)
 
 

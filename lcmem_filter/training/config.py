@@ -24,6 +24,8 @@ class TrainingConfig:
             2512.14421).
         temperature: Of NT-Xent.
         spread: Weight of the term that pushes each embedding from its nearest other identity.
+        token_weight: Weight of NT-Xent between copies by the similarity of their tokens (``head.Description``).
+        token_temperature: Of that.
         resolution: Side in pixels that images are squashed to before they are encoded.
         steps: Optimiser steps.
         batch_pairs: Pairs of one optimiser step, over all processes and accumulated batches together.
@@ -34,6 +36,7 @@ class TrainingConfig:
         augment: Latent-space augmentation of the pairs.
         image_views: Lightly augmented views of each image that are encoded and cached beside the clean one.
         stage: 1 or 2.
+        mild_views: In stage 2, views of each image as a memorising model returns it that are encoded and cached.
         strong_views: In stage 2, strongly augmented views of each image that are encoded and cached.
         stage2_steps: Optimiser steps of stage 2, in place of ``steps``.
         stage2_learning_rate: Peak of stage 2, in place of ``learning_rate``.
@@ -51,6 +54,8 @@ class TrainingConfig:
     loss: Loss = "nt-xent"
     temperature: float = 0.07
     spread: float = 0.1
+    token_weight: float = 1.0
+    token_temperature: float = 0.05
     resolution: int = 128
     steps: int = 4000
     batch_pairs: int = 128
@@ -62,7 +67,8 @@ class TrainingConfig:
     augment: bool = True
     image_views: int = 1
     stage: Literal[1, 2] = 1
-    strong_views: int = 1
+    mild_views: int = 1
+    strong_views: int = 2
     stage2_steps: int = 1500
     stage2_learning_rate: float = 3e-4
     stage2_same_image: float = 0.7
@@ -89,8 +95,12 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
         if not 0 <= self.same_image <= 1:
             raise ValueError(f"same_image must be in [0, 1], got {self.same_image}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        for name in ("image_views", "mild_views", "spread", "token_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("temperature", "token_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def for_stage(self, stage: Literal[1, 2]) -> TrainingConfig:
         """The recipe of one stage of a run of both."""

@@ -20,7 +20,8 @@ class LatentSet:
     """Images as canonical latents, with what is known about them.
 
     Attributes:
-        latents: For each space (N, V, C, grid, grid), float16; view 0 is the clean picture.
+        latents: For each space (N, V, C, grid, grid), float16.
+        views: What each of the V views is: ``"clean"``, the first, then kinds of ``cache.AUGMENTATIONS``.
         identities: (N,) strings; equal where two images are of one identity, whatever set they lie in.
         sets: (N,) which of ``names`` an image comes from.
         names: One for each source.
@@ -28,6 +29,7 @@ class LatentSet:
     """
 
     latents: Mapping[str, torch.Tensor]
+    views: tuple[str, ...]
     identities: np.ndarray
     sets: np.ndarray
     names: tuple[str, ...]
@@ -49,7 +51,9 @@ class LatentSet:
         """The images of ``rows`` (integers or booleans)."""
         index = torch.from_numpy(np.flatnonzero(rows) if rows.dtype == bool else rows)
         kept = {space: values[index] for space, values in self.latents.items()}
-        return LatentSet(kept, self.identities[rows], self.sets[rows], self.names, self.unreadable)
+        return LatentSet(
+            kept, self.views, self.identities[rows], self.sets[rows], self.names, self.unreadable
+        )
 
 
 def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSet:
@@ -71,6 +75,7 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSe
     good = np.logical_and.reduce(readable)
     whole = LatentSet(
         per_space,
+        tuple(plan.kind if plan.view else "clean" for plan in sources[0]),
         np.array([record.identity for record in records], dtype=object),
         np.repeat(np.arange(len(sources)), [len(views[0].source) for views in sources]),
         tuple(views[0].source.name for views in sources),
@@ -117,7 +122,7 @@ class PairSampler:
     Identities are drawn in proportion to 1 / sqrt(images of their set), those with two images twice as often.
     A batch comes from ``sets_per_batch`` sets, so that most negatives are of the same kind. An image without
     a partner is paired with itself (another view, augmented otherwise), and so is a share ``same_image`` of
-    the rest. Side b is one of the last ``strong_views`` views in four pairs of five, where there are any.
+    the rest. Side b is a mild or strong view in four pairs of five, where there are any.
 
     Raises:
         DataError: fewer than two identities.
@@ -131,11 +136,10 @@ class PairSampler:
         sets_per_batch: int,
         same_image: float,
         seed: int,
-        strong_views: int = 0,
     ) -> None:
         self.pairs, self.sets_per_batch, self.same_image, self.seed = pairs, sets_per_batch, same_image, seed
-        self.strong_views = strong_views
-        self.views = next(iter(data.latents.values())).shape[1] - strong_views
+        self._changed = np.flatnonzero(np.isin(data.views, ("mild", "strong")))
+        self._light = len(data.views) - len(self._changed)
         names, self._identity = np.unique(data.identities.astype(str), return_inverse=True)
         if len(names) < 2:
             raise DataError(f"training needs at least two identities, got {len(names)}; give images of more")
@@ -155,11 +159,11 @@ class PairSampler:
         a = np.array([draw.choice(self._sets[s][identity]) for s, identity in chosen])
         b = np.array([self._partner(row, draw) for row in a])
         view_a, view_b = (
-            draw.integers(0, self.views, len(a)) * (draw.random(len(a)) < 0.6) for _ in range(2)
+            draw.integers(0, self._light, len(a)) * (draw.random(len(a)) < 0.6) for _ in range(2)
         )
-        if self.strong_views:
-            strong = self.views + draw.integers(0, self.strong_views, len(a))
-            view_b = np.where(draw.random(len(a)) < 0.8, strong, view_b)
+        if len(self._changed):
+            changed = draw.choice(self._changed, len(a))
+            view_b = np.where(draw.random(len(a)) < 0.8, changed, view_b)
         return Pairs(a, b, view_a, view_b, self._identity[a])
 
     def _identities(self, draw: np.random.Generator) -> list[tuple[int, int]]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from ..verification import local_similarity
+
 VERIFICATION_WEIGHT = 0.8
 """Share of binary cross-entropy in the paper's objective (arXiv 2512.14421); NT-Xent has the rest."""
 
@@ -33,6 +35,31 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, temperat
     excluded = twice[:, None] == twice[None, :]
     excluded[torch.arange(2 * count, device=a.device), partner] = False
     return F.cross_entropy(logits.masked_fill(excluded, -torch.inf), partner)
+
+
+def copies_nt_xent(
+    a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, copies: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """``nt_xent`` of local similarities, for the rows that are two views of one image.
+
+    Args:
+        a, b: (P, T, D) tokens.
+        identities: (P,) integers; further rows of a row's identity are no negatives.
+        copies: (P,) booleans: which rows are copies. The others are negatives only.
+        temperature: Similarities are divided by it; positive.
+
+    Returns:
+        A scalar, at least 0; 0 without copies.
+    """
+    if not copies.any():
+        return a.sum() * 0
+    logits = local_similarity(a.float(), b.float()[None]) / temperature
+    own = torch.arange(len(a), device=a.device)
+    excluded = identities[:, None] == identities[None, :]
+    excluded[own, own] = False
+    logits = logits.masked_fill(excluded, -torch.inf)
+    both = F.cross_entropy(logits[copies], own[copies]), F.cross_entropy(logits.T[copies], own[copies])
+    return (both[0] + both[1]) / 2
 
 
 def spread(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor) -> torch.Tensor:

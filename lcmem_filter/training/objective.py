@@ -9,7 +9,7 @@ from torch import nn
 
 from ..head import LCMemHead
 from .config import TrainingConfig
-from .losses import VERIFICATION_WEIGHT, nt_xent, spread, verification
+from .losses import VERIFICATION_WEIGHT, copies_nt_xent, nt_xent, spread, verification
 
 
 class Objective(nn.Module):
@@ -23,7 +23,7 @@ class Objective(nn.Module):
     def __init__(self, head: LCMemHead, config: TrainingConfig) -> None:
         super().__init__()
         self.head = head
-        self.loss, self.temperature, self.spread = config.loss, config.temperature, config.spread
+        self.config = config
 
     def forward(
         self,
@@ -32,32 +32,45 @@ class Objective(nn.Module):
         spaces: tuple[str, str],
         identities: torch.Tensor,
         offsets: torch.Tensor,
+        copies: torch.Tensor,
     ) -> torch.Tensor:
         """
         Args:
             a, b: (P, C, g, g) canonical latents of this process, of the two ``spaces``.
             identities: (P,) integers.
             offsets: (P,) in [0, 1); picks each row's mismatched partner.
+            copies: (P,) booleans: rows that are two views of one image.
 
         Returns:
             A scalar.
         """
         if spaces[0] == spaces[1]:
-            both = self.head(torch.cat([a, b]), spaces[0])
-            first, second = both[: len(a)], both[len(a) :]
+            features, tokens = self.head(torch.cat([a, b]), spaces[0])
+            first, second = features.split(len(a))
+            part_a, part_b = (None, None) if tokens is None else tokens.split(len(a))
         else:
-            first, second = self.head(a, spaces[0]), self.head(b, spaces[1])
+            (first, part_a), (second, part_b) = self.head(a, spaces[0]), self.head(b, spaces[1])
         with torch.autocast(a.device.type, enabled=False):
-            return self._loss(
-                _gather(first.float()), _gather(second.float()), _gather(identities), _gather(offsets)
+            identities = _gather(identities)
+            total = self._loss(_gather(first.float()), _gather(second.float()), identities, _gather(offsets))
+            if part_a is None or part_b is None:
+                return total
+            local = copies_nt_xent(
+                _gather(part_a.float()),
+                _gather(part_b.float()),
+                identities,
+                _gather(copies),
+                self.config.token_temperature,
             )
+            return total + self.config.token_weight * local
 
     def _loss(
         self, a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, offsets: torch.Tensor
     ) -> torch.Tensor:
-        contrast = nt_xent(a, b, identities, self.temperature)
-        total = contrast + self.spread * spread(a, b, identities) if self.spread else contrast
-        if self.loss == "nt-xent":
+        config = self.config
+        contrast = nt_xent(a, b, identities, config.temperature)
+        total = contrast + config.spread * spread(a, b, identities) if config.spread else contrast
+        if config.loss == "nt-xent":
             return total
         matched = verification(a, b, identities, self.head.fc_end, offsets)
         return VERIFICATION_WEIGHT * matched + (1 - VERIFICATION_WEIGHT) * total

@@ -30,28 +30,27 @@ def prepare_data(
 
     Returns:
         Images to train on, and images to validate on that share no identity with them: those of ``validation``,
-            or a share of ``sources`` where that is empty. In stage 2 the last views are strongly augmented ones.
+            or a share of ``sources`` where that is empty. In stage 2 mild and then strong views come last.
 
     Raises:
         EmptyDataError: a source without readable images.
         DataError: too few identities.
     """
     grid = int(SIZES[config.size]["grid"])
+    mild, strong = (config.mild_views, config.strong_views) if config.stage == 2 else (0, 0)
 
-    strong = config.strong_views if config.stage == 2 else 0
-
-    def plans(images: Sequence[ImageSource], light: int, strong: int) -> dict[str, list[list[CachePlan]]]:
+    def plans(images: Sequence[ImageSource], **views: int) -> dict[str, list[list[CachePlan]]]:
         def of(source: ImageSource, encoder: Encoder) -> list[CachePlan]:
-            views = [(view, False) for view in range(1 + light)]
-            views += [(view, True) for view in range(1, 1 + strong)]
+            numbered = [(0, "light"), *((v, kind) for kind in views for v in range(1, 1 + views[kind]))]
             return [
-                CachePlan(cache, source, encoder, config.resolution, grid, view, config.seed, heavy)
-                for view, heavy in views
+                CachePlan(cache, source, encoder, config.resolution, grid, view, config.seed, kind)
+                for view, kind in numbered
             ]
 
         return {space: [of(source, encoder) for source in images] for space, encoder in encoders.items()}
 
-    train, held = plans(sources, config.image_views, strong), plans(validation, 0, min(strong, 1))
+    train = plans(sources, light=config.image_views, mild=mild, strong=strong)
+    held = plans(validation, mild=min(mild, 1), strong=min(strong, 1))
     every = [plan for part in (train, held) for images in part.values() for views in images for plan in views]
     for encoder in encoders.values():
         encoder.vae.to(accelerator.device)

@@ -111,7 +111,6 @@ class _Run:
         self.sources, self.encoders, self.validation, self.config = sources, encoders, validation, config
         self.terms, self.checkpoints = terms, Checkpoints(output)
         self.initial, self.cache = initial, cache
-        self.strong = config.strong_views if config.stage == 2 else 0
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation,
@@ -153,14 +152,12 @@ class _Run:
             sets_per_batch=self.config.sets_per_batch,
             same_image=self.config.same_image,
             seed=self.config.seed,
-            strong_views=self.strong,
         )
         validator = Validator(
             train,
             held_out,
             false_rejection_rate=self.config.false_rejection_rate,
             seed=self.config.seed,
-            strong=bool(self.strong),
         )
         self._say(
             f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
@@ -203,12 +200,7 @@ class _Run:
             torch.manual_seed(config.seed)
             head = LCMemHead.create(cast(Size, config.size), channels, **trained_for)
         if self.initial is not None:
-            try:
-                head.load_state_dict(self.initial.state_dict())
-            except RuntimeError as error:
-                raise ArtifactError(
-                    f"the head to go on from has another shape than this recipe's ({error}); give its size and spaces"
-                ) from error
+            _take_weights(head, self.initial)
         for space, encoder in self.encoders.items():
             head.add_probes(space, encoder.vae)
         head.fc_end.requires_grad_(config.loss == "verification")
@@ -259,7 +251,7 @@ class _Run:
         return total / accumulation
 
     def _batch(self, pairs: Pairs, part: slice, train: LatentSet, step: int, i: int) -> tuple[Any, ...]:
-        """This process's rows of a batch: latents of both sides, their spaces, identities, offsets."""
+        """This process's rows of a batch: latents of both sides, their spaces, identities, offsets, copies."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         size = (part.stop - part.start) // processes
         rows = slice(part.start + rank * size, part.start + (rank + 1) * size)
@@ -276,7 +268,8 @@ class _Run:
             sides.append(canonical(moved, moved.shape[-1]))
         device = self.accelerator.device
         identities = torch.from_numpy(pairs.identities[rows]).to(device)
-        return (*sides, spaces, identities, torch.from_numpy(offsets).float().to(device))
+        copies = torch.from_numpy(pairs.a[rows] == pairs.b[rows]).to(device)
+        return (*sides, spaces, identities, torch.from_numpy(offsets).float().to(device), copies)
 
     def _evaluate(
         self, standing: Progress, objective: Any, validator: Validator, loss: float, rate: float
@@ -349,6 +342,26 @@ class _Run:
 
 def _listed(sources: Sources) -> list[ImageSource]:
     return list(sources) if isinstance(sources, list | tuple) else [cast(ImageSource, sources)]
+
+
+def _take_weights(head: LCMemHead, initial: LCMemHead) -> None:
+    """Start from ``initial``; what it lacks, a space or the local branch, stays as it was drawn.
+
+    Raises:
+        ArtifactError: it has another shape, or a space that is not trained.
+    """
+    try:
+        lacking, foreign = head.load_state_dict(initial.state_dict(), strict=False)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"the head to go on from has another shape than this recipe's ({error}); give its size"
+        ) from error
+    wrong = [*foreign, *(key for key in lacking if key.split(".")[0] not in ("local", "stems", "probes"))]
+    if wrong:
+        raise ArtifactError(
+            f"the head to go on from has another shape than this recipe's ({', '.join(wrong[:3])} do not match); "
+            "give its size, and an encoder of each of its spaces"
+        )
 
 
 def _learning_rate(config: TrainingConfig, step: int) -> float:

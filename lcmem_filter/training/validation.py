@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..head import LCMemHead
+from ..head import Description, LCMemHead
 from ..latents import canonical
+from ..verification import SHORTLIST, combine, local_similarity, repeats
 from .data import LatentSet
 from .views import generator_for
 
@@ -38,10 +40,11 @@ class Validation:
 
     Attributes:
         score: Mean of the recalls there are; what checkpoints are chosen by.
-        mild_copies: Of enrolled images zoomed to 6 %, shifted to 3 %, with latent noise to 0.1.
+        mild_copies: Of enrolled images as a memorising model returns them: mild views, or in stage 1 latents zoomed to
+            6 %, shifted to 3 %, with noise to 0.1.
         same_identity: Of images whose identity has another image in the index.
         transformed_copies: Of enrolled images strongly augmented before they were encoded; no queries in stage 1.
-        threshold: Mean cosine above which a query counts as found, over the two halves.
+        threshold: Mean score (``verification.combine``) above which a query counts as found, over the two halves.
         strangers: Identities that the threshold was set on, both halves together.
         stranger_median: Median cosine of an unseen identity's nearest neighbour.
     """
@@ -73,6 +76,15 @@ def mild_copies(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tenso
     return moved + noise * torch.from_numpy(level).to(latents)[:, None, None, None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """One half's index: its threshold, the strangers' largest cosines, and which rows of each kind were found."""
+
+    threshold: float
+    nearest: np.ndarray
+    found: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
 class Validator:
     """Measures a head on identities that it was not trained on.
 
@@ -81,20 +93,14 @@ class Validator:
 
     Args:
         train: Images that the head is trained on: the index.
-        validation: Images of other identities.
-        strong: Whether their last view is a strongly augmented one, to be found too.
+        validation: Images of other identities. A mild or strong view is a copy to be found; without a mild one,
+            latents are moved (``mild_copies``).
     """
 
     def __init__(
-        self,
-        train: LatentSet,
-        validation: LatentSet,
-        *,
-        false_rejection_rate: float,
-        seed: int,
-        strong: bool = False,
+        self, train: LatentSet, validation: LatentSet, *, false_rejection_rate: float, seed: int
     ) -> None:
-        self.rate, self.seed, self.strong = false_rejection_rate, seed, strong
+        self.rate, self.seed = false_rejection_rate, seed
         self.index = _at_most(train, MOST_INDEX_ROWS, seed)
         self.validation = _at_most(validation, MOST_VALIDATION_ROWS, seed)
         self._number = np.unique(self.validation.identities.astype(str), return_inverse=True)[1]
@@ -103,50 +109,68 @@ class Validator:
 
     @torch.inference_mode()
     def measure(self, head: LCMemHead, device: torch.device | str = "cpu") -> Validation:
-        """Recall of ``head``, averaged over the spaces."""
+        """Recall of ``head``; a head is as good as its worst space."""
         found = [self._measure_space(head, space, torch.device(device)) for space in self.validation.spaces]
-        return min(found, key=lambda one: one.score)  # a head is as good as its worst space
+        return min(found, key=lambda one: one.score)
 
     def _measure_space(self, head: LCMemHead, space: str, device: torch.device) -> Validation:
-        index = embed_all(head, self.index.latents[space][:, 0], space, device)
-        clean_latents = self.validation.latents[space][:, 0].float()
-        clean = embed_all(head, clean_latents, space, device)
-        mild = embed_all(head, mild_copies(clean_latents, generator_for(self.seed, "mild")), space, device)
-        copies = [(mild * clean).sum(1).numpy()]
-        if self.strong:
-            strong = embed_all(head, self.validation.latents[space][:, -1].float(), space, device)
-            copies.append((strong * clean).sum(1).numpy())
-        return self._recalls((clean @ index.T).amax(1).numpy(), (clean @ clean.T).numpy(), copies)
+        latents, views = self.validation.latents[space], self.validation.views
+        queries = {
+            kind: latents[:, views.index(kind)].float()
+            for kind in ("clean", "mild", "strong")
+            if kind in views
+        }
+        queries.setdefault("mild", mild_copies(queries["clean"], generator_for(self.seed, "mild")))
+        described: dict[str, Description] = {
+            kind: describe_all(head, one, space, device) for kind, one in queries.items()
+        }
+        index = describe_all(head, self.index.latents[space][:, 0], space, device)
+        halves = [self._measure_half(half, index, described, device) for half in (0, 1)]
+        return self._recalls(halves)
 
-    def _recalls(self, to_index: np.ndarray, clean: np.ndarray, copies: list[np.ndarray]) -> Validation:
-        """Recalls from each image's best cosine with the index, cosines of images, and of copies with their own."""
-        found_same, *found_copies = (np.full(len(to_index), np.nan) for _ in range(3))
-        thresholds, nearest = [], []
-        for half in (0, 1):
-            enrolled, query = self._enrol(half)
-            strangers = _first_of_each(self._number, self._half != half)
-            scores = np.maximum(to_index[strangers], clean[np.ix_(strangers, enrolled)].max(1, initial=-1.0))
-            threshold = (
-                np.sort(scores)[::-1][max(int(self.rate * (len(scores) + 1)), 1) - 1] if len(scores) else 1.0
-            )
-            thresholds.append(threshold)
-            nearest.append(scores)
-            for found, own_copy in zip(found_copies, copies, strict=False):
-                found[enrolled] = own_copy[enrolled] > threshold
-            same = self._number[query][:, None] == self._number[enrolled][None, :]
-            own = np.where(same, clean[np.ix_(query, enrolled)], -1.0).max(1, initial=-1.0)
-            found_same[query] = own > threshold
-        mild, same_identity, transformed = map(self._per_set, (found_copies[0], found_same, found_copies[1]))
-        shares = [one.overall for one in (mild, same_identity, transformed) if one.overall is not None]
-        every = np.concatenate(nearest)
+    def _measure_half(
+        self, half: int, index: Description, described: Mapping[str, Description], device: torch.device
+    ) -> _Half:
+        """The threshold that ``half``'s index sets, and what is found there."""
+        enrolled, query = self._enrol(half)
+        strangers = _first_of_each(self._number, self._half != half)
+        clean = described["clean"]
+        whole = _joined(index, _rows(clean, enrolled))
+        number = np.concatenate([np.full(len(index.embedding), -1), self._number[enrolled]])
+        score = partial(top_scores, whole, device=device)
+        unseen = score(_rows(clean, strangers))[0].amax(1).numpy() if len(strangers) else np.empty(0)
+        rank = max(int(self.rate * (len(unseen) + 1)), 1) - 1
+        threshold = float(np.sort(unseen)[::-1][rank]) if len(unseen) else 1.0
+        found = {}
+        for name, rows in (("mild", enrolled), ("strong", enrolled), ("clean", query)):
+            if name in described and len(rows):
+                scores, hits = score(_rows(described[name], rows))
+                right = number[hits.numpy()] == self._number[rows][:, None]
+                if name != "clean":
+                    right = hits.numpy() == (len(index.embedding) + np.arange(len(rows)))[:, None]
+                found[name] = (rows, np.where(right, scores.numpy(), -np.inf).max(1) > threshold)
+        nearest = score(_rows(clean, strangers), cosine=True)[0].amax(1).numpy() if len(strangers) else unseen
+        return _Half(threshold, nearest, found)
+
+    def _recalls(self, halves: Sequence[_Half]) -> Validation:
+        shares = {}
+        for name in ("mild", "clean", "strong"):
+            found = np.full(len(self._number), np.nan)
+            for half in halves:
+                if name in half.found:
+                    rows, hit = half.found[name]
+                    found[rows] = hit
+            shares[name] = self._per_set(found)
+        overall = [one.overall for one in shares.values() if one.overall is not None]
+        nearest = np.concatenate([half.nearest for half in halves])
         return Validation(
-            score=float(np.mean(shares)) if shares else 0.0,
-            mild_copies=mild,
-            same_identity=same_identity,
-            transformed_copies=transformed,
-            threshold=float(np.mean(thresholds)),
-            strangers=len(every),
-            stranger_median=float(np.median(every)),
+            score=float(np.mean(overall)) if overall else 0.0,
+            mild_copies=shares["mild"],
+            same_identity=shares["clean"],
+            transformed_copies=shares["strong"],
+            threshold=float(np.mean([half.threshold for half in halves])),
+            strangers=len(nearest),
+            stranger_median=float(np.median(nearest)) if len(nearest) else 0.0,
             index_rows=len(self.index),
             false_rejection_rate=self.rate,
         )
@@ -168,12 +192,62 @@ class Validator:
 
 
 @torch.inference_mode()
+def describe_all(
+    head: LCMemHead, latents: torch.Tensor, space: str, device: torch.device | str, batch: int = 256
+) -> Description:
+    """Canonical latents (N, C, g, g) to embeddings and tokens (in float16), on the CPU."""
+    parts = [head.describe(canonical(part.to(device), head.grid), space) for part in latents.split(batch)]
+    tokens = [part.tokens.half().cpu() for part in parts if part.tokens is not None]
+    return Description(
+        torch.cat([part.embedding.cpu() for part in parts]), torch.cat(tokens) if tokens else None
+    )
+
+
 def embed_all(
-    head: LCMemHead, latents: torch.Tensor, space: str, device: torch.device, batch: int = 256
+    head: LCMemHead, latents: torch.Tensor, space: str, device: torch.device | str, batch: int = 256
 ) -> torch.Tensor:
     """Canonical latents (N, C, g, g) to unit-norm embeddings (N, D), float32, on the CPU."""
-    parts = [head.embed(canonical(part.to(device), head.grid), space).cpu() for part in latents.split(batch)]
-    return torch.cat(parts)
+    return describe_all(head, latents, space, device, batch).embedding
+
+
+@torch.inference_mode()
+def top_scores(
+    index: Description,
+    queries: Description,
+    *,
+    device: torch.device | str,
+    cosine: bool = False,
+    batch: int = 64,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the filter would say of queries: scores and rows of their shortlists, both (Q, K).
+
+    Args:
+        cosine: Plain cosines in place of the statistic that the filter calibrates.
+    """
+    scores, rows = [], []
+    for first in range(0, len(queries.embedding), batch):
+        one = _rows(queries, np.arange(first, min(first + batch, len(queries.embedding))))
+        found = (one.embedding @ index.embedding.T).topk(min(SHORTLIST, len(index.embedding)))
+        local = None
+        if one.tokens is not None and index.tokens is not None and not cosine:
+            theirs = index.tokens[found.indices].to(device).float()
+            local = local_similarity(one.tokens.to(device).float(), theirs).cpu()
+        near = index.embedding[found.indices]
+        scores.append(found.values if cosine else combine(found.values, local, repeats(near)))
+        rows.append(found.indices)
+    return torch.cat(scores), torch.cat(rows)
+
+
+def _rows(described: Description, rows: np.ndarray) -> Description:
+    where = torch.from_numpy(rows)
+    return Description(
+        described.embedding[where], None if described.tokens is None else described.tokens[where]
+    )
+
+
+def _joined(a: Description, b: Description) -> Description:
+    tokens = None if a.tokens is None or b.tokens is None else torch.cat([a.tokens, b.tokens])
+    return Description(torch.cat([a.embedding, b.embedding]), tokens)
 
 
 def _at_most(data: LatentSet, rows: int, seed: int) -> LatentSet:

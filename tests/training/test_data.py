@@ -12,11 +12,16 @@ from lcmem_filter.errors import DataError
 from lcmem_filter.training.data import LatentSet, PairSampler, split_by_identity, without_identities
 
 
-def latent_set(*sets: list[str]) -> LatentSet:
+def latent_set(*sets: list[str], views: tuple[str, ...] = ("clean", "light")) -> LatentSet:
     """One image for each name, which is its identity."""
     identities = np.array([name for members in sets for name in members], dtype=object)
     return LatentSet(
-        {"sd": torch.arange(len(identities))[:, None, None, None, None].expand(-1, 2, 1, 1, 1).half()},
+        {
+            "sd": torch.arange(len(identities))[:, None, None, None, None]
+            .expand(-1, len(views), 1, 1, 1)
+            .half()
+        },
+        views,
         identities,
         np.repeat(np.arange(len(sets)), [len(members) for members in sets]),
         tuple(f"set{i}" for i in range(len(sets))),
@@ -101,9 +106,10 @@ def test_validation_images_of_trained_identities_are_left_out() -> None:
     assert list(held.identities) == ["new"]
 
 
-def test_strong_views_stand_on_one_side_in_four_pairs_of_five() -> None:
-    data = latent_set([f"p{i}" for i in range(40)])
-    sampler = PairSampler(data, pairs=40, sets_per_batch=1, same_image=1.0, seed=0, strong_views=1)
+def test_changed_views_stand_on_one_side_in_four_pairs_of_five() -> None:
+    data = latent_set([f"p{i}" for i in range(40)], views=("clean", "mild", "strong"))
+    sampler = PairSampler(data, pairs=40, sets_per_batch=1, same_image=1.0, seed=0)
     drawn = [sampler.draw(step) for step in range(50)]
     assert all((pairs.view_a == 0).all() for pairs in drawn)
-    assert 0.75 < np.mean([(pairs.view_b == 1).mean() for pairs in drawn]) < 0.85
+    for view in (1, 2):
+        assert 0.35 < np.mean([(pairs.view_b == view).mean() for pairs in drawn]) < 0.45
