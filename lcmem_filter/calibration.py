@@ -6,12 +6,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from tqdm.auto import tqdm
 
-from .errors import CalibrationError, EmptyDataError
+from .errors import CalibrationError, EmptyDataError, FilterFailedError
 from .images import ImageSource
 from .index import MemorizationIndex
 from .latents import Encoder, encode_images
@@ -30,15 +30,17 @@ class Judged:
 
     Attributes:
         row: In the source.
-        scored: ``None`` where the image could not be read.
-        sha256: Of its stored bytes.
+        scored: ``None`` where the image could not be read, encoded, or judged.
+        sha256: Of its stored bytes; empty where it could not be read or encoded.
         problem: What was wrong with it.
+        latent: What was scored, (C, h, w), float32, on the CPU; ``None`` where ``scored`` is.
     """
 
     row: int
     scored: Scored | None
     sha256: str = ""
     problem: str = ""
+    latent: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
 def calibrate(
@@ -52,8 +54,8 @@ def calibrate(
     """Set the threshold of an index so that about ``false_rejection_rate`` of unseen real images are rejected.
 
     Split conformal prediction (Vovk et al., 2005), on each image's largest score over the whole index: the promise
-    holds for images exchangeable with ``held_out``. Left out, and counted, are images that cannot be read, further
-    images of an identity, and images whose identity or near-duplicate stands in the index.
+    holds for images exchangeable with ``held_out``. Left out, and counted, are images that cannot be read or judged,
+    further images of an identity, and images whose identity or near-duplicate stands in the index.
 
     Args:
         index: An index, or its folder; the calibration is kept there.
@@ -125,7 +127,10 @@ def judge_images(
     progress: bool = True,
     description: str = "scoring",
 ) -> Iterator[Judged]:
-    """Encode and score ``rows`` of ``source`` as the index's own images were encoded, in their order."""
+    """Encode and score ``rows`` of ``source`` as the index's own images were encoded, in their order.
+
+    An image that cannot be read, encoded or judged stops nothing: it comes without a score, and with its problem.
+    """
     index.to(next(iter(encoder.vae.parameters())).device)
     with tqdm(total=len(rows), desc=description, unit="image", disable=not progress) as bar:
         for start in range(0, len(rows), BATCH):
@@ -133,11 +138,34 @@ def judge_images(
             encoded = encode_images(source, batch, encoder, index.resolution)
             found = {row: Judged(row, None, problem=why) for row, why in encoded.unreadable.items()}
             if encoded.latents is not None:
-                scored = score_latents(index, encoded.latents.to(index.head.device), space)
-                for row, one, digest in zip(encoded.rows, scored, encoded.sha256, strict=True):
-                    found[row] = Judged(row, one, digest)
+                scored = _score_each(index, encoded.latents.to(index.head.device), space)
+                for row, one, digest, latent in zip(
+                    encoded.rows, scored, encoded.sha256, encoded.latents, strict=True
+                ):
+                    found[row] = (
+                        Judged(row, None, digest, _unjudgeable(source, row, one))
+                        if isinstance(one, FilterFailedError)
+                        else Judged(row, one, digest, latent=latent)
+                    )
             yield from (found[row] for row in batch)
             bar.update(len(batch))
+
+
+def _score_each(
+    index: MemorizationIndex, latents: torch.Tensor, space: str
+) -> list[Scored | FilterFailedError]:
+    """A score for each of ``latents`` (B, C, h, w), or why it has none: one bad row must not cost the others theirs."""
+    try:
+        return list(score_latents(index, latents, space))
+    except FilterFailedError as error:
+        if len(latents) == 1:
+            return [error]
+    return [one for latent in latents for one in _score_each(index, latent[None], space)]
+
+
+def _unjudgeable(source: ImageSource, row: int, error: FilterFailedError) -> str:
+    why = str(error).removesuffix("; no image is returned")  # which is said to pipelines
+    return f"image {source.records[row].id!r} of {source.name!r} cannot be judged: {why}; look at it, or leave it out"
 
 
 def _usable_rows(index: MemorizationIndex, held_out: ImageSource) -> tuple[list[int], Counter[str]]:
@@ -164,7 +192,7 @@ def _usable_rows(index: MemorizationIndex, held_out: ImageSource) -> tuple[list[
 
 def _reason_to_drop(index: MemorizationIndex, judged: Judged) -> str:
     if judged.scored is None:
-        return "unreadable"
+        return "cannot be judged" if judged.sha256 else "unreadable"
     if judged.sha256 in index.sha256_set:
         return "same file in the index"
     for near in judged.scored.neighbours:

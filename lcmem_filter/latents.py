@@ -196,7 +196,7 @@ class EncodedImages:
         rows: Rows that could be read, n of them.
         latents: (n, C, h, w), float32, on the CPU, unscaled; ``None`` where no row could be read.
         sha256: Of each image's stored bytes, n of them.
-        unreadable: The other rows, with what was wrong.
+        unreadable: The other rows, with what was wrong: they cannot be read, or their latents are not finite.
     """
 
     rows: list[int]
@@ -223,7 +223,19 @@ def encode_images(
     if not read:
         return EncodedImages([], None, [], unreadable)
     batch = torch.stack(pixels).contiguous(memory_format=torch.channels_last)  # the faster layout on CPUs
-    return EncodedImages(read, encoder.encode(batch), digests, unreadable)
+    latents = encoder.encode(batch)
+    finite = torch.isfinite(latents).flatten(1).all(1).tolist()
+    if all(finite):
+        return EncodedImages(read, latents, digests, unreadable)
+    unreadable |= {
+        row: f"image {source.records[row].id!r} of {source.name!r} cannot be used: the encoder gave NaN or infinity "
+        "for it; look for an overflow in half precision"
+        for row, good in zip(read, finite, strict=True)
+        if not good
+    }
+    kept = [position for position, good in enumerate(finite) if good]
+    left = latents[kept] if kept else None
+    return EncodedImages([read[i] for i in kept], left, [digests[i] for i in kept], unreadable)
 
 
 def to_grid(latents: torch.Tensor, grid: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import Encoder
 
 from tests.index.material import build, pictures
-from tests.tiny import picture, tiny_vae
+from tests.tiny import fussy_encode, picture, tiny_vae, write_unjudgeable
 
 SCORES = st.lists(st.integers(0, 40).map(lambda v: v / 40), min_size=20, max_size=80)
 
@@ -98,6 +98,18 @@ def test_what_would_raise_the_threshold_is_left_out(tmp_path):
     found = calibrate(index, open_images(held), false_rejection_rate=0.1, progress=False)
     assert found.dropped == {"same file in the index": 1, "near-duplicate in the index": 1, "unreadable": 1}
     assert found.n == 40 and found.given == 43
+
+
+def test_images_that_cannot_be_judged_are_left_out_and_stop_nothing(tmp_path, monkeypatch):
+    index = build(tmp_path)
+    expected = calibrate(
+        index, pictures(tmp_path / "held", range(100, 140)), false_rejection_rate=0.1, progress=False
+    )
+    write_unjudgeable(tmp_path / "held")
+    monkeypatch.setattr("lcmem_filter.latents.encode_pixels", fussy_encode)
+    found = calibrate(index, open_images(tmp_path / "held"), false_rejection_rate=0.1, progress=False)
+    assert found.dropped == {"cannot be judged": 1, "unreadable": 1} and found.n == 40
+    assert found.scores == pytest.approx(expected.scores, abs=1e-5)
 
 
 def test_identities_count_once_and_must_be_unseen(tmp_path):

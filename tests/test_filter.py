@@ -70,6 +70,8 @@ def test_anything_that_goes_wrong_raises(folder, monkeypatch):
     bad[1, 0, 0, 0] = float("nan")
     with pytest.raises(FilterFailedError, match="NaN"):
         judge.judge(bad)
+    with pytest.raises(FilterFailedError, match=r"constant.*no image is returned"):
+        judge.judge(torch.cat([good, torch.full_like(good[:1], 0.25)]))
     with pytest.raises(LatentSpaceError):
         judge.judge(torch.randn(2, 16, 8, 8))
     monkeypatch.setattr(MemorizationIndex, "search", lambda *_: 1 / 0)

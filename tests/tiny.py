@@ -23,6 +23,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lcmem_filter.demo.small_diffusion import build_tokenizer
+from lcmem_filter.latents import encode_pixels
 
 KINDS = ("text-to-image", "img2img", "inpaint")
 VAES = ("AutoencoderKL", "AutoencoderTiny")
@@ -126,6 +127,22 @@ def picture(seed: int, size: int = RESOLUTION) -> Image.Image:
     """Smooth random colours, the same for the same seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def write_unjudgeable(folder: Path) -> list[str]:
+    """Write two pictures that ``fussy_encode`` makes nothing of, and return their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for colour in ("black", "white"):
+        Image.new("RGB", (RESOLUTION, RESOLUTION), colour).save(folder / f"{colour}.png")
+    return ["black.png", "white.png"]
+
+
+def fussy_encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """``encode_pixels`` of an encoder that gives a constant for black pictures, and NaN for white ones."""
+    latents = encode_pixels(vae, pixels)
+    latents[(pixels == -1).flatten(1).all(1)] = 0.25
+    latents[(pixels == 1).flatten(1).all(1)] = torch.nan
+    return latents
 
 
 def half_mask(side: int) -> Image.Image:

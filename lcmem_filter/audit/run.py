@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from PIL import Image
 
-from ..calibration import judge_images
+from ..calibration import Judged, judge_images
 from ..errors import LcmemFilterError, UnreadableImageError
 from ..filter import MemorizationFilter
 from ..images import ImageSource
@@ -70,7 +70,6 @@ def audit_images(
     Raises:
         CalibrationError: the index has no threshold for the encoder's latent space.
         LatentSpaceError: the head does not know it.
-        FilterFailedError: an image's latent could not be judged.
         LcmemFilterError: a rate that does not lie between 0 and 1.
     """
     if not 0 < false_discovery_rate < 1:
@@ -101,53 +100,42 @@ def audit_images(
     return Audit(results, _pictures(images, training))
 
 
-class _Remembering(Encoder):
-    """Keeps the canonical latent of everything that it encodes, so that each image is encoded once."""
-
-    def __init__(self, encoder: Encoder, index: MemorizationIndex) -> None:
-        super().__init__(encoder.vae, encoder.source.path)
-        self._index, self.seen = index, list[torch.Tensor]()
-
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        latents = super().encode(pixels)
-        self.seen.append(self._index.head.canonical(latents).half().cpu())
-        return latents
-
-
 def _examine(judge: Judge, images: ImageSource) -> tuple[list[Sample], torch.Tensor]:
-    """A sample for each image, and the canonical latents of those that could be read."""
-    index = judge.filter.index
-    encoder = _Remembering(judge.encoder, index)
-    samples = []
+    """A sample for each image, and the canonical latents (m, C, grid, grid), float16, of those that were checked."""
+    head = judge.filter.index.head
+    samples, latents = [], []
     for one in judge_images(
-        index,
+        judge.filter.index,
         images,
         range(len(images)),
-        encoder,
+        judge.encoder,
         judge.filter.space,
         progress=judge.progress,
         description="examining",
     ):
-        record = images.records[one.row]
-        labels = tuple(dict.fromkeys(label for label in record.labels.split("|") if label))
-        if one.scored is None:
-            samples.append(Sample(record.id, None, labels=labels, problem=one.problem))
-            continue
-        decision = judge.filter.decide(one.scored)
-        samples.append(
-            Sample(
-                record.id,
-                decision.accepted,
-                decision.score,
-                decision.p_value,
-                decision.neighbours,
-                labels,
-                one.sha256,
-            )
-        )
-    channels = int(index.head.config.spaces[judge.filter.space])
-    nothing = torch.empty(0, channels, index.head.grid, index.head.grid, dtype=torch.float16)
-    return samples, torch.cat(encoder.seen or [nothing])
+        samples.append(_sample(judge, images, one))
+        if one.latent is not None:
+            latents.append(head.canonical(one.latent[None]).half())
+    channels = int(head.config.spaces[judge.filter.space])
+    nothing = torch.empty(0, channels, head.grid, head.grid, dtype=torch.float16)
+    return samples, torch.cat(latents or [nothing])
+
+
+def _sample(judge: Judge, images: ImageSource, one: Judged) -> Sample:
+    record = images.records[one.row]
+    labels = tuple(dict.fromkeys(label for label in record.labels.split("|") if label))
+    if one.scored is None:
+        return Sample(record.id, None, labels=labels, problem=one.problem, sha256=one.sha256)
+    decision = judge.filter.decide(one.scored)
+    return Sample(
+        record.id,
+        decision.accepted,
+        decision.score,
+        decision.p_value,
+        decision.neighbours,
+        labels,
+        one.sha256,
+    )
 
 
 def _run(judge: Judge, images: ImageSource, training: ImageSource | None, unseen: ImageSource | None) -> Run:

@@ -245,7 +245,8 @@ class MemorizationIndex:
             embeddings: (B, D), unit-norm.
 
         Raises:
-            FilterFailedError: a query or a similarity is not finite.
+            FilterFailedError: a query is not finite.
+            CorruptArtifactError: a stored embedding is not.
         """
         queries = embeddings.float()
         if not torch.isfinite(queries).all():
@@ -256,7 +257,7 @@ class MemorizationIndex:
         stored = self.embeddings(rows).to(queries.device)
         similarity = torch.einsum("bd,bkd->bk", queries, stored)
         if not torch.isfinite(similarity).all():
-            raise FilterFailedError(f"index {self.path} gave a similarity that is not finite; build it again")
+            raise CorruptArtifactError(f"index {self.path} gave a similarity that is not finite; build it again")
         similarity, order = similarity.clamp(-1, 1).sort(dim=1, descending=True, stable=True)
         return Hits(rows.gather(1, order), similarity)
 

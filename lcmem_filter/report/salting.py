@@ -49,7 +49,7 @@ def _salted_sample(sample: Sample, salt: bytes) -> Sample:
         sha256=salted_id(sample.sha256, salt) if sample.sha256 else "",
         neighbours=tuple(replace(one, id=salted_id(one.id, salt)) for one in sample.neighbours),
         prompt=None,
-        problem="the image could not be read" if sample.problem else "",
+        problem="the image could not be read or judged" if sample.problem else "",
     )
 
 

@@ -15,9 +15,9 @@ from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import encode_images
 from lcmem_filter.report import AllowEntry, Results
-from lcmem_filter.verification import aligned_similarity, combine, score_latents
+from lcmem_filter.verification import aligned_similarity, combine, local_similarity, score_latents
 
-from ..tiny import RESOLUTION, picture, write_pictures
+from ..tiny import RESOLUTION, fussy_encode, picture, write_pictures, write_unjudgeable
 from .material import FRESH, HELD_OUT, UNSEEN, encoder, head, material, opened, planted
 
 
@@ -144,6 +144,30 @@ def test_unreadable_images_are_not_checked(folder, tmp_path):
     assert audit_images(opened(tmp_path), index, progress=False).results.exit_code == 1
 
 
+def test_images_that_cannot_be_judged_are_not_checked_and_stop_nothing(folder, tmp_path, monkeypatch):
+    write_pictures(tmp_path, [2001, 2002])
+    (tmp_path / "z.png").write_bytes((tmp_path / "2001.png").read_bytes())
+    index = MemorizationIndex.load(folder / "index")
+    alone = audit_images(opened(tmp_path), index, progress=False).results
+    bad = write_unjudgeable(tmp_path)
+    monkeypatch.setattr("lcmem_filter.latents.encode_pixels", fussy_encode)
+    index = MemorizationIndex.load(folder / "index")
+    source = opened(tmp_path)
+    found = audit_images(source, index, progress=False, training=source, unseen=source).results
+    assert found.exit_code == 2 and found.rate.of == 3
+    problems = {one.id: one.problem for one in found.samples if one.accepted is None}
+    assert list(problems) == bad
+    assert "'black.png'" in problems["black.png"] and "constant" in problems["black.png"]
+    assert "'white.png'" in problems["white.png"] and "NaN" in problems["white.png"]
+    assert "no image is returned" not in "".join(problems.values())
+    judged = [one for one in found.samples if one.accepted is not None]
+    assert [(one.id, one.accepted) for one in judged] == [(one.id, one.accepted) for one in alone.samples]
+    assert [one.score for one in judged] == pytest.approx([one.score for one in alone.samples], abs=1e-5)
+    assert found.duplicates == alone.duplicates != ()
+    (tmp_path / "001.png").write_bytes((folder / "train" / "001.png").read_bytes())
+    assert audit_images(opened(tmp_path), index, progress=False).results.exit_code == 1
+
+
 def test_a_set_without_a_single_readable_image(folder, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     index = MemorizationIndex.load(folder / "index")
@@ -232,12 +256,16 @@ def test_duplicates_are_those_of_every_pair_compared(folder):
     encoded = encode_images(source, range(30), encoder(folder), index.resolution)
     assert encoded.latents is not None
     canonical = index.head.canonical(encoded.latents)
-    embeddings = index.head.embed(canonical, "sd")
+    described = index.head.describe(canonical, "sd")
+    embeddings, tokens = described.embedding, described.tokens
     scores = torch.full((30, 30), -torch.inf)
     for row in range(30):
         others = [other for other in range(30) if other != row]
-        aligned = aligned_similarity(canonical[row], canonical[others])[None]
-        scores[row, others] = combine((embeddings[others] @ embeddings[row])[None], aligned)[0]
+        if tokens is None:
+            parts = aligned_similarity(canonical[row], canonical[others])[None]
+        else:
+            parts = local_similarity(tokens[row][None], tokens[others][None])
+        scores[row, others] = combine((embeddings[others] @ embeddings[row])[None], parts)[0]
     threshold = float(scores.flatten().sort().values[-12])
     linked = (scores > threshold) | (scores > threshold).T
     groups = set()

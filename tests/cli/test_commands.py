@@ -9,7 +9,7 @@ import pytest
 from lcmem_filter.cli.main import main
 
 from tests.index.material import head, saved_encoder
-from tests.tiny import write_pictures
+from tests.tiny import fussy_encode, write_pictures, write_unjudgeable
 
 
 def run(capsys, *arguments: object) -> tuple[int, list[dict], str]:
@@ -41,7 +41,7 @@ def build(capsys, folder, *more: object):
     return run(capsys, "index", "build", folder / "train", *given, "--resolution", 32, *more)
 
 
-def test_build_calibrate_check(folder, capsys):
+def test_build_calibrate_check(folder, capsys, monkeypatch):
     status, (built,), _ = build(capsys, folder)
     assert status == 0 and (built["images"], built["space"], built["latents"]) == (40, "sd", True)
     status, (found,), err = run(
@@ -70,6 +70,15 @@ def test_build_calibrate_check(folder, capsys):
     )
     assert status == 2 and "1 not checked" in err and lines[-1]["accepted"] is None
     assert "cannot be read" in lines[-1]["reason"]
+    (folder / "clean" / "broken.png").unlink()
+    bad = write_unjudgeable(folder / "clean")
+    monkeypatch.setattr("lcmem_filter.latents.encode_pixels", fussy_encode)
+    status, lines, err = run(
+        capsys, "check", folder / "clean", "--index", folder / "index", "--device", "cpu"
+    )
+    assert status == 2 and "2 clean, 0 matches, 2 not checked" in err
+    assert [line["id"] for line in lines if line["accepted"] is None] == bad
+    assert "constant" in lines[2]["reason"] and "NaN" in lines[3]["reason"]
 
 
 def test_an_incomplete_index_exits_2_and_is_refused_afterwards(folder, capsys):
