@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +12,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from .errors import DataError, EmptyDataError, MissingColumnError, UnreadableImageError
+from .decoding import decode_image
+from .dicom import DICOM_SUFFIXES, PREAMBLE, is_dicom
+from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
 
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5"}
 TABLE_KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -80,7 +81,7 @@ class ImageSource:
             raise self._unreadable(row, error) from error
 
     def image(self, row: int) -> Image.Image:
-        """An image as RGB, upright; greyscale of 16 bits keeps its highest eight.
+        """An image as RGB, upright; see ``decode_image`` for greyscale of more than eight bits, and for DICOM.
 
         Raises:
             UnreadableImageError: it cannot be read or decoded.
@@ -90,16 +91,17 @@ class ImageSource:
     def decode(self, encoded: bytes, row: int) -> Image.Image:
         """What ``image`` gives, from the bytes that ``encoded`` gave."""
         try:
-            with Image.open(io.BytesIO(encoded)) as opened:
-                return _rgb(ImageOps.exif_transpose(opened))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, OverflowError) as error:
+            return decode_image(encoded)
+        except Exception as error:  # of a broken file, decoders raise whatever they stumble over
             raise self._unreadable(row, error) from error
 
     def _unreadable(self, row: int, error: Exception) -> UnreadableImageError:
-        return UnreadableImageError(
-            f"image {self.records[row].id!r} of {self.name!r} cannot be read: {type(error).__name__}: {error}; "
-            "mend or remove it"
+        why = (
+            str(error)
+            if isinstance(error, MissingExtraError)
+            else f"{type(error).__name__}: {error}; mend or remove it"
         )
+        return UnreadableImageError(f"image {self.records[row].id!r} of {self.name!r} cannot be read: {why}")
 
 
 def open_images(
@@ -111,6 +113,8 @@ def open_images(
     where: Mapping[str, str] | None = None,
 ) -> ImageSource:
     """Open a folder of images, a folder of identities, or a table.
+
+    In a folder, images are known by their suffix; DICOM also by its first bytes, in files that have none or a number.
 
     Args:
         path: A folder: images in it, or in subfolders, of which each is then an identity; with a ``metadata`` table
@@ -154,7 +158,7 @@ def _open_folder(path: Path) -> ImageSource:
     files = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
+        if not file.name.startswith(".") and file.is_file() and _is_image(file)
     )
     if not files:
         raise EmptyDataError(f"{path} has no images; give a folder with at least one")
@@ -165,6 +169,20 @@ def _open_folder(path: Path) -> ImageSource:
         for name, file in zip(names, files, strict=True)
     ]
     return ImageSource(path.name, records, lambda row: files[row], _digest(repr(stats).encode()))
+
+
+def _is_image(file: Path) -> bool:
+    suffix = file.suffix.lower()
+    if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES:
+        return True
+    # archives name DICOM files IM000001, or by their UID, whose last part looks like a suffix
+    if (suffix and not suffix[1:].isdigit()) or file.name == "DICOMDIR":
+        return False
+    try:
+        with file.open("rb") as opened:
+            return is_dicom(opened.read(PREAMBLE))
+    except OSError:
+        return False
 
 
 def _open_table(
@@ -254,13 +272,6 @@ def _labels(value: Any) -> str:
     if value is None:
         return ""
     return "|".join(str(one) for one in value) if isinstance(value, list) else str(value)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # PIL clips instead of scaling
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 65_535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def _digest(key: bytes, file: Path | None = None) -> str:

@@ -194,7 +194,10 @@ def _commit(build: Build) -> None:
             shards.append({"folder": name, "rows": receipt["rows"]})
             checksums |= {f"{name}/{file}": digest for file, digest in receipt["files"].items()}
     if not shards:
-        raise EmptyDataError(f"none of the {len(build.source)} images of {build.source.name!r} could be read")
+        first = next(iter(unreadable.values()))
+        raise EmptyDataError(
+            f"none of the {len(build.source)} images of {build.source.name!r} could be read; the first: {first}"
+        )
     checksums |= files.head_checksums(build.output)
     manifest = {
         "format": files.FORMAT,

@@ -1,0 +1,96 @@
+"""DICOM files to pictures as a viewer shows them (extra ``dicom``)."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+PREAMBLE = 132
+"""Bytes after which a DICOM file's data begin; the last four are ``DICM``."""
+STRETCH = (0.5, 99.5)
+"""Percentiles that become black and white where nothing says how values are to be shown."""
+
+
+def is_dicom(first_bytes: bytes) -> bool:
+    """Whether a file that begins with at least ``PREAMBLE`` bytes like these is DICOM."""
+    return first_bytes[PREAMBLE - 4 : PREAMBLE] == b"DICM"
+
+
+def read_dicom(encoded: bytes) -> np.ndarray:
+    """A file's one picture as uint8, greyscale (H, W) or RGB (H, W, 3).
+
+    Greyscale goes through the file's modality LUT or rescale slope and intercept, then its VOI LUT or first window;
+    a file without either is stretched from its 0.5th to its 99.5th percentile. MONOCHROME1 is inverted, so that
+    bright is bright; YBR and palettes become RGB.
+
+    Raises:
+        MissingExtraError: pydicom is not installed.
+        ValueError: several frames: taking one of them would leave copies of the others unseen.
+        Exception: whatever pydicom raises for files that it cannot read.
+    """
+    try:
+        from pydicom import dcmread
+        from pydicom.pixels import pixel_array
+    except ImportError as error:
+        raise MissingExtraError(
+            f"DICOM needs pydicom ({error}); install it with: pip install 'lcmem_filter[dicom]'"
+        ) from error
+    dataset = dcmread(io.BytesIO(encoded))
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise ValueError(f"it holds {frames} frames; export each frame as a picture of its own")
+    pixels = pixel_array(dataset, index=0)
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        return _palette(pixels, dataset)
+    if pixels.ndim == 3:
+        return scaled(pixels, 0, 2 ** int(dataset.BitsStored) - 1)
+    grey = _greyscale(pixels, dataset)
+    return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def scaled(values: np.ndarray, black: float, white: float) -> np.ndarray:
+    """Values of any shape as uint8, linear from ``black`` (0) to ``white`` (255), clipped; 0 where these are equal."""
+    if black == white:
+        return np.zeros(values.shape, np.uint8)
+    return (
+        ((values.astype(np.float64) - black) * (255 / (white - black))).round().clip(0, 255).astype(np.uint8)
+    )
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    """Values of any shape as uint8, linear between their percentiles ``STRETCH``, or between least and largest where
+    those are equal."""
+    black, white = np.percentile(values, STRETCH)
+    if black == white:
+        black, white = values.min(), values.max()
+    return scaled(values, float(black), float(white))
+
+
+def _greyscale(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    values = apply_modality_lut(pixels, dataset)
+    if dataset.get("VOILUTSequence"):
+        shown = apply_voi_lut(values.round().astype(np.int64), dataset)
+        return scaled(shown, 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+    if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
+        return stretched(values)
+    with np.errstate(over="ignore"):
+        # what lies far below and far above the window becomes black and white
+        black, white = apply_voi_lut(np.array([-1e9, 1e9]), dataset)
+        return scaled(apply_voi_lut(values, dataset), float(black), float(white))
+
+
+def _palette(pixels: np.ndarray, dataset: Any) -> np.ndarray:
+    from pydicom.pixels import apply_color_lut
+
+    colours = apply_color_lut(pixels, dataset)
+    return scaled(colours, 0, np.iinfo(colours.dtype).max)

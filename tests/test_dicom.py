@@ -1,0 +1,234 @@
+"""DICOM files made by pydicom: how their values are shown, where they are found, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lcmem_filter.errors import MissingExtraError, UnreadableImageError
+from lcmem_filter.images import open_images
+
+pydicom = pytest.importorskip("pydicom")
+
+VALUES = np.linspace(0, 4095, 64).round().astype(np.uint16).reshape(8, 8)
+
+
+def write(path: Path, values: np.ndarray = VALUES, **changes: Any) -> Path:
+    """A file of ``values`` (H, W), (H, W, 3) or (n, H, W); ``changes`` set tags, or (``None``) leave them out."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    bits = 8 * values.dtype.itemsize
+    shape = values.shape[1:] if "NumberOfFrames" in changes else values.shape
+    tags = {
+        "Rows": shape[0],
+        "Columns": shape[1],
+        "SamplesPerPixel": shape[2] if len(shape) == 3 else 1,
+        "PhotometricInterpretation": "RGB" if len(shape) == 3 else "MONOCHROME2",
+        "BitsAllocated": bits,
+        "BitsStored": 12 if bits == 16 else 8,
+        "HighBit": 11 if bits == 16 else 7,
+        "PixelRepresentation": int(values.dtype.kind == "i"),
+        "PlanarConfiguration": 0 if len(shape) == 3 else None,
+        "PixelData": values.tobytes(),
+        **changes,
+    }
+    for name, value in tags.items():
+        if value is not None:
+            setattr(dataset, name, value)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def seen(path: Path) -> np.ndarray:
+    """What comes of the only image in a file's folder, (H, W, 3)."""
+    source = open_images(path.parent)
+    assert len(source) == 1
+    return np.asarray(source.image(0)).astype(int)
+
+
+def grey(path: Path) -> np.ndarray:
+    """The same of a grey picture, (H, W)."""
+    found = seen(path)
+    assert (found == found[..., :1]).all()
+    return found[..., 0]
+
+
+def linear(values: np.ndarray, black: float, white: float) -> np.ndarray:
+    return ((values.astype(float) - black) / (white - black) * 255).round().clip(0, 255)
+
+
+def test_without_a_window_values_are_stretched_between_percentiles(tmp_path):
+    assert np.array_equal(
+        grey(write(tmp_path / "a.dcm")), linear(VALUES, *np.percentile(VALUES, (0.5, 99.5)))
+    )
+
+
+def test_rescaled_values_go_through_the_window(tmp_path):
+    """A window of centre c and width w is linear over c - 0.5 -+ (w - 1) / 2 (DICOM PS3.3 C.11.2.1.2)."""
+    path = write(
+        tmp_path / "a.dcm",
+        RescaleSlope=1,
+        RescaleIntercept=-1024,
+        WindowCenter=[40, 300],
+        WindowWidth=[400, 1500],
+    )
+    shown = grey(path)
+    assert np.abs(shown - linear(VALUES - 1024.0, 39.5 - 199.5, 39.5 + 199.5)).max() <= 1
+    assert {shown.min(), shown.max()} == {0, 255}
+
+
+def test_a_window_wider_than_the_picture_does_not_stretch_it(tmp_path):
+    path = write(tmp_path / "a.dcm", VALUES // 4, WindowCenter=2048, WindowWidth=4096)
+    assert 62 <= grey(path).max() <= 65
+
+
+@pytest.mark.parametrize("function", ["LINEAR_EXACT", "SIGMOID"])
+def test_other_functions_of_the_window(tmp_path, function):
+    path = write(tmp_path / "a.dcm", WindowCenter=2000, WindowWidth=1000, VOILUTFunction=function)
+    expected = {
+        "LINEAR_EXACT": linear(VALUES, 1500, 2500),
+        "SIGMOID": 255 / (1 + np.exp(-4 * (VALUES - 2000.0) / 1000)),
+    }[function]
+    assert np.abs(grey(path) - expected).max() <= 1
+
+
+def test_a_lookup_table_goes_before_a_window(tmp_path):
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 16]
+    table.LUTData = (65_535 - 16 * np.arange(4096)).astype(np.uint16).tobytes()  # dark where values are large
+    path = write(
+        tmp_path / "a.dcm",
+        VOILUTSequence=Sequence([table]),
+        WindowCenter=10,
+        WindowWidth=10,
+        RescaleSlope=1,
+        RescaleIntercept=0,
+    )
+    assert np.abs(grey(path) - linear(65_535 - 16.0 * VALUES, 0, 65_535)).max() <= 1
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    plain = grey(write(tmp_path / "a.dcm", WindowCenter=2048, WindowWidth=4096))
+    inverted = write(
+        tmp_path / "a.dcm", WindowCenter=2048, WindowWidth=4096, PhotometricInterpretation="MONOCHROME1"
+    )
+    assert np.array_equal(grey(inverted), 255 - plain)
+
+
+def test_an_empty_window_is_none(tmp_path):
+    expected = grey(write(tmp_path / "a.dcm"))
+    assert np.array_equal(grey(write(tmp_path / "a.dcm", WindowCenter="", WindowWidth="")), expected)
+
+
+def test_signed_values(tmp_path):
+    values = (VALUES.astype(np.int16) - 2048).astype(np.int16)
+    assert (
+        np.abs(
+            grey(write(tmp_path / "a.dcm", values, WindowCenter=0, WindowWidth=4096))
+            - linear(values, -2048, 2047)
+        ).max()
+        <= 1
+    )
+
+
+def test_colours(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(seen(write(tmp_path / "a.dcm", rgb)), rgb)
+    as_ybr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
+    path = write(tmp_path / "a.dcm", as_ybr, PhotometricInterpretation="YBR_FULL")
+    assert np.abs(seen(path) - rgb.astype(int)).max() <= 4
+
+
+def test_palettes(tmp_path):
+    ramp = (np.arange(256, dtype=np.uint16) * 257).tobytes()
+    tags: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour, data in (("Red", ramp), ("Green", ramp[::-1]), ("Blue", bytes(512))):
+        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        tags[f"{colour}PaletteColorLookupTableData"] = data
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    shown = seen(write(tmp_path / "a.dcm", values, **tags))
+    assert np.array_equal(shown[..., 0], values) and np.array_equal(shown[..., 1], 255 - values)
+    assert not shown[..., 2].any()
+
+
+def test_compressed_pixels(tmp_path):
+    from pydicom.uid import RLELossless
+
+    path = write(tmp_path / "a.dcm")
+    expected = grey(path)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(RLELossless)
+    dataset.save_as(path)
+    assert np.array_equal(grey(path), expected)
+
+
+def test_files_are_known_by_their_first_bytes_too(tmp_path):
+    for name in ("a.dcm", "b.DCM", "IM000001", "1.2.840.10008.55"):
+        write(tmp_path / name)
+    write(tmp_path / "DICOMDIR")
+    write(tmp_path / "notes.txt")
+    (tmp_path / "README").write_text("no picture")
+    (tmp_path / "empty").write_bytes(b"")
+    names = [record.id for record in open_images(tmp_path).records]
+    assert names == ["1.2.840.10008.55", "IM000001", "a.dcm", "b.DCM"]
+
+
+def test_several_frames_are_refused(tmp_path):
+    path = write(tmp_path / "a.dcm", np.stack([VALUES, VALUES]), NumberOfFrames=2)
+    with pytest.raises(UnreadableImageError, match=r"'a\.dcm'.*2 frames; export each frame"):
+        seen(path)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "no pixels", "no preamble", "header only", "rows"])
+def test_broken_files_are_one_clear_error(tmp_path, harm):
+    path = write(tmp_path / "a.dcm")
+    content = path.read_bytes()
+    if harm == "no pixels":
+        write(path, PixelData=None)
+    elif harm == "rows":
+        write(path, Rows=None)
+    else:
+        changed = {"truncated": content[:-40], "no preamble": content[132:], "header only": content[:140]}
+        path.write_bytes(changed[harm])
+    with pytest.raises(UnreadableImageError, match=r"'a\.dcm' .* cannot be read: .*; mend or remove it"):
+        seen(path)
+
+
+def test_without_pydicom_the_extra_is_named_and_other_images_are_read(tmp_path, monkeypatch):
+    write(tmp_path / "a.dcm")
+    Image.fromarray(VALUES).save(tmp_path / "b.png")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    source = open_images(tmp_path)
+    with pytest.raises(UnreadableImageError, match=r"pip install 'lcmem_filter\[dicom\]'$") as caught:
+        source.image(0)
+    assert isinstance(caught.value.__cause__, MissingExtraError)
+    assert source.image(1).size == (8, 8)
+
+
+def test_tables_may_name_dicom_files_or_hold_them(tmp_path):
+    path = write(tmp_path / "a.dcm")
+    expected = seen(path)
+    (tmp_path / "list.csv").write_text("path,identity\na.dcm,p1\n")
+    assert np.array_equal(np.asarray(open_images(tmp_path / "list.csv").image(0)), expected)
+    import datasets
+
+    table = datasets.Dataset.from_dict({"image": [path.read_bytes()]})
+    buffer = io.BytesIO()
+    table.to_parquet(buffer)
+    (tmp_path / "set.parquet").write_bytes(buffer.getvalue())
+    assert np.array_equal(np.asarray(open_images(tmp_path / "set.parquet").image(0)), expected)
