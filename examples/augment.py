@@ -2,8 +2,9 @@
 
     python augment.py PIPELINE INDEX OUTPUT IMAGES PROMPT
 
-Where the images are the pipeline's own training set, a variant that is still the same picture is a copy: it is drawn
-again, and left out if it stays one. With a higher strength more of them are new.
+The images are some of those that the index was built from. A variant may resemble the image that it was made from, and
+no other: what comes out as another training image is drawn again, and left out if it stays one. Variants that are to be
+handed out must not resemble their own source either: leave out ``allowed_ids``, and use a higher strength.
 """
 
 import sys
@@ -24,6 +25,13 @@ folder.mkdir(parents=True, exist_ok=True)
 for path in sorted(Path(images).glob("*.png")):
     generator = torch.Generator().manual_seed(0)
     image = Image.open(path).convert("RGB")
-    out = pipe(prompt, image=image, strength=0.8, num_images_per_prompt=2, generator=generator)
+    out = pipe(
+        prompt,
+        image=image,
+        strength=0.8,
+        num_images_per_prompt=2,
+        generator=generator,
+        allowed_ids=[path.name],
+    )
     for number, variant in enumerate(out.images):
         variant.save(folder / f"{path.stem}-{number}.png")

@@ -9,6 +9,7 @@
     |  |- ArtifactNotFoundError
     |  |- CorruptArtifactError
     |  `- IncompleteIndexError
+    |- AllowedIdsError            ids that samples may resemble, which the index lacks
     |- LatentSpaceError           a latent space that the head has no stem for
     |- CalibrationError           no threshold can be had
     |- MissingExtraError          an optional dependency is not installed
@@ -61,6 +62,10 @@ class CorruptArtifactError(ArtifactError):
 
 class IncompleteIndexError(ArtifactError):
     """An index that lacks some of the training images."""
+
+
+class AllowedIdsError(LcmemFilterError, ValueError):
+    """``allowed_ids`` that the index does not hold, or that do not go with the images of the call."""
 
 
 class LatentSpaceError(LcmemFilterError):

@@ -6,11 +6,14 @@ import math
 import os
 import threading
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .errors import CalibrationError, FilterFailedError, LatentSpaceError, LcmemFilterError
+from .exemption import Exemptions, IndexWithout
 from .index import MemorizationIndex
-from .types import Calibration, Decision
+from .types import AllowedIds, Calibration, Decision
 from .verification import Scored, score_latents
 
 if TYPE_CHECKING:
@@ -38,16 +41,28 @@ class MemorizationFilter:
         self._last = threading.local()
         self._warned_sizes: set[tuple[int, ...]] = set()
 
-    def judge(self, latents: torch.Tensor) -> list[Decision]:
+    def judge(self, latents: torch.Tensor, *, allowed_ids: AllowedIds | None = None) -> list[Decision]:
         """One decision for each row of ``latents`` (B, C, H, W), of any positive per-channel scale and any shift.
 
+        Args:
+            allowed_ids: Training images that every row, or each of them, may resemble. They alone are exempt: a row is
+                judged as if the index lacked them, so another image that is like them still rejects it.
+
         Raises:
+            AllowedIdsError: the index does not hold them, or they are given for another number of rows.
             FilterFailedError: the latents could not be judged; nothing may be returned to the user then.
         """
         try:
-            self.index.to(latents.device)
-            scored = score_latents(self.index, latents, self.space)  # embed, search, verify
-            decisions = [self.decide(sample) for sample in scored]
+            allowed = Exemptions.of(allowed_ids, self.index).of_rows(latents.shape[0])
+            scored = self._score(latents, allowed)
+            if len(scored) != len(allowed):
+                raise FilterFailedError(
+                    f"the filter made {len(scored)} decisions for {len(allowed)} latents; no image is returned"
+                )
+            decisions = [
+                replace(self.decide(sample), allowed_ids=ids)
+                for sample, ids in zip(scored, allowed, strict=True)
+            ]
         except LcmemFilterError:
             raise
         except Exception as error:
@@ -55,10 +70,6 @@ class MemorizationFilter:
                 f"the filter could not judge latents of shape {tuple(latents.shape)}: {type(error).__name__}: {error}; "
                 "no image is returned"
             ) from error
-        if len(decisions) != latents.shape[0]:
-            raise FilterFailedError(
-                f"the filter made {len(decisions)} decisions for {latents.shape[0]} latents; no image is returned"
-            )
         self._warn_of_another_size(latents)
         return decisions
 
@@ -82,6 +93,18 @@ class MemorizationFilter:
             threshold=self.calibration.threshold,
             neighbours=sample.neighbours[:5],
         )
+
+    def _score(self, latents: torch.Tensor, allowed: Sequence[tuple[str, ...]]) -> list[Scored]:
+        """Embed, search, verify; rows with the same exemptions together."""
+        self.index.to(latents.device)
+        if not any(allowed):
+            return score_latents(self.index, latents, self.space)
+        found: dict[int, Scored] = {}
+        for ids in dict.fromkeys(allowed):
+            rows = [row for row, own in enumerate(allowed) if own == ids]
+            index = IndexWithout(self.index, ids) if ids else self.index
+            found.update(zip(rows, score_latents(index, latents[rows], self.space), strict=True))
+        return [found[row] for row in range(latents.shape[0])]
 
     def _warn_of_another_size(self, latents: torch.Tensor) -> None:
         size = tuple(latents.shape[-2:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,9 @@ OnMemorized = Literal["flag", "reject", "resample"]
 
 OnExhausted = Literal["blank", "raise", "drop"]
 """What a filtered pipeline does with a sample that is still rejected when every attempt is spent."""
+
+AllowedIds = Sequence[str] | Sequence[Sequence[str]]
+"""Ids of training images that samples may resemble: one sequence for all samples of a batch, or one for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Decision:
         reason: Why ``accepted`` is ``None``; empty otherwise.
         rung: What the last draw did to get away from a training image, one of ``pipeline.rungs.RUNGS`` or a rung of
             the user's; ``None`` for the first draw.
+        allowed_ids: Training images that the sample was allowed to resemble: it was judged as if the index lacked
+            them.
     """
 
     accepted: bool | None
@@ -96,6 +101,7 @@ class Decision:
     seed: int | None = None
     reason: str = ""
     rung: str | None = None
+    allowed_ids: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""

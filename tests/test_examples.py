@@ -14,6 +14,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.types import Calibration
 
@@ -67,11 +68,20 @@ def test_plain_script(run, index):
 
 @pytest.mark.filterwarnings("default::lcmem_filter.pipeline.MemorizationWarning")
 @everything
-def test_augmentation(run, folder, index, tmp_path_factory):
+def test_augmentation(run, folder, index, tmp_path_factory, monkeypatch):
     images = tmp_path_factory.mktemp("images")
     for name in ("000.png", "001.png"):
         (images / name).write_bytes((folder / "train" / name).read_bytes())
+    named = []
+    plain = MemorizationFilter.judge
+
+    def judge(self, latents, *, allowed_ids=None):
+        named.append(allowed_ids)
+        return plain(self, latents, allowed_ids=allowed_ids)
+
+    monkeypatch.setattr(MemorizationFilter, "judge", judge)
     names = pictures(run("augment.py", index, str(images), "a cat"))
+    assert named[0] == ("000.png",) and set(named) == {("000.png",), ("001.png",)}
     assert len(names) == 0 if index == "everything-matches" else 1 <= len(names) <= 4
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import FilterFailedError, MemorizationError, UnsupportedPipelineError
+from ..exemption import Exemptions
 from ..filter import MemorizationFilter
 from ..types import Decision, OnExhausted, OnMemorized
-from .gate import Gate, gated, withheld_rows
+from .gate import Gate, Judge, gated, withheld_rows
 from .ladder import Ladder
 from .outputs import blank_latents, check_one_decision_an_image, has_names, images_of, keep_rows, replace_rows
 from .rows import BoundCall, draw_seed, generator_for
@@ -64,6 +66,40 @@ class Drawn:
     decisions: list[Decision]
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How the rows of one call of a pipeline are drawn and judged.
+
+    Attributes:
+        pipe: The pipeline.
+        original: Its plain ``__call__``.
+        policy: What becomes of memorised rows.
+        exempt: The training images that the rows may resemble.
+    """
+
+    pipe: Any
+    original: Callable[..., Any]
+    policy: Policy
+    exempt: Exemptions
+
+    @property
+    def withhold(self) -> bool:
+        """Whether rejected rows are kept from the user."""
+        return self.policy.on_memorized != "flag"
+
+    @property
+    def judge(self) -> Judge:
+        """Latents (B, C, H, W) of all rows to B decisions."""
+        allowed = self.exempt.allowed_ids
+        if allowed is None:
+            return self.policy.filter.judge
+        return functools.partial(self.policy.filter.judge, allowed_ids=allowed)
+
+    def of_rows(self, rows: Sequence[int]) -> Drawing:
+        """For a call that draws ``rows`` alone."""
+        return replace(self, exempt=self.exempt.taken(rows))
+
+
 def decoder_of(pipe: Any) -> Any:
     """The component that decodes the latents of ``pipe``.
 
@@ -91,10 +127,15 @@ def filtered_call(
 ) -> Any:
     """Call ``original(pipe, *args, **kwargs)`` so that no memorised image is returned.
 
+    One further argument goes to the filter, by name: ``allowed_ids``, see ``MemorizationFilter.judge``.
+
     Raises:
+        AllowedIdsError: ``allowed_ids`` names images that the index does not hold, or has not one sequence an image.
         FilterFailedError: an image could not be judged; none is returned.
         MemorizationError: rows were rejected to the last attempt and the policy is to raise.
     """
+    allowed_ids = kwargs.pop("allowed_ids", None)
+    exempt = Exemptions() if allowed_ids is None else Exemptions.of(allowed_ids, policy.filter.index)
     try:
         call = BoundCall.bind(original, pipe, args, kwargs)
     except TypeError:
@@ -103,54 +144,53 @@ def filtered_call(
             "the pipeline took arguments that do not fit its signature; no image is returned"
         ) from None
     policy.filter.last_decisions = ()
-    drawn = _draw(pipe, original, call, policy)
+    drawing = Drawing(pipe, original, policy, exempt)
+    drawn = _draw(drawing, call)
     if policy.on_memorized == "resample":
-        _draw_again(pipe, original, call, policy, drawn)
+        _draw_again(drawing, call, drawn)
     return _hand_out(drawn, call, policy)
 
 
-def _draw(pipe: Any, original: Callable[..., Any], call: BoundCall, policy: Policy) -> Drawn:
-    gate = Gate(policy.filter.judge, withhold=policy.on_memorized != "flag")
+def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
     if call.output_type == "latent":
-        return _draw_latents(pipe, original, call, policy)
-    with gated(decoder_of(pipe), gate):
-        output = call.run(original, pipe)
+        return _draw_latents(drawing, call)
+    gate = Gate(drawing.judge, withhold=drawing.withhold)
+    with gated(decoder_of(drawing.pipe), gate):
+        output = call.run(drawing.original, drawing.pipe)
     check_one_decision_an_image(output, gate.decisions)
     assert gate.decisions is not None
     return Drawn(output, gate.decisions)
 
 
-def _draw_latents(pipe: Any, original: Callable[..., Any], call: BoundCall, policy: Policy) -> Drawn:
+def _draw_latents(drawing: Drawing, call: BoundCall) -> Drawn:
     """Draw latents that are returned undecoded, and judge them in the decoder's space."""
     if call.arguments.get("denoising_end") not in (None, 1, 1.0):
         raise UnsupportedPipelineError(
             f"latents of a denoising that ends early (denoising_end={call.arguments['denoising_end']}) show too little "
             "to be judged; call the pipeline without the filter, and filter the one that finishes them"
         )
-    vae, withhold = decoder_of(pipe), policy.on_memorized != "flag"
-    with gated(vae, Gate(policy.filter.judge, withhold=withhold)), drawn_size(pipe) as sizes:
-        output = call.run(original, pipe)
+    pipe, vae = drawing.pipe, decoder_of(drawing.pipe)
+    with gated(vae, Gate(drawing.judge, withhold=drawing.withhold)), drawn_size(pipe) as sizes:
+        output = call.run(drawing.original, pipe)
     latents = decoder_space(pipe, vae, images_of(output), sizes[-1] if sizes else None)
-    decisions = list(policy.filter.judge(latents))
+    decisions = list(drawing.judge(latents))
     check_one_decision_an_image(output, decisions)
-    if withhold and withheld_rows(decisions):
+    if drawing.withhold and withheld_rows(decisions):
         output = blank_latents(output, withheld_rows(decisions))
     return Drawn(output, decisions)
 
 
-def _draw_again(
-    pipe: Any, original: Callable[..., Any], call: BoundCall, policy: Policy, drawn: Drawn
-) -> None:
+def _draw_again(drawing: Drawing, call: BoundCall, drawn: Drawn) -> None:
     """Replace rejected rows of ``drawn`` by new draws, each from a seed of the caller's generator, rung by rung."""
-    total = len(drawn.decisions)
+    total, policy = len(drawn.decisions), drawing.policy
     ladder = Ladder(policy.rungs, policy.max_resamples, policy.max_seconds)
     while (rows := withheld_rows(drawn.decisions)) and ladder.may_go_on():
-        redraw = _redraw(pipe, call, policy, drawn, rows)
+        redraw, redrawing = _redraw(drawing, call, drawn, rows)
         with ladder.attempt(redraw) as attempt:
             if attempt is None:
-                _warn_that_no_rung_applies(pipe, policy)
+                _warn_that_no_rung_applies(drawing.pipe, policy)
                 return
-            fresh = _draw(pipe, original, attempt.call, policy)
+            fresh = _draw(redrawing, attempt.call)
         if len(fresh.decisions) != len(redraw.seeds):
             raise FilterFailedError(
                 f"drawing {len(redraw.seeds)} rows again gave {len(fresh.decisions)} images; no image is returned"
@@ -165,22 +205,23 @@ def _draw_again(
             )
 
 
-def _redraw(pipe: Any, call: BoundCall, policy: Policy, drawn: Drawn, rows: list[int]) -> Redraw:
+def _redraw(drawing: Drawing, call: BoundCall, drawn: Drawn, rows: list[int]) -> tuple[Redraw, Drawing]:
     """The call that draws ``rows`` again: only them where the arguments can be taken apart, else all beside them."""
     total, generator = len(drawn.decisions), call.arguments.get("generator")
     seeds = {row: draw_seed(generator, row) for row in rows}
     alone = call.can_slice(total)
-    drawing = rows if alone else list(range(total))
-    given = [seeds.get(row, seeds[rows[0]]) for row in drawing]
+    drawing_rows = rows if alone else list(range(total))
+    given = [seeds.get(row, seeds[rows[0]]) for row in drawing_rows]
     generators = [generator_for(seed, generator) for seed in given]
-    return Redraw(
-        pipe,
+    redraw = Redraw(
+        drawing.pipe,
         call.for_rows(rows, generators) if alone else call.for_all_rows(generators),
-        wanted=[drawing.index(row) for row in rows],
-        decisions=[drawn.decisions[row] for row in drawing],
+        wanted=[drawing_rows.index(row) for row in rows],
+        decisions=[drawn.decisions[row] for row in drawing_rows],
         seeds=given,
-        filter=policy.filter,
+        filter=drawing.policy.filter,
     )
+    return redraw, drawing.of_rows(drawing_rows)
 
 
 def _warn_that_no_rung_applies(pipe: Any, policy: Policy) -> None:

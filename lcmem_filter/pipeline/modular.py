@@ -72,6 +72,7 @@ class MemorizationFilterStep(ModularPipelineBlocks):
             InputParam("latents", required=True, type_hint=torch.Tensor, description="The denoised latents."),
             InputParam("height", description="Height in pixels, for packed latents."),
             InputParam("width", description="Width in pixels, for packed latents."),
+            InputParam("allowed_ids", description="Training images that the samples may resemble."),
             InputParam("images", description="Must not be there yet."),
         ]
 
@@ -88,6 +89,7 @@ class MemorizationFilterStep(ModularPipelineBlocks):
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
         """
         Raises:
+            AllowedIdsError: see ``MemorizationFilter.judge``.
             FilterFailedError: the step has no index, or stands behind the decode step.
             LatentSpaceError: the index's head does not know the pipeline's latent space.
             MemorizationError: see ``on_exhausted``.
@@ -99,7 +101,7 @@ class MemorizationFilterStep(ModularPipelineBlocks):
         vae = decoder_of(components)
         size = (int(block.height), int(block.width)) if block.height and block.width else None
         judged = decoder_space(components, vae, block.latents, size)
-        decisions = self._filter_of(components, vae).judge(judged)
+        decisions = self._filter_of(components, vae).judge(judged, allowed_ids=block.allowed_ids)
         if len(decisions) != block.latents.shape[0]:
             raise FilterFailedError(f"{len(decisions)} decisions for {block.latents.shape[0]} latents")
         block.latents, block.memorization = self._withhold(block.latents, tuple(decisions))

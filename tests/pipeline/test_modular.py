@@ -74,6 +74,13 @@ def test_nothing_memorised_is_bit_identical(index: MemorizationIndex) -> None:
     assert torch.equal(out["images"], plain) and [d.accepted for d in out["memorization"]] == [True, True]
 
 
+def test_samples_may_resemble_what_is_named(index: MemorizationIndex) -> None:
+    pipe = decoding(MemorizationFilterStep(index, "flag"), FluxDecodeStep())
+    given = {"latents": latents_of(3, 7), "output": ["memorization"]}
+    assert [d.accepted for d in pipe(**given, allowed_ids=["003.png"])["memorization"]] == [True, False]
+    assert [d.accepted for d in pipe(**given, allowed_ids=[[], ["007.png"]])["memorization"]] == [False, True]
+
+
 def test_what_becomes_of_memorised_samples(index: MemorizationIndex) -> None:
     latents = latents_of(3, 100)
     plain = decoding(FluxDecodeStep())(latents=latents, output_type="pt", output="images")
