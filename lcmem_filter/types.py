@@ -79,7 +79,8 @@ class Decision:
     Attributes:
         accepted: ``True`` where the sample resembles no training image beyond the threshold, ``False`` where it
             does, ``None`` where the sample was not checked.
-        score: The sample's largest combined statistic over the index.
+        score: The sample's largest combined statistic over the index; like ``p_value`` and ``threshold`` not a number
+            where the sample was not checked.
         p_value: Conformal p-value of ``score`` among held-out real images, in [1 / (n + 1), 1].
         threshold: A sample is rejected where ``score > threshold``.
         neighbours: The nearest training images, most alike first.

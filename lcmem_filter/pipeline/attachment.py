@@ -31,6 +31,7 @@ def attach(
     rungs: Sequence[str | Rung] = DEFAULT_LADDER,
     on_exhausted: OnExhausted = "blank",
     allow_unindexed: bool = False,
+    allow_partial_latents: bool = False,
 ) -> Pipe:
     """Make ``pipe`` return no image that its training set holds; also a method of every ``DiffusionPipeline``.
 
@@ -51,6 +52,8 @@ def attach(
             ``MemorizationError`` (``"raise"``).
         allow_unindexed: Accept the folder of an index that lacks training images which could not be read; copies of
             those are not found.
+        allow_partial_latents: Return latents of a denoising that ends early (``denoising_end``) unjudged: ``accepted``
+            is ``None`` in their decisions. The pipeline that finishes them must be filtered itself.
 
     Returns:
         ``pipe`` itself.
@@ -69,7 +72,9 @@ def attach(
         index = MemorizationIndex.load(index, allow_unindexed=allow_unindexed)
     space = _identify(pipe, vae, index)
     judge = MemorizationFilter(index, space=space)
-    policy = Policy(judge, on_memorized, max_resamples, on_exhausted, ladder, max_seconds)
+    policy = Policy(
+        judge, on_memorized, max_resamples, on_exhausted, ladder, max_seconds, allow_partial_latents
+    )
     return _wear(pipe, policy)
 
 
@@ -96,6 +101,7 @@ def carry_over(source: Any, target: Pipe) -> Pipe:
         max_seconds=policy.max_seconds,
         rungs=policy.rungs,
         on_exhausted=policy.on_exhausted,
+        allow_partial_latents=policy.allow_partial_latents,
     )
 
 

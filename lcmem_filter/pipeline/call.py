@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,15 @@ from ..filter import MemorizationFilter
 from ..types import Decision, OnExhausted, OnMemorized
 from .gate import Gate, Judge, gated, withheld_rows
 from .ladder import Ladder
-from .outputs import blank_latents, check_one_decision_an_image, has_names, images_of, keep_rows, replace_rows
+from .outputs import (
+    blank_latents,
+    check_one_decision_an_image,
+    count_rows,
+    has_names,
+    images_of,
+    keep_rows,
+    replace_rows,
+)
 from .rows import BoundCall, draw_seed, generator_for
 from .rungs import DEFAULT_LADDER, Redraw, Rung, make_rungs
 from .spaces import decoder_space, drawn_size
@@ -53,6 +62,7 @@ class Policy:
     on_exhausted: OnExhausted
     rungs: tuple[Rung, ...] = field(default_factory=lambda: make_rungs(DEFAULT_LADDER))
     max_seconds: float | None = None
+    allow_partial_latents: bool = False
 
     def __deepcopy__(self, memo: dict[int, object]) -> Policy:
         return self
@@ -133,6 +143,8 @@ def filtered_call(
         AllowedIdsError: ``allowed_ids`` names images that the index does not hold, or has not one sequence an image.
         FilterFailedError: an image could not be judged; none is returned.
         MemorizationError: rows were rejected to the last attempt and the policy is to raise.
+        UnsupportedPipelineError: the call ends before its latents are clean, and the policy is to refuse that; or what
+            the pipeline makes cannot be judged.
     """
     allowed_ids = kwargs.pop("allowed_ids", None)
     exempt = Exemptions() if allowed_ids is None else Exemptions.of(allowed_ids, policy.filter.index)
@@ -145,6 +157,8 @@ def filtered_call(
         ) from None
     policy.filter.last_decisions = ()
     drawing = Drawing(pipe, original, policy, exempt)
+    if call.arguments.get("denoising_end") not in (None, 1):
+        return _hand_out_unjudged(drawing, call)
     drawn = _draw(drawing, call)
     if policy.on_memorized == "resample":
         _draw_again(drawing, call, drawn)
@@ -164,11 +178,6 @@ def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
 
 def _draw_latents(drawing: Drawing, call: BoundCall) -> Drawn:
     """Draw latents that are returned undecoded, and judge them in the decoder's space."""
-    if call.arguments.get("denoising_end") not in (None, 1, 1.0):
-        raise UnsupportedPipelineError(
-            f"latents of a denoising that ends early (denoising_end={call.arguments['denoising_end']}) show too little "
-            "to be judged; call the pipeline without the filter, and filter the one that finishes them"
-        )
     pipe, vae = drawing.pipe, decoder_of(drawing.pipe)
     with gated(vae, Gate(drawing.judge, withhold=drawing.withhold)), drawn_size(pipe) as sizes:
         output = call.run(drawing.original, pipe)
@@ -178,6 +187,30 @@ def _draw_latents(drawing: Drawing, call: BoundCall) -> Drawn:
     if drawing.withhold and withheld_rows(decisions):
         output = blank_latents(output, withheld_rows(decisions))
     return Drawn(output, decisions)
+
+
+def _hand_out_unjudged(drawing: Drawing, call: BoundCall) -> Any:
+    """Draw latents that another pipeline is to finish, where the policy allows it; nobody has judged them."""
+    found = f"the denoising ends early (denoising_end={call.arguments['denoising_end']})"
+    if call.output_type != "latent":
+        raise UnsupportedPipelineError(
+            f"{found}, and images of it show too little to be judged; ask for output_type='latent'"
+        )
+    policy = drawing.policy
+    if not policy.allow_partial_latents:
+        raise UnsupportedPipelineError(
+            f"{found}, and its latents show too little to be judged; attach the filter with allow_partial_latents=True "
+            "to get them unjudged, and filter the pipeline that finishes them too"
+        )
+    with gated(decoder_of(drawing.pipe), Gate(drawing.judge)):
+        output = call.run(drawing.original, drawing.pipe)
+    unknown = Decision(None, math.nan, math.nan, math.nan, reason=f"{found}, so it was not judged")
+    decisions = (unknown,) * (count_rows(images_of(output)) or 0)
+    policy.filter.last_decisions = decisions
+    check_one_decision_an_image(output, decisions)
+    if has_names(output):
+        output.memorization = decisions
+    return output
 
 
 def _draw_again(drawing: Drawing, call: BoundCall, drawn: Drawn) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     MotionAdapter,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     UNet2DModel,
     WanPipeline,
 )
@@ -129,6 +131,10 @@ def test_an_autoencoder_that_cannot_encode_pictures_is_refused() -> None:
         pipe.with_memorization_filter(NOWHERE)
 
 
+def never(*_: object) -> bool:
+    return False
+
+
 def call(**changes: Any) -> dict[str, Any]:
     return {
         "prompt": ["a cat"],
@@ -146,11 +152,35 @@ def call(**changes: Any) -> dict[str, Any]:
 def test_latents_of_an_unfinished_denoising_are_refused() -> None:
     pipe = xl()
     scripted = wear(pipe, always)
-    with pytest.raises(UnsupportedPipelineError, match=r"denoising_end=0\.5"):
+    with pytest.raises(UnsupportedPipelineError, match=r"denoising_end=0\.5.*allow_partial_latents=True"):
         pipe(**call(denoising_end=0.5))
+    assert not scripted.seen
+    scripted = wear(pipe, always, allow_partial_latents=True)
+    with pytest.raises(UnsupportedPipelineError, match=r"denoising_end=0\.5.*output_type='latent'"):
+        pipe(**call(denoising_end=0.5, output_type="np"))
     assert not scripted.seen
     pipe(**call(denoising_end=None))
     assert len(scripted.seen) == 1
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_allowed_partial_latents_are_not_judged_and_finished_ones_are(return_dict: bool) -> None:
+    base, refiner = xl(), xl(StableDiffusionXLImg2ImgPipeline)
+    form = {"num_inference_steps": 4, "return_dict": return_dict}
+    plain = base(**call(denoising_end=0.5, **form))[0]
+    for policy in ("resample", "reject", "flag"):
+        scripted = wear(base, never, policy, on_exhausted="raise", allow_partial_latents=True)
+        out = base(**call(denoising_end=0.5, **form))
+        assert torch.equal(out[0], plain) and not scripted.seen
+        decisions = out.memorization if return_dict else scripted.last_decisions
+        assert [d.accepted for d in decisions] == [None, None] and math.isnan(decisions[0].score)
+        assert "denoising_end=0.5" in decisions[0].reason
+    scripted = wear(refiner, reject_first_pass(0), "reject")
+    given = {"prompt": ["a cat", "a cat"], "image": plain, "denoising_start": 0.5, "num_inference_steps": 4}
+    with pytest.warns(MemorizationWarning, match="1 of 2"):
+        finished = refiner(**given, output_type="np", generator=torch.Generator().manual_seed(0))
+    assert len(scripted.seen) == 1 and not finished.images[0].any() and finished.images[1].any()
 
 
 @pytest.mark.filterwarnings("ignore:.*FluxPosEmbed. is deprecated:FutureWarning")
