@@ -126,9 +126,9 @@ def local_similarity(query: torch.Tensor, candidates: torch.Tensor) -> torch.Ten
     else:
         cosines = ours @ theirs.reshape(b, k * t, d).transpose(1, 2)
     cosines = cosines.reshape(b, t, k, t)
-    found = [
-        (cosines.amax(3), query.norm(dim=-1)[:, :, None], 1),
-        (cosines.amax(1), candidates.norm(dim=-1), 2),
+    found = [  # max, not amax: its gradient goes to one match, and costs a third
+        (cosines.max(3).values, query.norm(dim=-1)[:, :, None], 1),
+        (cosines.max(1).values, candidates.norm(dim=-1), 2),
     ]
     means = [(best * weight).sum(over) / weight.sum(over) for best, weight, over in found]
     return (means[0] + means[1]) / 2

@@ -35,6 +35,8 @@ _RECIPE: dict[str, dict[str, Any]] = {
         "type": int,
         "help": "augmented views of each image that are encoded beside the clean one",
     },
+    "mild_views": {"type": int, "help": "views as a memorising model returns them that stage 2 encodes"},
+    "token_weight": {"type": float, "help": "weight of the loss on tokens; 0 for none"},
     "strong_views": {"type": int, "help": "strongly augmented views of each image that stage 2 encodes"},
     "stage2_steps": {"type": int, "help": "optimiser steps of stage 2"},
     "stage2_learning_rate": {"type": float, "help": "peak of stage 2"},

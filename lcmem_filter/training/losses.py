@@ -13,6 +13,10 @@ VERIFICATION_WEIGHT = 0.8
 """Share of binary cross-entropy in the paper's objective (arXiv 2512.14421); NT-Xent has the rest."""
 
 
+TOKEN_GROUP = 64
+"""Rows whose tokens are compared with each other."""
+
+
 def nt_xent(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, temperature: float) -> torch.Tensor:
     """Normalised temperature-scaled cross-entropy (Chen et al., arXiv 2002.05709), aware of identities.
 
@@ -42,6 +46,9 @@ def copies_nt_xent(
 ) -> torch.Tensor:
     """``nt_xent`` of local similarities, for the rows that are two views of one image.
 
+    A batch is compared in groups of ``TOKEN_GROUP`` consecutive rows, which mostly are of one set, so that negatives are
+    of one kind and memory stays small.
+
     Args:
         a, b: (P, T, D) tokens.
         identities: (P,) integers; further rows of a row's identity are no negatives.
@@ -51,15 +58,18 @@ def copies_nt_xent(
     Returns:
         A scalar, at least 0; 0 without copies.
     """
-    if not copies.any():
-        return a.sum() * 0
-    logits = local_similarity(a.float(), b.float()[None]) / temperature
-    own = torch.arange(len(a), device=a.device)
-    excluded = identities[:, None] == identities[None, :]
-    excluded[own, own] = False
-    logits = logits.masked_fill(excluded, -torch.inf)
-    both = F.cross_entropy(logits[copies], own[copies]), F.cross_entropy(logits.T[copies], own[copies])
-    return (both[0] + both[1]) / 2
+    total = a.sum() * 0
+    for x, y, who, copy in zip(
+        *(given.split(TOKEN_GROUP) for given in (a, b, identities, copies)), strict=True
+    ):
+        logits = local_similarity(x.float(), y.float()[None]) / temperature
+        own = torch.arange(len(x), device=a.device)
+        excluded = who[:, None] == who[None, :]
+        excluded[own, own] = False
+        logits = logits.masked_fill(excluded, -torch.inf)
+        for one in (logits, logits.T):
+            total = total + F.cross_entropy(one[copy], own[copy], reduction="sum")
+    return total / (2 * copies.sum().clamp_min(1))
 
 
 def spread(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor) -> torch.Tensor:
