@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args
 
-from ..errors import FilterFailedError, LcmemFilterError, UnsupportedPipelineError
+from ..errors import FilterFailedError
 from ..filter import MemorizationFilter
 from ..index import MemorizationIndex
 from ..types import OnExhausted, OnMemorized
 from .call import Policy, decoder_of, filtered_call
 from .rungs import DEFAULT_LADDER, Rung, make_rungs
+from .spaces import identify_space
 
 Pipe = TypeVar("Pipe")
 
@@ -70,7 +71,7 @@ def attach(
     vae = decoder_of(pipe)
     if not isinstance(index, MemorizationIndex):
         index = MemorizationIndex.load(index, allow_unindexed=allow_unindexed)
-    space = _identify(pipe, vae, index)
+    space = identify_space(pipe, vae, index.head)
     judge = MemorizationFilter(index, space=space)
     policy = Policy(
         judge, on_memorized, max_resamples, on_exhausted, ladder, max_seconds, allow_partial_latents
@@ -172,16 +173,3 @@ def _check_options(on_memorized: str, max_resamples: int, on_exhausted: str) -> 
         raise ValueError(
             f"max_resamples must be at least 1 to resample, got {max_resamples}; use on_memorized='reject'"
         )
-
-
-def _identify(pipe: Any, vae: Any, index: MemorizationIndex) -> str:
-    """The latent space of ``vae``, by its behaviour on the head's probe images."""
-    try:
-        return index.head.identify_space(vae).space
-    except LcmemFilterError:
-        raise
-    except Exception as error:
-        raise UnsupportedPipelineError(
-            f"{type(pipe).__name__}: its {type(vae).__name__} could not encode the probe images "
-            f"({type(error).__name__}: {error}), so its latent space is unknown; only image pipelines can be filtered"
-        ) from error

@@ -20,10 +20,9 @@ from ..errors import FilterFailedError, MemorizationError, UnsupportedPipelineEr
 from ..filter import MemorizationFilter
 from ..index import MemorizationIndex
 from ..types import Decision, OnExhausted
-from .attachment import _identify
 from .call import MemorizationWarning, decoder_of
 from .gate import withheld_rows
-from .spaces import decoder_space
+from .spaces import decoder_space, identify_space
 
 _SHARED_CODE = '''"""Needs the package lcmem-filter."""
 
@@ -120,7 +119,7 @@ class MemorizationFilterStep(ModularPipelineBlocks):
                 "the filter's step has no index; load it with index=..., or make it as MemorizationFilterStep(index)"
             )
         if self._filter is None or self._filter[0] is not vae:
-            space = _identify(components, vae, self._index)
+            space = identify_space(components, vae, self._index.head)
             self._filter = vae, MemorizationFilter(self._index, space=space)
         return self._filter[1]
 

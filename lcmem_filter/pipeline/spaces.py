@@ -1,4 +1,4 @@
-"""From the latents that a pipeline hands out to the latents that its decoder would be given."""
+"""Which latent space a pipeline works in, and from the latents that it hands out to those that its decoder is given."""
 
 from __future__ import annotations
 
@@ -11,10 +11,34 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..errors import LatentSpaceError, UnsupportedPipelineError
+from ..errors import LatentSpaceError, LcmemFilterError, UnsupportedPipelineError
+from ..head import LCMemHead
 from ..latents import single_frame
 
 Size = tuple[int, int]
+
+
+def identify_space(pipe: Any, vae: Any, head: LCMemHead) -> str:
+    """The latent space of ``vae``, by its behaviour on the probe images of ``head``.
+
+    Where models are offloaded, what was brought to the device for that leaves it again.
+
+    Raises:
+        LatentSpaceError: none that the head knows.
+        UnsupportedPipelineError: ``vae`` does not encode pictures.
+    """
+    try:
+        return head.identify_space(vae).space
+    except LcmemFilterError:
+        raise
+    except Exception as error:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__}: its {type(vae).__name__} could not encode the probe images "
+            f"({type(error).__name__}: {error}), so its latent space is unknown; only image pipelines can be filtered"
+        ) from error
+    finally:
+        if hasattr(pipe, "maybe_free_model_hooks"):  # modular pipelines have another way of offloading
+            pipe.maybe_free_model_hooks()
 
 
 def picture_latents(latents: Any) -> torch.Tensor:

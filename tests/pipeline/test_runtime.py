@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import disk_offload
+from accelerate.hooks import CpuOffload
 from diffusers import (
     AutoPipelineForImage2Image,
     DiffusionPipeline,
@@ -19,6 +20,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
+from lcmem_filter.errors import UnsupportedPipelineError
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import encode_pixels
 from lcmem_filter.pipeline import MemorizationWarning, attach, detach
@@ -129,6 +131,37 @@ def test_offloading(way: str, before: bool, index: MemorizationIndex, tmp_path: 
     check_filtered(pipe, call(pipe)[0])
     offloaded = next(pipe.vae.parameters()).device.type
     assert offloaded == {"model": "cpu", "sequential": "meta", "group": "cpu"}[way]
+
+
+def test_attaching_leaves_no_model_on_the_device(
+    index: MemorizationIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the hooks are asked to do, since without an accelerator nothing moves."""
+    on_device: dict[int, bool] = {}
+    load, offload = CpuOffload.pre_forward, CpuOffload.init_hook
+
+    def pre_forward(self: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
+        on_device[id(module)] = True
+        return load(self, module, *args, **kwargs)
+
+    def init_hook(self: Any, module: Any) -> Any:
+        on_device[id(module)] = False
+        return offload(self, module)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", pre_forward)
+    monkeypatch.setattr(CpuOffload, "init_hook", init_hook)
+    pipe = tiny_pipeline()
+    offload_models(pipe, tmp_path)
+    encode_pixels(pipe.vae, torch.zeros(1, 3, 32, 32))
+    assert on_device[id(pipe.vae)], "the hooks do not tell what is on the device"
+    attach(pipe, index)
+    assert not any(on_device.values())
+    assert next(pipe.vae.parameters()).device.type == "cpu"
+    pipe.vae.encode = lambda *_: 1 / 0
+    on_device[id(pipe.vae)] = True
+    with pytest.raises(UnsupportedPipelineError, match="ZeroDivisionError"):
+        attach(pipe, index)
+    assert not any(on_device.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
