@@ -56,6 +56,14 @@ class Encoder:
             path, type(self.vae).__name__, weights_sha256(self.vae), revision, subfolder, trusted
         )
 
+    def described(self) -> dict[str, str]:
+        """What a card says of it; not the folder that it lay in."""
+        return {
+            "name": Path(self.source.path).name,
+            "class": self.source.class_name,
+            "sha256": self.source.sha256,
+        }
+
     def to(self, device: str | torch.device) -> Encoder:
         """Encode on ``device`` from now on."""
         self.vae.to(device)

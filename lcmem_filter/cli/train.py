@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ._data import DATA, add_column_arguments, add_encoder_arguments, open_source
 
 if TYPE_CHECKING:
+    from ..head import LCMemHead
     from ..images import ImageSource
     from ..latents import Encoder
+    from ..training import AddSpaceConfig, TrainingConfig
 
 NAME = "train"
 HELP = "Train a head on images, some of which share an identity"
@@ -38,6 +41,7 @@ _RECIPE: dict[str, dict[str, Any]] = {
     "mild_views": {"type": int, "help": "views as a memorising model returns them that stage 2 encodes"},
     "token_weight": {"type": float, "help": "weight of the loss on tokens; 0 for none"},
     "strong_views": {"type": int, "help": "strongly augmented views of each image that stage 2 encodes"},
+    "hard_negatives": {"type": float, "help": "share of stage 2's groups that are neighbours of one image"},
     "stage2_steps": {"type": int, "help": "optimiser steps of stage 2"},
     "stage2_learning_rate": {"type": float, "help": "peak of stage 2"},
     "gradient_accumulation": {"type": int, "help": "batches that one optimiser step is divided into"},
@@ -91,6 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="1: identity consistency; 2: strong augmentation of one side, which finds transformed copies (default: 1)",
     )
     parser.add_argument("--initial", metavar="HEAD", help="folder or shipped name of a head to go on from")
+    parser.add_argument(
+        "--add-space",
+        action="store_true",
+        help="teach --initial the latent space of --vae, on unlabelled images, everything else frozen",
+    )
+    parser.add_argument(
+        "--reference-vae", metavar="VAE", help="with --add-space: an encoder of a space that the head knows"
+    )
     parser.add_argument("--terms", default="", help="terms of the data, for the model card")
     recipe = parser.add_argument_group("recipe")
     for name, options in _RECIPE.items():
@@ -99,32 +111,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, save, and print what was reached as one JSON object."""
-    from ..head import LCMemHead
     from ..latents import load_encoder
-    from ..training import TrainingConfig, train_head
 
+    if args.add_space != bool(args.reference_vae) or (args.add_space and not args.initial):
+        print(
+            "lcmem-filter train: --add-space needs --initial HEAD and --reference-vae VAE, and they need it",
+            file=sys.stderr,
+        )
+        return 2
     try:
-        config = TrainingConfig(**{name: getattr(args, name) for name in _RECIPE if hasattr(args, name)})
+        config = _config(args)
     except ValueError as error:
         print(f"lcmem-filter train: {error}", file=sys.stderr)
         return 2
     encoder = load_encoder(args.vae, trust_remote_code=args.trust_remote_code)
-    validation = None
-    if args.validation or args.validation_where:
-        validation = _open(args, args.validation or args.data, args.validation_where)
-    head = train_head(
+    head = _add_space(args, config, encoder) if args.add_space else _train(args, config, encoder)
+    print(json.dumps({"head": args.output, "spaces": list(head.spaces), "fingerprint": head.fingerprint}))
+    return 0
+
+
+def _config(args: argparse.Namespace) -> Any:
+    """The recipe that the options say, in which those that do not apply to a stem are refused."""
+    from ..training import AddSpaceConfig, TrainingConfig
+
+    given = {name: getattr(args, name) for name in _RECIPE if hasattr(args, name)}
+    if not args.add_space:
+        return TrainingConfig(**given)
+    foreign = sorted(set(given) - {field.name for field in fields(AddSpaceConfig)})
+    if foreign:
+        raise ValueError(f"--add-space trains a stem alone; leave out {', '.join(foreign)}")
+    return AddSpaceConfig(**given)
+
+
+def _train(args: argparse.Namespace, config: TrainingConfig, encoder: Encoder) -> LCMemHead:
+    from ..head import LCMemHead
+    from ..training import train_head
+
+    return train_head(
         _open(args, args.data, args.where),
         {args.space or _name_of_space(encoder): encoder},
         args.output,
         config,
         stages=args.stages,
         initial=LCMemHead.from_pretrained(args.initial) if args.initial else None,
-        validation=validation,
+        validation=_validation(args),
         cache=args.cache,
         terms=args.terms,
     )
-    print(json.dumps({"head": args.output, "spaces": list(head.spaces), "fingerprint": head.fingerprint}))
-    return 0
+
+
+def _add_space(args: argparse.Namespace, config: AddSpaceConfig, encoder: Encoder) -> LCMemHead:
+    from ..head import LCMemHead
+    from ..latents import load_encoder
+    from ..training import add_space, training_record
+
+    return add_space(
+        LCMemHead.from_pretrained(args.initial),
+        args.space or _named_after_folder(encoder),
+        encoder,
+        load_encoder(args.reference_vae, trust_remote_code=args.trust_remote_code),
+        _open(args, args.data, args.where),
+        args.output,
+        config,
+        validation=_validation(args) or (),
+        cache=args.cache,
+        record=training_record(args.initial),
+    )
+
+
+def _validation(args: argparse.Namespace) -> list[ImageSource] | None:
+    if not (args.validation or args.validation_where):
+        return None
+    return _open(args, args.validation or args.data, args.validation_where)
 
 
 def _stages(text: str) -> tuple[int, ...]:
@@ -139,8 +197,6 @@ def _open(args: argparse.Namespace, data: list[str], where: list[str]) -> list[I
 
 def _name_of_space(encoder: Encoder) -> str:
     """The latent space's name in a shipped head, or one made of the name of the VAE's folder."""
-    from pathlib import Path
-
     from ..errors import LatentSpaceError
     from ..head import LCMemHead, shipped_heads
 
@@ -149,4 +205,10 @@ def _name_of_space(encoder: Encoder) -> str:
             return LCMemHead.from_pretrained(name).identify_space(encoder.vae).space
         except LatentSpaceError:
             continue
+    return _named_after_folder(encoder)
+
+
+def _named_after_folder(encoder: Encoder) -> str:
+    from pathlib import Path
+
     return "".join(c if c.isalnum() else "_" for c in Path(encoder.source.path).name) or "latents"

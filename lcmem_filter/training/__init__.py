@@ -1,6 +1,7 @@
-"""Training a head on one's own images. Stage 1: identity consistency on cached latents."""
+"""Training a head on one's own images, in stages, and teaching it further latent spaces."""
 
+from .add_space import AddSpaceConfig, add_space, training_record
 from .config import TrainingConfig
 from .trainer import train_head
 
-__all__ = ["TrainingConfig", "train_head"]
+__all__ = ["AddSpaceConfig", "TrainingConfig", "add_space", "train_head", "training_record"]

@@ -30,6 +30,8 @@ class TrainingConfig:
         steps: Optimiser steps.
         batch_pairs: Pairs of one optimiser step, over all processes and accumulated batches together.
         sets_per_batch: A batch is drawn from so many of the data sets, so that negatives are of one kind.
+        hard_negatives: In stage 2, share of the groups that are neighbours of one image, where the head sees them at
+            the last validation.
         learning_rate: Peak of a cosine decay after ``warmup_steps``.
         weight_decay: AdamW's, on matrices and kernels only.
         same_image: Share of pairs that are two views of one image although the identity has another image.
@@ -60,6 +62,7 @@ class TrainingConfig:
     steps: int = 4000
     batch_pairs: int = 128
     sets_per_batch: int = 2
+    hard_negatives: float = 0.5
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
@@ -93,8 +96,9 @@ class TrainingConfig:
         for name in ("validation_fraction", "false_rejection_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
-        if not 0 <= self.same_image <= 1:
-            raise ValueError(f"same_image must be in [0, 1], got {self.same_image}")
+        for name in ("same_image", "hard_negatives"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("image_views", "mild_views", "spread", "token_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

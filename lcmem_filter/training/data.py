@@ -116,6 +116,10 @@ class Pairs:
     identities: np.ndarray
 
 
+NEIGHBOURHOOD = 3
+"""A group of hard negatives is drawn from so many times its number of nearest identities."""
+
+
 class PairSampler:
     """Draws pairs of one identity; what is drawn depends on the seed and the key alone.
 
@@ -123,6 +127,9 @@ class PairSampler:
     A batch comes from ``sets_per_batch`` sets, so that most negatives are of the same kind. An image without
     a partner is paired with itself (another view, augmented otherwise), and so is a share ``same_image`` of
     the rest. Side b is a mild or strong view in four pairs of five, where there are any.
+
+    Once ``mine`` was told where the images lie, a share ``hard_negatives`` of the groups that a batch is made of are
+    neighbours of one image, so that each has its hardest negatives beside it.
 
     Raises:
         DataError: fewer than two identities.
@@ -136,8 +143,12 @@ class PairSampler:
         sets_per_batch: int,
         same_image: float,
         seed: int,
+        hard_negatives: float = 0.0,
     ) -> None:
         self.pairs, self.sets_per_batch, self.same_image, self.seed = pairs, sets_per_batch, same_image, seed
+        self.hard_negatives = hard_negatives
+        self._embeddings: torch.Tensor | None = None
+        self._set = data.sets
         self._changed = np.flatnonzero(np.isin(data.views, ("mild", "strong")))
         self._light = len(data.views) - len(self._changed)
         names, self._identity = np.unique(data.identities.astype(str), return_inverse=True)
@@ -180,11 +191,34 @@ class PairSampler:
             free = ~np.isin(members, list(used))
             take = min(group, self.pairs - len(chosen), int(free.sum()))
             weights = self._weights[s] * free
-            if take:
+            if take and self._embeddings is not None and draw.random() < self.hard_negatives:
+                first = int(draw.choice(members, p=weights / weights.sum()))
+                near = self._neighbourhood(first, take, used, draw)
+                chosen += near
+                used.update(identity for _, identity in near)
+            elif take:
                 picked = draw.choice(members, take, replace=False, p=weights / weights.sum())
                 chosen += [(s, int(identity)) for identity in picked]
                 used.update(int(identity) for identity in picked)
         return chosen
+
+    def mine(self, embeddings: torch.Tensor) -> None:
+        """Where the images lie now: unit-norm embeddings (N, D) of their clean views."""
+        self._embeddings = embeddings
+
+    def _neighbourhood(
+        self, identity: int, count: int, used: set[int], draw: np.random.Generator
+    ) -> list[tuple[int, int]]:
+        """(set, identity) of ``count`` identities near one image of ``identity``, which comes first."""
+        assert self._embeddings is not None
+        row = int(draw.choice(self._images[identity]))
+        order = (self._embeddings @ self._embeddings[row]).argsort(descending=True).numpy()
+        order = order[self._identity[order] != identity]
+        order = order[~np.isin(self._identity[order], list(used))]
+        _, nearest = np.unique(self._identity[order], return_index=True)
+        nearest = order[np.sort(nearest)[: NEIGHBOURHOOD * count]]
+        picked = draw.choice(nearest, min(count - 1, len(nearest)), replace=False)
+        return [(int(self._set[one]), int(self._identity[one])) for one in (row, *picked)]
 
     def _partner(self, row: int, draw: np.random.Generator) -> int:
         images = self._images[int(self._identity[row])]

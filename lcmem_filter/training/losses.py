@@ -46,8 +46,8 @@ def copies_nt_xent(
 ) -> torch.Tensor:
     """``nt_xent`` of local similarities, for the rows that are two views of one image.
 
-    A batch is compared in groups of ``TOKEN_GROUP`` consecutive rows, which mostly are of one set, so that negatives are
-    of one kind and memory stays small.
+    A batch is compared in groups of ``TOKEN_GROUP`` consecutive rows, which mostly are of one set, so that negatives
+    are of one kind and memory stays small.
 
     Args:
         a, b: (P, T, D) tokens.

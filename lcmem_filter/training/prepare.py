@@ -24,9 +24,13 @@ def prepare_data(
     cache: Path,
     accelerator: Accelerator,
     *,
+    grid: int | None = None,
     progress: bool = True,
 ) -> tuple[LatentSet, LatentSet]:
     """Encode what is missing, each process its share, then read everything.
+
+    Args:
+        grid: Side of the canonical latents; that of the recipe's size by default.
 
     Returns:
         Images to train on, and images to validate on that share no identity with them: those of ``validation``,
@@ -36,7 +40,7 @@ def prepare_data(
         EmptyDataError: a source without readable images.
         DataError: too few identities.
     """
-    grid = int(SIZES[config.size]["grid"])
+    grid = grid or int(SIZES[config.size]["grid"])
     mild, strong = (config.mild_views, config.strong_views) if config.stage == 2 else (0, 0)
 
     def plans(images: Sequence[ImageSource], **views: int) -> dict[str, list[list[CachePlan]]]:

@@ -27,7 +27,7 @@ from .config import TrainingConfig
 from .data import LatentSet, Pairs, PairSampler
 from .objective import Objective
 from .prepare import prepare_data
-from .validation import Validator
+from .validation import Validator, embed_all
 from .views import augment_latents, generator_for
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
@@ -152,6 +152,7 @@ class _Run:
             sets_per_batch=self.config.sets_per_batch,
             same_image=self.config.same_image,
             seed=self.config.seed,
+            hard_negatives=self.config.hard_negatives if self.config.stage == 2 else 0.0,
         )
         validator = Validator(
             train,
@@ -200,7 +201,7 @@ class _Run:
             torch.manual_seed(config.seed)
             head = LCMemHead.create(cast(Size, config.size), channels, **trained_for)
         if self.initial is not None:
-            _take_weights(head, self.initial)
+            take_weights(head, self.initial)
         for space, encoder in self.encoders.items():
             head.add_probes(space, encoder.vae)
         head.fc_end.requires_grad_(config.loss == "verification")
@@ -219,6 +220,7 @@ class _Run:
         bar = tqdm(
             total=config.steps, initial=standing.step, desc="training", unit="step", disable=not self.show
         )
+        self._mine(sampler, objective, train)
         while standing.step < config.steps and standing.stale < config.patience:
             rate = _learning_rate(config, standing.step)
             for group in optimizer.param_groups:
@@ -229,8 +231,17 @@ class _Run:
             if standing.step % config.evaluate_every == 0 or standing.step == config.steps:
                 standing.seconds += time.monotonic() - since
                 self._evaluate(standing, objective, validator, sum(losses) / len(losses), rate)
+                self._mine(sampler, objective, train)
                 since, losses = time.monotonic(), []
         bar.close()
+
+    def _mine(self, sampler: PairSampler, objective: Any, train: LatentSet) -> None:
+        """Tell the sampler where images lie; at checkpoints only, so that a run goes on as it would have gone."""
+        if sampler.hard_negatives:
+            head = self.accelerator.unwrap_model(objective).head.eval()
+            space = train.spaces[0]
+            sampler.mine(embed_all(head, train.latents[space][:, 0], space, self.accelerator.device))
+            head.train()
 
     def _step(
         self, step: int, objective: Any, optimizer: Any, train: LatentSet, sampler: PairSampler
@@ -323,7 +334,7 @@ class _Run:
                     "validation": held_out.counts(),
                     "unreadable": train.unreadable,
                 },
-                "spaces": {space: _encoder(encoder) for space, encoder in self.encoders.items()},
+                "spaces": {space: encoder.described() for space, encoder in self.encoders.items()},
                 "versions": {
                     name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate")
                 },
@@ -344,7 +355,7 @@ def _listed(sources: Sources) -> list[ImageSource]:
     return list(sources) if isinstance(sources, list | tuple) else [cast(ImageSource, sources)]
 
 
-def _take_weights(head: LCMemHead, initial: LCMemHead) -> None:
+def take_weights(head: LCMemHead, initial: LCMemHead) -> None:
     """Start from ``initial``; what it lacks, a space or the local branch, stays as it was drawn.
 
     Raises:
@@ -370,12 +381,6 @@ def _learning_rate(config: TrainingConfig, step: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _encoder(encoder: Encoder) -> dict[str, str]:
-    """What a card says of an encoder; not the folder that it lay in."""
-    source = encoder.source
-    return {"name": Path(source.path).name, "class": source.class_name, "sha256": source.sha256}
 
 
 def _line(standing: Progress) -> str:

@@ -110,10 +110,16 @@ class Validator:
     @torch.inference_mode()
     def measure(self, head: LCMemHead, device: torch.device | str = "cpu") -> Validation:
         """Recall of ``head``; a head is as good as its worst space."""
-        found = [self._measure_space(head, space, torch.device(device)) for space in self.validation.spaces]
+        spaces = self.validation.spaces
+        found = [self.measure_between(head, space, space, device) for space in spaces]
         return min(found, key=lambda one: one.score)
 
-    def _measure_space(self, head: LCMemHead, space: str, device: torch.device) -> Validation:
+    @torch.inference_mode()
+    def measure_between(
+        self, head: LCMemHead, space: str, index_space: str, device: torch.device | str = "cpu"
+    ) -> Validation:
+        """Recall of samples of ``space`` in an index of ``index_space``."""
+        device = torch.device(device)
         latents, views = self.validation.latents[space], self.validation.views
         queries = {
             kind: latents[:, views.index(kind)].float()
@@ -124,18 +130,28 @@ class Validator:
         described: dict[str, Description] = {
             kind: describe_all(head, one, space, device) for kind, one in queries.items()
         }
-        index = describe_all(head, self.index.latents[space][:, 0], space, device)
-        halves = [self._measure_half(half, index, described, device) for half in (0, 1)]
+        index = describe_all(head, self.index.latents[index_space][:, 0], index_space, device)
+        stored = described["clean"]
+        if index_space != space:
+            stored = describe_all(
+                head, self.validation.latents[index_space][:, 0].float(), index_space, device
+            )
+        halves = [self._measure_half(half, index, stored, described, device) for half in (0, 1)]
         return self._recalls(halves)
 
     def _measure_half(
-        self, half: int, index: Description, described: Mapping[str, Description], device: torch.device
+        self,
+        half: int,
+        index: Description,
+        stored: Description,
+        described: Mapping[str, Description],
+        device: torch.device,
     ) -> _Half:
         """The threshold that ``half``'s index sets, and what is found there."""
         enrolled, query = self._enrol(half)
         strangers = _first_of_each(self._number, self._half != half)
         clean = described["clean"]
-        whole = _joined(index, _rows(clean, enrolled))
+        whole = _joined(index, _rows(stored, enrolled))
         number = np.concatenate([np.full(len(index.embedding), -1), self._number[enrolled]])
         score = partial(top_scores, whole, device=device)
         unseen = score(_rows(clean, strangers))[0].amax(1).numpy() if len(strangers) else np.empty(0)

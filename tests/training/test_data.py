@@ -113,3 +113,17 @@ def test_changed_views_stand_on_one_side_in_four_pairs_of_five() -> None:
     assert all((pairs.view_a == 0).all() for pairs in drawn)
     for view in (1, 2):
         assert 0.35 < np.mean([(pairs.view_b == view).mean() for pairs in drawn]) < 0.45
+
+
+def test_mined_groups_are_neighbours_and_the_rest_is_not() -> None:
+    data = latent_set([f"p{i}" for i in range(40)])
+    place = torch.linspace(0, 1.5, 40)
+    embeddings = torch.stack([place.cos(), place.sin()], 1)  # neighbours in order
+    for share, least, most in ((0.0, 0.5, 2.0), (1.0, 0.0, 0.4)):
+        sampler = PairSampler(data, pairs=6, sets_per_batch=1, same_image=1.0, seed=0, hard_negatives=share)
+        sampler.mine(embeddings)
+        drawn = [sampler.draw(step) for step in range(50)]
+        assert all(len(set(pairs.identities)) == 6 for pairs in drawn)
+        spreads = [float(place[pairs.a].std()) for pairs in drawn]
+        assert least < max(spreads) < most
+        assert np.array_equal(sampler.draw(3).a, drawn[3].a)

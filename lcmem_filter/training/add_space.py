@@ -1,0 +1,212 @@
+"""Another latent space for a trained head: a stem is trained against the frozen trunk, on unlabelled images."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from ..errors import ArtifactError
+from ..head import SHIPPED, LCMemHead
+from ..images import ImageSource
+from ..latents import Encoder, canonical
+from .card import write_card
+from .checkpoint import RESULT, write_json
+from .config import TrainingConfig
+from .data import LatentSet
+from .losses import nt_xent
+from .prepare import prepare_data
+from .trainer import take_weights
+from .validation import Validator
+from .views import augment_latents, generator_for
+
+
+@dataclass(frozen=True, slots=True)
+class AddSpaceConfig:
+    """Recipe of a stem.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_images: Images of one step.
+        learning_rate: Peak of a cosine decay.
+        resolution: Side in pixels that images are squashed to before they are encoded, by both encoders.
+        temperature: Of NT-Xent between the two spaces.
+        validation_fraction: Share of identities held out where no validation data is given.
+        seed: Of everything that is drawn.
+    """
+
+    steps: int = 1500
+    batch_images: int = 128
+    learning_rate: float = 2e-3
+    resolution: int = 128
+    temperature: float = 0.07
+    validation_fraction: float = 0.1
+    seed: int = 0
+
+
+def add_space(
+    initial: LCMemHead,
+    space: str,
+    encoder: Encoder,
+    reference: Encoder,
+    sources: Sequence[ImageSource],
+    output: str | os.PathLike[str],
+    config: AddSpaceConfig | None = None,
+    *,
+    validation: Sequence[ImageSource] = (),
+    cache: str | os.PathLike[str] | None = None,
+    record: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> LCMemHead:
+    """Teach a head a latent space so that an image lands where it does through a space that the head knows.
+
+    Everything but the new stem stays as it was to the last bit, so indexes of the other spaces keep their meaning, and
+    an index in one space answers for pipelines of another. Encoding is resumable; the training, minutes, is not.
+
+    Args:
+        initial: A trained head.
+        space: What the head will call the new space.
+        encoder: Of the new space.
+        reference: Of a space that the head knows; which one is found out.
+        sources: Images; their identities are not used, but kept apart from those of ``validation``.
+        output: Folder of the new head, with its card.
+        validation: Images to measure on; a share of ``sources`` by default.
+        cache: Folder of encoded latents, for use by other runs too; inside ``output`` by default.
+        record: ``training.json`` of ``initial``, for the card.
+        progress: Show progress on stderr.
+
+    Returns:
+        The head, in float32, on the CPU.
+
+    Raises:
+        ArtifactError: the head has a stem of that name already.
+        LatentSpaceError: the head does not know the reference's space.
+        EmptyDataError: a source without readable images.
+    """
+    config, output, since = config or AddSpaceConfig(), Path(output), time.monotonic()
+    known = initial.identify_space(reference.vae).space
+    if space in initial.spaces:
+        raise ArtifactError(
+            f"the head has a stem for {space!r} already; give the new space a name besides {', '.join(initial.spaces)}"
+        )
+    accelerator = Accelerator()
+    recipe = replace(
+        TrainingConfig(size="small", resolution=config.resolution, image_views=0, seed=config.seed),
+        validation_fraction=config.validation_fraction,
+    )
+    train, held = prepare_data(
+        sources,
+        validation,
+        {known: reference, space: encoder},
+        recipe,
+        Path(cache) if cache else output / ".latents",
+        accelerator,
+        grid=initial.grid,
+        progress=progress,
+    )
+    head = _with_stem(initial, space, train.latents[space].shape[2], config.seed)
+    head.add_probes(space, encoder.vae)
+    _train_stem(head.to(accelerator.device), space, known, train, config, progress=progress)
+    validator = Validator(train, held, false_rejection_rate=recipe.false_rejection_rate, seed=config.seed)
+    between = {
+        f"{query} in {index}": validator.measure_between(head, query, index, accelerator.device).to_dict()
+        for query, index in ((known, known), (space, known), (known, space), (space, space))
+    }
+    head = head.cpu().eval().requires_grad_(True)
+    if accelerator.is_main_process:
+        added = {
+            "encoder": encoder.described(),
+            "reference": known,
+            "recipe": asdict(config),
+            "images": len(train),
+            "seconds": time.monotonic() - since,
+            "validation": between,
+        }
+        _save(head, output, space, added, record)
+    return head
+
+
+def training_record(head: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """``training.json`` of a head's folder or of one that ships, if it lies there."""
+    for folder in (Path(head), SHIPPED / os.fspath(head)):
+        if (folder / RESULT).exists():
+            record: dict[str, Any] = json.loads((folder / RESULT).read_text())
+            return record
+    return None
+
+
+def _with_stem(initial: LCMemHead, space: str, channels: int, seed: int) -> LCMemHead:
+    """``initial`` with an untrained stem for ``space``; only that is trainable."""
+    config = {key: value for key, value in dict(initial.config).items() if not key.startswith("_")}
+    config["spaces"] = {**config["spaces"], space: channels}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = LCMemHead(**config)
+    take_weights(head, initial)
+    head.requires_grad_(False)
+    head.stems[space].requires_grad_(True)
+    return head.eval()
+
+
+def _train_stem(
+    head: LCMemHead, space: str, known: str, train: LatentSet, config: AddSpaceConfig, *, progress: bool
+) -> None:
+    """Same picture, same embedding and same tokens, whichever encoder it came through."""
+    stem = [parameter for parameter in head.stems[space].parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(stem, lr=config.learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05
+    )
+    for step in tqdm(range(config.steps), desc=f"stem of {space}", unit="step", disable=not progress):
+        rows = generator_for(config.seed, "stem", step).choice(
+            len(train), min(config.batch_images, len(train))
+        )
+        with torch.no_grad():
+            wanted, wanted_tokens = head(_moved(head, train, known, rows, config.seed, step), known)
+        given, tokens = head(_moved(head, train, space, rows, config.seed, step), space)
+        loss = (1 - F.cosine_similarity(given, wanted)).mean()
+        same = torch.from_numpy(np.unique(rows, return_inverse=True)[1]).to(given.device)
+        loss = loss + 0.1 * nt_xent(given, wanted, same, config.temperature)
+        if tokens is not None:
+            loss = loss + (1 - F.cosine_similarity(tokens, wanted_tokens, dim=-1)).mean()
+            loss = loss + (tokens.norm(dim=-1) - wanted_tokens.norm(dim=-1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(stem, 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def _moved(
+    head: LCMemHead, train: LatentSet, space: str, rows: np.ndarray, seed: int, step: int
+) -> torch.Tensor:
+    """Latents of ``rows``, turned, zoomed and shifted alike in every space."""
+    latents = train.latents[space][torch.from_numpy(rows), 0].float().to(head.device)
+    moved = augment_latents(latents, generator_for(seed, "stem", "augment", step), clean=0.3)
+    return canonical(moved, head.grid)
+
+
+def _save(
+    head: LCMemHead, output: Path, space: str, added: dict[str, Any], record: Mapping[str, Any] | None
+) -> None:
+    head.save_pretrained(output)
+    if record is None:
+        print(
+            f"{output}: no record of the head's own training was given, so no card is written",
+            file=sys.stderr,
+        )
+        return
+    whole = {**record, "added_spaces": {**record.get("added_spaces", {}), space: added}}
+    write_card(output, head, whole)
+    write_json(output / RESULT, whole)

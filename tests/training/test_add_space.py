@@ -1,0 +1,115 @@
+"""A further latent space for a trained head."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lcmem_filter.cli.main import main
+from lcmem_filter.errors import ArtifactError, LatentSpaceError
+from lcmem_filter.head import LCMemHead
+from lcmem_filter.images import to_pixels
+from lcmem_filter.latents import Encoder
+from lcmem_filter.training import AddSpaceConfig, add_space, train_head, training_record
+
+from tests.tiny import picture, tiny_vae
+from tests.training.pictures import QUICK, Pictures
+
+SOURCES: list[Any] = [Pictures("twice", 12, 2), Pictures("once", 12, 1, first=100)]
+STEM = AddSpaceConfig(steps=80, batch_images=16, resolution=32, validation_fraction=0.3, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def known() -> Encoder:
+    return Encoder(tiny_vae(), "known")
+
+
+@pytest.fixture(scope="module")
+def other() -> Encoder:
+    return Encoder(tiny_vae(seed=1, latent_channels=6), "other")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, known: Encoder) -> Path:
+    folder = tmp_path_factory.mktemp("heads") / "trained"
+    train_head(SOURCES, {"sd": known}, folder, replace(QUICK, steps=20), progress=False)
+    return folder
+
+
+@torch.no_grad()
+def alike(head: LCMemHead, known: Encoder, other: Encoder) -> tuple[float, float]:
+    """Mean cosine of embeddings, and of tokens, of unseen pictures between the spaces."""
+    pixels = torch.stack([to_pixels(picture(1000 + i), 32) for i in range(12)])
+    a, b = head.describe(known.encode(pixels), "sd"), head.describe(other.encode(pixels), "other")
+    cosines = [
+        torch.cosine_similarity(x, y, dim=-1).mean()
+        for x, y in ((a.embedding, b.embedding), (a.tokens, b.tokens))
+    ]
+    return float(cosines[0]), float(cosines[1])
+
+
+def test_a_stem_learns_and_nothing_else_moves(
+    tmp_path: Path, trained: Path, known: Encoder, other: Encoder
+) -> None:
+    before = LCMemHead.from_pretrained(trained)
+    given: dict[str, Any] = {"record": training_record(trained), "progress": False}
+    short = add_space(
+        before, "other", other, known, SOURCES, tmp_path / "short", replace(STEM, steps=1), **given
+    )
+    after = add_space(before, "other", other, known, SOURCES, tmp_path / "after", STEM, **given)
+    for name, value in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], value), name
+    untrained, learned = alike(short, known, other), alike(after, known, other)
+    assert learned[0] > untrained[0] + 0.1 and learned[1] > untrained[1] + 0.1
+    loaded = LCMemHead.from_pretrained(tmp_path / "after")
+    assert loaded.spaces == ("sd", "other") and loaded.fingerprint == after.fingerprint
+    assert loaded.identify_space(other.vae).space == "other"
+    assert loaded.identify_space(known.vae).space == "sd"
+    record = json.loads((tmp_path / "after" / "training.json").read_text())
+    assert set(record["added_spaces"]["other"]["validation"]) == {
+        "sd in sd",
+        "other in sd",
+        "sd in other",
+        "other in other",
+    }
+    assert "| other in sd |" in (tmp_path / "after" / "README.md").read_text()
+
+
+def test_names_and_references_are_checked(
+    tmp_path: Path, trained: Path, known: Encoder, other: Encoder
+) -> None:
+    head = LCMemHead.from_pretrained(trained)
+    with pytest.raises(ArtifactError, match="has a stem for 'sd' already"):
+        add_space(head, "sd", other, known, SOURCES, tmp_path / "no", STEM, progress=False)
+    with pytest.raises(LatentSpaceError, match="speaks none"):
+        add_space(head, "other", known, other, SOURCES, tmp_path / "no", STEM, progress=False)
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_command_adds_a_space(
+    tmp_path: Path, trained: Path, known: Encoder, other: Encoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, encoder in (("known", known), ("other", other)):
+        encoder.vae.save_pretrained(tmp_path / name)
+    (tmp_path / "images").mkdir()
+    for i in range(12):
+        picture(i).save(tmp_path / "images" / f"{i}.png")
+    options = [
+        "train",
+        str(tmp_path / "images"),
+        "--vae",
+        str(tmp_path / "other"),
+        "--output",
+        str(tmp_path / "head"),
+    ]
+    assert main([*options, "--add-space"]) == 2
+    whole = [*options, "--add-space", "--initial", str(trained), "--reference-vae", str(tmp_path / "known")]
+    assert main([*whole, "--strong-views", "2"]) == 2
+    assert "leave out strong_views" in capsys.readouterr().err
+    assert main([*whole, "--steps", "2", "--resolution", "32"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["spaces"] == ["sd", "other"]
