@@ -9,10 +9,13 @@ from typing import Any
 
 import lcmem_filter
 from lcmem_filter.baselines import Baseline, make_baseline
+from lcmem_filter.baselines.common import Relative
 from lcmem_filter.errors import LcmemFilterError
 
 REFERENCE = "lcmem"
 """What the others are compared with."""
+
+RELATIVE = "scores relative to each query's background, as the filter's are"
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,20 @@ class Row:
         weights: Whether it needs weights that no package ships.
         domains: Domains that it is measured on; all where empty.
         note: What a reader should know.
+        relative: Whether its similarities are taken relative to each query's background, as LCMem's are.
     """
 
-    name: str
+    baseline: str
     label: str
     options: dict[str, Any] = field(default_factory=dict)
     weights: bool = False
     domains: tuple[str, ...] = ()
     note: str = ""
+    relative: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.baseline}_relative" if self.relative else self.baseline
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,17 @@ ROWS = (
     Row(
         "lcmem",
         "LCMem (the filter)",
-        note="scores relative to each query's background, which no other row's are",
+        note="scores relative to each query's background",
     ),
     Row("lcmem_embedding", "LCMem, embedding only"),
+    Row("lcmem_embedding", "LCMem, embedding only, relative", note=RELATIVE, relative=True),
     Row("aligned_latents", "raw latents + alignment", note="the package's verifier without a head"),
     Row("raw_latents", "raw latents"),
+    Row("raw_latents", "raw latents, relative", note=RELATIVE, relative=True),
+    Row("aligned_latents", "raw latents + alignment, relative", note=RELATIVE, relative=True),
     Row("random_head", "random weights"),
     Row("ncc", "NCC", {"side": 32}, note="pictures shrunk to 32 px"),
+    Row("ncc", "NCC, relative", {"side": 32}, note=RELATIVE, relative=True),
     Row("mse", "MSE", {"side": 32}, note="pictures shrunk to 32 px"),
     Row(
         "ssim",
@@ -74,6 +87,7 @@ ROWS = (
         {"side": 128},
         note="trained on 1.3 million pictures of ImageNet; pictures at their own 128 px",
     ),
+    Row("efficientnet_lite0", "EfficientNet-Lite0, relative", {"side": 128}, note=RELATIVE, relative=True),
     Row(
         "dlib_faces",
         "dlib faces",
@@ -117,19 +131,20 @@ def open_methods(
             if row.name != "sscd":
                 options["download"] = download
         try:
-            baseline = make_baseline(row.name, **options)
+            baseline = make_baseline(row.baseline, **options)
         except LcmemFilterError as error:
             absent[row.label] = str(error).split("\n")[0]
             continue
         kept = _kept_key(row, type(baseline).__module__, trained.fingerprint, weights.get(row.name, ""))
-        methods.append(Method(row, baseline, kept, f"{kept}-{_code('verification', 'baselines.search')}"))
+        key = f"{kept}-{row.relative}-{_code('verification', 'baselines.search')}"
+        methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key))
     return methods, absent
 
 
 def _kept_key(row: Row, module: str, head: str, weights: str) -> str:
     own = module.removeprefix("lcmem_filter.")
     used = f"{row.options} {weights} {head if row.name.startswith('lcmem') else ''} {_code(own, 'baselines.common')}"
-    return f"{row.name}-{hashlib.sha256(used.encode()).hexdigest()[:12]}"
+    return f"{row.baseline}-{hashlib.sha256(used.encode()).hexdigest()[:12]}"
 
 
 def _code(*modules: str) -> str:

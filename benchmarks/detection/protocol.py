@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,19 +143,44 @@ def _search(method: Method, design: Design, todo: list[tuple[Task, Path]], keepe
     every = torch.cat([keeper.kept(method, design.base), test])
     domains = np.concatenate([design.base.domains, design.test.domains])
     measured = np.isin(domains, method.row.domains) if method.row.domains else np.ones(len(domains), bool)
-    found = {task.name: np.full((2, len(task.rows)), np.nan, dtype=np.float32) for task, _ in todo}
-    for half in (0, 1):
-        rows = design.index_rows(half)
-        rows = rows[measured[rows]]
-        search = Searcher(method.baseline, every[rows])
-        for task, _ in todo:
-            side = half if task.name != "strangers" else 1 - half
-            which = np.flatnonzero((design.half[task.rows] == side) & measured[len(design.base) + task.rows])
-            queries = test[task.rows] if task.images is None else keeper.kept(method, task.images)
-            found[task.name][:, which] = _answer(search, rows, queries[which], task, which, design)
+    found = search_tasks(
+        lambda rows: Searcher(method.baseline, every[rows]),
+        design,
+        [task for task, _ in todo],
+        lambda task: test[task.rows] if task.images is None else keeper.kept(method, task.images),
+        measured,
+    )
     for task, file in todo:
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, top=found[task.name][0], own=found[task.name][1])
+
+
+def search_tasks(
+    searcher: Callable[[np.ndarray], Searcher],
+    design: Design,
+    tasks: Sequence[Task],
+    queries: Callable[[Task], torch.Tensor],
+    measured: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """What is found for each task's queries, (2, Q): see ``Answers``.
+
+    Args:
+        searcher: Rows of base and test to an index of them.
+        queries: A task to what is kept of its queries.
+        measured: Which rows of base and test are measured; all by default.
+    """
+    if measured is None:
+        measured = np.ones(len(design.base) + len(design.test), bool)
+    found = {task.name: np.full((2, len(task.rows)), np.nan, dtype=np.float32) for task in tasks}
+    for half in (0, 1):
+        rows = design.index_rows(half)
+        rows = rows[measured[rows]]
+        search = searcher(rows)
+        for task in tasks:
+            side = half if task.name != "strangers" else 1 - half
+            which = np.flatnonzero((design.half[task.rows] == side) & measured[len(design.base) + task.rows])
+            found[task.name][:, which] = _answer(search, rows, queries(task)[which], task, which, design)
+    return found
 
 
 def _answer(

@@ -1,0 +1,159 @@
+"""Samples of one latent space in an index of another: what a head finds within and across spaces.
+
+    python benchmarks/spaces/run.py --cache CACHE --head lcmem-small \
+        --vae sd=FOLDER sdxl=FOLDER --trust-remote-code
+
+The images, their split, the copies and the figure are those of ``benchmarks/detection``: recall at 1 % false rejection
+of unseen images, per domain and on average, and the area under the curve over pairs. Copies are made once, with the first
+autoencoder, and then encoded by each. Writes ``benchmarks/results/spaces.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
+
+from data import Images, data_files, open_splits
+from figures import OVERALL, Judge, interval, recalls
+from keep import Keeper
+from methods import Method, open_methods
+from pairs import copy_pairs, identity_pairs
+from protocol import Answers, Design, Measured, Task, search_tasks
+from run import SEED, main_tasks, provenance
+from sklearn.metrics import roc_auc_score
+
+from lcmem_filter.baselines import Searcher
+from lcmem_filter.head import LCMemHead
+from lcmem_filter.latents import load_encoder
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "spaces.json"
+
+
+def main() -> None:
+    arguments = _parse()
+    splits = open_splits(data_files(), "id")
+    folders = dict(arguments.vae)
+    keepers, methods = {}, {}
+    grid = LCMemHead.from_pretrained(arguments.head).grid
+    for space, folder in folders.items():
+        encoder = load_encoder(folder, trust_remote_code=arguments.trust_remote_code)
+        latents = arguments.latents or arguments.cache / "latents"
+        keepers[space] = Keeper(arguments.cache, latents, encoder, arguments.resolution, grid)
+        (methods[space],), _ = open_methods(["lcmem"], arguments.head, space, {}, False)
+    base = Images("base", splits["train"].sources + splits["validation"].sources)
+    design = Design(base, splits["test"], SEED, arguments.copies)
+    tasks = main_tasks(design, next(iter(keepers.values())))
+    kept = {space: _Kept(methods[space], keepers[space], design, tasks) for space in keepers}
+    judge = Judge(design, np.ones(len(design.strangers), bool), arguments.rate, arguments.draws, SEED)
+    table = []
+    for query in keepers:
+        for index in keepers:
+            table.append(between(query, index, kept, methods, design, judge, tasks))
+            print(json.dumps(table[-1]["mean"]), flush=True)
+    arguments.space = next(iter(folders))
+    results = {
+        "about": "samples of one latent space in an index of another; two halves of the test identities take turns; "
+        f"recall at {arguments.rate:.0%} false rejection of {len(design.strangers):,} unseen images, 95 % intervals by "
+        "identity; area under the curve over pairs of one domain.",
+        "encoders": {space: keeper.encoder.described() for space, keeper in keepers.items()},
+        "table": table,
+        **provenance(arguments, design, next(iter(keepers.values()))),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+class _Kept:
+    """What the head keeps of every image and copy in one space."""
+
+    def __init__(self, method: Method, keeper: Keeper, design: Design, tasks: list[Task]) -> None:
+        self.base, self.test = keeper.kept(method, design.base), keeper.kept(method, design.test)
+        self.copies = {
+            task.name: keeper.kept(method, task.images) for task in tasks if task.images is not None
+        }
+
+
+def between(
+    query: str,
+    index: str,
+    kept: dict[str, _Kept],
+    methods: dict[str, Method],
+    design: Design,
+    judge: Judge,
+    tasks: list[Task],
+) -> dict[str, Any]:
+    """Recall and pair figures for samples of ``query`` in an index of ``index``."""
+    asked, stored = kept[query], kept[index]
+    plan = [Task("strangers", design.strangers), *tasks]
+    baseline = methods[query].baseline
+    found = search_tasks(
+        lambda rows: Searcher(baseline, torch.cat([stored.base, stored.test])[rows]),
+        design,
+        plan,
+        lambda task: asked.test[task.rows] if task.images is None else asked.copies[task.name],
+    )
+    measured = Measured(found["strangers"][0], {task.name: Answers(*found[task.name]) for task in tasks})
+    weights, row = judge.weights(), {"query": query, "index": index, "recall": {}, "auc": {}, "mean": {}}
+    for task in tasks:
+        one = recalls(judge, measured, task, weights)
+        row["recall"][task.name] = {
+            str(domain): [share, *interval(one.drawn[domain])] for domain, share in one.share.items()
+        }
+        row["auc"][task.name] = _auc(task, asked, stored, baseline, design)
+        row["mean"][task.name] = row["recall"][task.name][OVERALL][0], row["auc"][task.name]
+    return row
+
+
+def _auc(task: Task, asked: _Kept, stored: _Kept, baseline: Any, design: Design) -> float:
+    if task.images is None:
+        pairs, queries = identity_pairs(design.test, SEED), asked.test
+    else:
+        pairs, queries = copy_pairs(task.images, task.rows, design.test, SEED), asked.copies[task.name]
+    scores = [
+        baseline.similarity(queries[pairs.a[i : i + 256]], stored.test[pairs.b[i : i + 256]][:, None])[:, 0]
+        for i in range(0, len(pairs.a), 256)
+    ]
+    per_domain = [
+        roc_auc_score(pairs.same[of], torch.cat(scores).numpy()[of])
+        for domain in dict.fromkeys(pairs.domains)
+        if (of := pairs.domains == domain).any() and 0 < pairs.same[of].sum() < of.sum()
+    ]
+    return float(np.mean(per_domain))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
+    parser.add_argument("--latents", type=Path, help="cache of a training, whose latents are read")
+    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
+    parser.add_argument(
+        "--vae",
+        nargs="+",
+        required=True,
+        type=lambda v: v.split("=", 1),
+        metavar="SPACE=FOLDER",
+        help="the encoder of each space, as the head calls it",
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run custom autoencoder classes")
+    parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
+    parser.add_argument(
+        "--rate", type=float, default=0.01, help="share of unseen images that may be rejected"
+    )
+    parser.add_argument("--draws", type=int, default=500, help="draws of identities for the intervals")
+    parser.add_argument("--copies", type=int, default=200, help="test images of a domain that are copied")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
