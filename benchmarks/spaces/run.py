@@ -3,10 +3,11 @@
     python benchmarks/spaces/run.py --cache CACHE --head lcmem-small \
         --vae sd=FOLDER sdxl=FOLDER --trust-remote-code
 
-Images, split, copies and figure are those of ``benchmarks/detection``: recall at 1 % false rejection of unseen images, per
-domain and on average, and the area under the curve over pairs; but the index holds validation images and half of the test
-identities only, so that each encoder sees a few thousand images. Copies are made once, with the first autoencoder, and
-then encoded by each. Writes ``benchmarks/results/spaces.json``.
+Images, split, copies and figure are those of ``benchmarks/detection``: recall at 1 % false rejection of
+unseen images, per domain and on average, and the area under the curve over pairs; but the index holds
+validation images and half of the test identities only, so that each encoder sees a few thousand images.
+Copies are made once, with the first autoencoder, and then encoded by each. Writes
+``benchmarks/results/spaces.json``.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def main() -> None:
     arguments.space = next(iter(folders))
     results = {
         "about": "samples of one latent space in an index of another; two halves of the test identities take turns; "
-        f"an index of about {len(design.index_rows(0)):,} images; recall at {arguments.rate:.0%} false rejection of {len(design.strangers):,} unseen images, 95 % intervals by "
-        "identity; area under the curve over pairs of one domain.",
+        f"an index of about {len(design.index_rows(0)):,} images; recall at {arguments.rate:.0%} false rejection of "
+        f"{len(design.strangers):,} unseen images, 95 % intervals by identity; area under the curve over pairs of one "
+        "domain.",
         "encoders": {space: keeper.encoder.described() for space, keeper in keepers.items()},
         "table": table,
         **provenance(arguments, design, next(iter(keepers.values()))),
