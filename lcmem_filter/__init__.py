@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .images import open_images
     from .index import MemorizationIndex
     from .latents import load_encoder
-    from .pipeline import attach, detach
+    from .pipeline import EarlyStop, attach, detach
     from .report import write_report
     from .training import TrainingConfig, train_head
     from .types import Decision, Neighbour
@@ -30,6 +30,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Decision": "types",
+    "EarlyStop": "pipeline",
     "LCMemHead": "head",
     "LcmemFilterError": "errors",
     "MemorizationError": "errors",
@@ -50,6 +51,7 @@ _HOMES = {
 
 __all__ = [
     "Decision",
+    "EarlyStop",
     "LCMemHead",
     "LcmemFilterError",
     "MemorizationError",

@@ -52,17 +52,23 @@ class MemorizationFilter:
             AllowedIdsError: the index does not hold them, or they are given for another number of rows.
             FilterFailedError: the latents could not be judged; nothing may be returned to the user then.
         """
+        scored = self.score(latents, allowed_ids=allowed_ids)
+        allowed = Exemptions.of(allowed_ids, self.index).of_rows(len(scored))
+        decisions = [
+            replace(self.decide(sample), allowed_ids=ids) for sample, ids in zip(scored, allowed, strict=True)
+        ]
+        self._warn_of_another_size(latents)
+        return decisions
+
+    def score(self, latents: torch.Tensor, *, allowed_ids: AllowedIds | None = None) -> list[Scored]:
+        """What each row of ``latents`` is most like, before any threshold; arguments and errors as of ``judge``."""
         try:
-            allowed = Exemptions.of(allowed_ids, self.index).of_rows(latents.shape[0])
-            scored = self._score(latents, allowed)
-            if len(scored) != len(allowed):
+            rows = latents.shape[0]
+            scored = self._score(latents, Exemptions.of(allowed_ids, self.index).of_rows(rows))
+            if len(scored) != rows:
                 raise FilterFailedError(
-                    f"the filter made {len(scored)} decisions for {len(allowed)} latents; no image is returned"
+                    f"the filter made {len(scored)} decisions for {rows} latents; no image is returned"
                 )
-            decisions = [
-                replace(self.decide(sample), allowed_ids=ids)
-                for sample, ids in zip(scored, allowed, strict=True)
-            ]
         except LcmemFilterError:
             raise
         except Exception as error:
@@ -70,8 +76,7 @@ class MemorizationFilter:
                 f"the filter could not judge latents of shape {tuple(latents.shape)}: {type(error).__name__}: {error}; "
                 "no image is returned"
             ) from error
-        self._warn_of_another_size(latents)
-        return decisions
+        return scored
 
     @property
     def last_decisions(self) -> tuple[Decision, ...]:

@@ -91,6 +91,13 @@ class Decision:
             the user's; ``None`` for the first draw.
         allowed_ids: Training images that the sample was allowed to resemble: it was judged as if the index lacked
             them.
+        flagged_at: Share of the denoising steps after which early stop first took the last draw for a copy; ``None``
+            where it did not, or is not in use.
+        stopped: Whether the last draw was stopped there and counts as rejected: then ``score``, ``p_value``,
+            ``threshold`` and ``neighbours`` are those of the clean latent that was predicted.
+        steps_run: Denoising steps that were run for the sample, in all attempts; ``None`` where early stop is not in
+            use.
+        steps_saved: Denoising steps that early stop left out, in all attempts; ``None`` where it is not in use.
     """
 
     accepted: bool | None
@@ -103,6 +110,10 @@ class Decision:
     reason: str = ""
     rung: str | None = None
     allowed_ids: tuple[str, ...] = ()
+    flagged_at: float | None = None
+    stopped: bool = False
+    steps_run: int | None = None
+    steps_saved: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""

@@ -58,6 +58,7 @@ def test_pipelines_get_their_methods_whichever_is_imported_first(order):
 def test_public_names_are_pinned_and_all_there():
     assert sorted(lcmem_filter.__all__) == [
         "Decision",
+        "EarlyStop",
         "LCMemHead",
         "LcmemFilterError",
         "MemorizationError",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attachment import attach, detach
     from .call import MemorizationWarning
+    from .early_stop import EarlyStop
 
-__all__ = ["MemorizationWarning", "attach", "detach"]
+__all__ = ["EarlyStop", "MemorizationWarning", "attach", "detach"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +17,10 @@ def __getattr__(name: str) -> Any:
         from .call import MemorizationWarning
 
         return MemorizationWarning
+    if name == "EarlyStop":
+        from .early_stop import EarlyStop
+
+        return EarlyStop
     if name in ("attach", "detach"):
         from . import attachment
 

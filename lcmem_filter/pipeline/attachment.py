@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args
 
-from ..errors import FilterFailedError
+from ..errors import CalibrationError, FilterFailedError
 from ..filter import MemorizationFilter
 from ..index import MemorizationIndex
 from ..types import OnExhausted, OnMemorized
 from .call import Policy, decoder_of, filtered_call
+from .early_stop import EarlyStop
 from .rungs import DEFAULT_LADDER, Rung, make_rungs
 from .spaces import identify_space
+from .watch import why_not_early
 
 Pipe = TypeVar("Pipe")
 
@@ -33,6 +35,7 @@ def attach(
     on_exhausted: OnExhausted = "blank",
     allow_unindexed: bool = False,
     allow_partial_latents: bool = False,
+    early_stop: EarlyStop | str | os.PathLike[str] | None = None,
 ) -> Pipe:
     """Make ``pipe`` return no image that its training set holds; also a method of every ``DiffusionPipeline``.
 
@@ -55,13 +58,16 @@ def attach(
             those are not found.
         allow_partial_latents: Return latents of a denoising that ends early (``denoising_end``) unjudged: ``accepted``
             is ``None`` in their decisions. The pipeline that finishes them must be filtered itself.
+        early_stop: Stop denoising samples that are certainly copies: an ``EarlyStop`` calibrated for this index and the
+            pipeline's scheduler, or the file of one. Pipelines that cannot be stopped are named in a warning.
 
     Returns:
         ``pipe`` itself.
 
     Raises:
         ArtifactNotFoundError: no index lies at ``index``.
-        CalibrationError: the index is not calibrated for this pipeline's latent space.
+        CalibrationError: the index, or early stop, is not calibrated for this pipeline's latent space; or early stop
+            is not for this index or this scheduler.
         IncompleteIndexError: training images are missing in the index.
         LatentSpaceError: the index's head has no stem for this pipeline's latent space.
         UnsupportedPipelineError: ``pipe`` is no latent image pipeline.
@@ -73,8 +79,9 @@ def attach(
         index = MemorizationIndex.load(index, allow_unindexed=allow_unindexed)
     space = identify_space(pipe, vae, index.head)
     judge = MemorizationFilter(index, space=space)
+    stop = None if early_stop is None else _early_stop(pipe, judge, early_stop, on_memorized)
     policy = Policy(
-        judge, on_memorized, max_resamples, on_exhausted, ladder, max_seconds, allow_partial_latents
+        judge, on_memorized, max_resamples, on_exhausted, ladder, max_seconds, allow_partial_latents, stop
     )
     return _wear(pipe, policy)
 
@@ -103,7 +110,49 @@ def carry_over(source: Any, target: Pipe) -> Pipe:
         rungs=policy.rungs,
         on_exhausted=policy.on_exhausted,
         allow_partial_latents=policy.allow_partial_latents,
+        early_stop=policy.early_stop,
     )
+
+
+def attached_policy(pipe: Any) -> Policy:
+    """What ``attach`` gave ``pipe``.
+
+    Raises:
+        CalibrationError: no filter is attached.
+    """
+    policy: Policy | None = pipe.__dict__.get(_POLICY)
+    if policy is None:
+        raise CalibrationError(
+            f"this {type(pipe).__name__} has no filter; call with_memorization_filter(index) on it first"
+        )
+    return policy
+
+
+def plain_call(pipe: Any) -> Callable[..., Any]:
+    """The ``__call__`` that ``pipe`` has without a filter."""
+    plain: Any = getattr(type(pipe), _PLAIN, None) or type(pipe)
+    return plain.__call__
+
+
+def _early_stop(pipe: Any, judge: MemorizationFilter, given: Any, on_memorized: str) -> EarlyStop | None:
+    """``given``, checked; ``None``, with a warning, where ``pipe`` cannot be stopped early."""
+    if on_memorized == "flag":
+        raise ValueError(
+            "early_stop needs on_memorized='reject' or 'resample': what is stopped cannot be returned"
+        )
+    if isinstance(given, (str, os.PathLike)):
+        given = EarlyStop.load(given)
+    if not isinstance(given, EarlyStop):
+        raise CalibrationError(
+            f"early_stop must be calibrated for this index first, got {given!r}; attach the filter without it, then "
+            "EarlyStop.fit(pipe, prompts)"
+        )
+    against = why_not_early(pipe)
+    if against:
+        warnings.warn(f"early stop is not in use: {against}", stacklevel=4)
+        return None
+    given.check(pipe, judge)
+    return given
 
 
 def _wear(pipe: Pipe, policy: Policy) -> Pipe:

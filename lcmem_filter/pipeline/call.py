@@ -7,6 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from .outputs import (
 from .rows import BoundCall, draw_seed, generator_for
 from .rungs import DEFAULT_LADDER, Redraw, Rung, make_rungs
 from .spaces import decoder_space, drawn_size
+from .watch import Watch, Watcher
 
 DECODERS = ("vae", "movq", "vqgan")
 
@@ -63,6 +65,7 @@ class Policy:
     rungs: tuple[Rung, ...] = field(default_factory=lambda: make_rungs(DEFAULT_LADDER))
     max_seconds: float | None = None
     allow_partial_latents: bool = False
+    early_stop: Watcher | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> Policy:
         return self
@@ -85,12 +88,16 @@ class Drawing:
         original: Its plain ``__call__``.
         policy: What becomes of memorised rows.
         exempt: The training images that the rows may resemble.
+        wanted: The rows that matter; ``None`` for all.
+        steered: Whether samples are corrected at every step, after the clean latents that can be predicted.
     """
 
     pipe: Any
     original: Callable[..., Any]
     policy: Policy
     exempt: Exemptions
+    wanted: Sequence[int] | None = None
+    steered: bool = False
 
     @property
     def withhold(self) -> bool:
@@ -105,9 +112,16 @@ class Drawing:
             return self.policy.filter.judge
         return functools.partial(self.policy.filter.judge, allowed_ids=allowed)
 
-    def of_rows(self, rows: Sequence[int]) -> Drawing:
-        """For a call that draws ``rows`` alone."""
-        return replace(self, exempt=self.exempt.taken(rows))
+    def watch(self, vae: Any) -> Watch | None:
+        """What watches the next call, if anything does."""
+        early = self.policy.early_stop
+        if early is None:
+            return None
+        return early.watch(self.pipe, vae, self.policy.filter, self.exempt, self.wanted, self.steered)
+
+    def of_rows(self, rows: Sequence[int], wanted: Sequence[int]) -> Drawing:
+        """For a call that draws ``rows`` alone, of which those at ``wanted`` matter."""
+        return replace(self, exempt=self.exempt.taken(rows), wanted=wanted)
 
 
 def decoder_of(pipe: Any) -> Any:
@@ -166,23 +180,29 @@ def filtered_call(
 
 
 def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
+    vae = decoder_of(drawing.pipe)
+    watch = drawing.watch(vae)
+    judge = drawing.judge if watch is None else watch.judge
+    watching: AbstractContextManager[None] = nullcontext() if watch is None else watch.watching()
+    gate = Gate(judge, withhold=drawing.withhold)
     if call.output_type == "latent":
-        return _draw_latents(drawing, call)
-    gate = Gate(drawing.judge, withhold=drawing.withhold)
-    with gated(decoder_of(drawing.pipe), gate):
+        return _draw_latents(drawing, call, vae, judge, watching)
+    with gated(vae, gate), watching:
         output = call.run(drawing.original, drawing.pipe)
     check_one_decision_an_image(output, gate.decisions)
     assert gate.decisions is not None
     return Drawn(output, gate.decisions)
 
 
-def _draw_latents(drawing: Drawing, call: BoundCall) -> Drawn:
+def _draw_latents(
+    drawing: Drawing, call: BoundCall, vae: Any, judge: Judge, watching: AbstractContextManager[None]
+) -> Drawn:
     """Draw latents that are returned undecoded, and judge them in the decoder's space."""
-    pipe, vae = drawing.pipe, decoder_of(drawing.pipe)
-    with gated(vae, Gate(drawing.judge, withhold=drawing.withhold)), drawn_size(pipe) as sizes:
+    pipe = drawing.pipe
+    with gated(vae, Gate(judge, withhold=drawing.withhold)), drawn_size(pipe) as sizes, watching:
         output = call.run(drawing.original, pipe)
     latents = decoder_space(pipe, vae, images_of(output), sizes[-1] if sizes else None)
-    decisions = list(drawing.judge(latents))
+    decisions = list(judge(latents))
     check_one_decision_an_image(output, decisions)
     if drawing.withhold and withheld_rows(decisions):
         output = blank_latents(output, withheld_rows(decisions))
@@ -223,19 +243,26 @@ def _draw_again(drawing: Drawing, call: BoundCall, drawn: Drawn) -> None:
             if attempt is None:
                 _warn_that_no_rung_applies(drawing.pipe, policy)
                 return
-            fresh = _draw(redrawing, attempt.call)
+            fresh = _draw(replace(redrawing, steered=attempt.steers), attempt.call)
         if len(fresh.decisions) != len(redraw.seeds):
             raise FilterFailedError(
                 f"drawing {len(redraw.seeds)} rows again gave {len(fresh.decisions)} images; no image is returned"
             )
         drawn.output = replace_rows(drawn.output, rows, fresh.output, redraw.wanted, total)
         for row, source_row in zip(rows, redraw.wanted, strict=True):
+            before, found = drawn.decisions[row], fresh.decisions[source_row]
             drawn.decisions[row] = replace(
-                fresh.decisions[source_row],
-                attempts=drawn.decisions[row].attempts + 1,
+                found,
+                attempts=before.attempts + 1,
+                steps_run=_sum(before.steps_run, found.steps_run),
+                steps_saved=_sum(before.steps_saved, found.steps_saved),
                 seed=redraw.seeds[source_row],
                 rung=attempt.rung,
             )
+
+
+def _sum(before: int | None, found: int | None) -> int | None:
+    return found if before is None else before if found is None else before + found
 
 
 def _redraw(drawing: Drawing, call: BoundCall, drawn: Drawn, rows: list[int]) -> tuple[Redraw, Drawing]:
@@ -254,7 +281,7 @@ def _redraw(drawing: Drawing, call: BoundCall, drawn: Drawn, rows: list[int]) ->
         seeds=given,
         filter=drawing.policy.filter,
     )
-    return redraw, drawing.of_rows(drawing_rows)
+    return redraw, drawing.of_rows(drawing_rows, redraw.wanted)
 
 
 def _warn_that_no_rung_applies(pipe: Any, policy: Policy) -> None:

@@ -13,10 +13,11 @@ from .rungs import Redraw, Rung
 
 @dataclass(frozen=True)
 class Attempt:
-    """One draw of rejected rows: which rung draws them, with which call."""
+    """One draw of rejected rows: which rung draws them, with which call, and whether it steers them at every step."""
 
     rung: str
     call: BoundCall
+    steers: bool = False
 
 
 class Ladder:
@@ -48,11 +49,15 @@ class Ladder:
             with rung.attempt(redraw) as call:
                 if call is not None:
                     self._current, self._repeats = rung, 0
-                    yield Attempt(rung.name, call)
+                    yield _attempt(rung, call)
                     return
         if self._current is None:
             yield None
             return
         self._repeats += 1
         with self._current.attempt(replace(redraw, repeats=self._repeats)) as call:
-            yield None if call is None else Attempt(self._current.name, call)
+            yield None if call is None else _attempt(self._current, call)
+
+
+def _attempt(rung: Rung, call: BoundCall) -> Attempt:
+    return Attempt(rung.name, call, getattr(rung, "steers", False))

@@ -57,7 +57,11 @@ class Redraw:
 
 
 class Rung(Protocol):
-    """One way of drawing rejected rows again. ``name`` is recorded in their decisions."""
+    """One way of drawing rejected rows again. ``name`` is recorded in their decisions.
+
+    A rung with a true attribute ``steers`` corrects samples at every step, so what is predicted before the correction
+    is no reason to stop them early.
+    """
 
     name: str
 

@@ -38,6 +38,7 @@ class Repulsion:
     """
 
     name = "repulsion"
+    steers = True
 
     def __init__(self, strength: float = STRENGTH, enough: float = ENOUGH) -> None:
         self.strength, self.enough = strength, enough

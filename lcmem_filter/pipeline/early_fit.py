@@ -1,0 +1,164 @@
+"""Draw samples and set the thresholds of early stop by those that the filter accepts in the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from .. import calibration
+from ..errors import CalibrationError, UnsupportedPipelineError
+from ..exemption import Exemptions
+from ..filter import MemorizationFilter
+from ..types import Decision
+from ..verification import Scored
+from .attachment import attached_policy, plain_call
+from .call import Policy, filtered_call
+from .early_stop import EarlyStop, check_fractions, samples_needed
+from .watch import Stage, Watch, why_not_early
+
+MOST_REJECTED = 0.5
+"""Give up once more than this share of the samples that were drawn, and as many as were asked for, was rejected."""
+
+
+def fit(
+    pipe: Any,
+    prompts: Sequence[str],
+    bound: float,
+    fractions: Sequence[float],
+    samples: int | None,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+    call: Mapping[str, Any],
+) -> EarlyStop:
+    """See ``EarlyStop.fit``."""
+    check_fractions(fractions, bound)
+    policy, against = attached_policy(pipe), why_not_early(pipe)
+    if against:
+        raise UnsupportedPipelineError(f"early stop cannot be calibrated: {against}")
+    needed = samples_needed(fractions, bound)
+    samples = 2 * needed + 1 if samples is None else samples
+    if samples < needed:
+        raise CalibrationError(
+            f"a bound of {bound:g} over {len(fractions)} fractions needs at least {needed} accepted samples, "
+            f"got samples={samples}"
+        )
+    recorder = Recorder(fractions)
+    with tqdm(total=samples, desc="early stop", unit="sample", disable=not progress) as bar:
+        while len(recorder.accepted) < samples:
+            _draw(pipe, policy, recorder, prompts, batch_size, seed, call)
+            bar.update(min(len(recorder.accepted), samples) - bar.n)
+            if recorder.rejected >= samples and recorder.rejected > MOST_REJECTED * recorder.drawn:
+                raise CalibrationError(
+                    f"{recorder.rejected} of {recorder.drawn} samples were rejected by the filter; give prompts that "
+                    "the pipeline has not memorised"
+                )
+    return EarlyStop(
+        _stages(recorder, samples, bound, policy.filter.space),
+        bound,
+        policy.filter.index.fingerprint,
+        policy.filter.space,
+        type(pipe.scheduler).__name__,
+        recorder.steps,
+    )
+
+
+class Recorder:
+    """Stands in the place of early stop, and keeps what the predicted clean latents score without stopping anything.
+
+    Attributes:
+        accepted: The scores of each sample that the filter accepted, one a fraction.
+        rejected: How many samples it did not.
+        noise: At each fraction.
+        steps: Of a call.
+    """
+
+    def __init__(self, fractions: Sequence[float]) -> None:
+        self.fractions = tuple(fractions)
+        self.accepted: list[tuple[float, ...]] = []
+        self.rejected = self.steps = 0
+        self.noise: dict[int, float] = {}
+
+    @property
+    def drawn(self) -> int:
+        """Samples so far."""
+        return len(self.accepted) + self.rejected
+
+    def watch(
+        self,
+        pipe: Any,
+        vae: Any,
+        judge: MemorizationFilter,
+        exempt: Exemptions,
+        wanted: Sequence[int] | None,
+        steered: bool,
+    ) -> Watch:
+        """What watches the next call of ``pipe``."""
+        return _Recording(self, pipe, vae, judge)
+
+
+class _Recording(Watch):
+    def __init__(self, recorder: Recorder, pipe: Any, vae: Any, judge: MemorizationFilter) -> None:
+        super().__init__(pipe, vae, recorder.fractions, judge.score)
+        self.recorder, self._judge = recorder, judge
+        self.seen: dict[int, Sequence[Scored]] = {}
+
+    def look(self, place: int, noise: float, scored: Sequence[Scored]) -> None:
+        self.seen[place] = scored
+        self.recorder.noise[place] = noise
+
+    def judge(self, latents: torch.Tensor) -> list[Decision]:
+        decisions = self._judge.judge(latents)
+        missing = [f for place, f in enumerate(self.fractions) if place not in self.seen]
+        if missing:
+            raise CalibrationError(
+                f"nothing is left to save after {missing[0]:g} of {self.total} steps; take more steps, or smaller "
+                "fractions"
+            )
+        for row, decision in enumerate(decisions):
+            if decision.accepted:
+                self.recorder.accepted.append(
+                    tuple(self.seen[place][row].score for place in range(len(self.fractions)))
+                )
+            else:
+                self.recorder.rejected += 1
+        self.recorder.steps = self.total
+        return decisions
+
+
+def _draw(
+    pipe: Any,
+    policy: Policy,
+    recorder: Recorder,
+    prompts: Sequence[str],
+    batch_size: int,
+    seed: int,
+    call: Mapping[str, Any],
+) -> None:
+    rows = range(recorder.drawn, recorder.drawn + batch_size)
+    given = {
+        "output_type": "latent",
+        **call,
+        "prompt": [prompts[row % len(prompts)] for row in rows],
+        "generator": [torch.Generator().manual_seed(seed + row) for row in rows],
+    }
+    recording = replace(policy, on_memorized="flag", early_stop=recorder)
+    filtered_call(pipe, plain_call(pipe), recording, (), given)
+
+
+def _stages(recorder: Recorder, samples: int, bound: float, space: str) -> tuple[Stage, ...]:
+    rate, dropped = bound / len(recorder.fractions), Counter({"rejected": recorder.rejected})
+    columns = zip(*recorder.accepted[:samples], strict=True)
+    return tuple(
+        Stage(
+            fraction,
+            recorder.noise[place],
+            calibration.fit(scores, rate, space, recorder.drawn, dropped),
+        )
+        for place, (fraction, scores) in enumerate(zip(recorder.fractions, columns, strict=True))
+    )
