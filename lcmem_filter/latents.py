@@ -333,10 +333,16 @@ def check_latents(latents: torch.Tensor, channels: int, space: str) -> None:
         )
 
 
-def weights_sha256(model: torch.nn.Module, prefix: bytes = b"") -> str:
-    """SHA-256 over the names and float32 values of a model's weights, independent of device and file format."""
+def weights_sha256(model: torch.nn.Module, prefix: bytes = b"", but: tuple[str, ...] = ()) -> str:
+    """SHA-256 over the names and float32 values of a model's weights, independent of device and file format.
+
+    Args:
+        but: Weights of these names, or below them, are left out.
+    """
     digest = hashlib.sha256(prefix)
     for name, value in sorted(model.state_dict().items()):
+        if any(name == one or name.startswith(f"{one}.") for one in but):
+            continue
         digest.update(name.encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -17,11 +17,11 @@ from .types import Neighbour
 SHORTLIST = 50
 """Candidates that the head proposes; the right image of a copy is almost always among the first ten."""
 
-BACKGROUND = slice(5, 30)
+BACKGROUND = slice(2, 10)
 """Ranks whose mean similarity is a sample's background: beyond further images of the identity, near enough to be like
 it."""
 
-MOST_BACKGROUND = 0.8
+MOST_BACKGROUND = 0.85
 """Cap of the background, for repetitions that are not recognised as such."""
 
 SAME_IMAGE = 0.97

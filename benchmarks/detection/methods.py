@@ -9,7 +9,7 @@ from typing import Any
 
 import lcmem_filter
 from lcmem_filter.baselines import Baseline, make_baseline
-from lcmem_filter.baselines.common import Relative
+from lcmem_filter.baselines.relative import Relative
 from lcmem_filter.errors import LcmemFilterError
 
 REFERENCE = "lcmem"
@@ -135,7 +135,9 @@ def open_methods(
         except LcmemFilterError as error:
             absent[row.label] = str(error).split("\n")[0]
             continue
-        kept = _kept_key(row, type(baseline).__module__, trained.fingerprint, weights.get(row.name, ""))
+        kept = _kept_key(
+            row, type(baseline).__module__, trained.fingerprint_of(space), weights.get(row.name, "")
+        )
         key = f"{kept}-{row.relative}-{_code('verification', 'baselines.search')}"
         methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key))
     return methods, absent

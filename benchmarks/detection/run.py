@@ -228,7 +228,7 @@ def provenance(arguments: argparse.Namespace, design: Design, keeper: Keeper) ->
         "seed": SEED,
         "head": {
             "name": Path(arguments.head).name,
-            "fingerprint": head.fingerprint,
+            "fingerprint_of_space": head.fingerprint_of(arguments.space),
             "space": arguments.space,
         },
         "encoder": {"class": keeper.encoder.source.class_name, "sha256": keeper.encoder.source.sha256},

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..verification import SHORTLIST, relative_similarity
-from .registry import Baseline
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -26,33 +23,6 @@ class Cosine:
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         return torch.einsum("bd,bkd->bk", queries, stored)
-
-
-class Relative:
-    """Another baseline's similarities, each relative to its query's background (``verification.relative_similarity``).
-
-    What normalisation by background neighbours adds to a baseline, and the fair rival of LCMem, which has it too.
-
-    Args:
-        baseline: One whose similarities are at most 1.
-    """
-
-    def __init__(self, baseline: Baseline) -> None:
-        self.baseline = baseline
-        self.sees = baseline.sees
-        self.shortlist = max(baseline.shortlist, SHORTLIST)
-
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        return self.baseline.embed(images)
-
-    def key(self, kept: torch.Tensor) -> torch.Tensor:
-        return self.baseline.key(kept)
-
-    def query(self, kept: torch.Tensor) -> torch.Tensor:
-        return self.baseline.query(kept)
-
-    def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-        return relative_similarity(self.baseline.similarity(queries, stored))
 
 
 class Euclidean:

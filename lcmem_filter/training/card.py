@@ -95,7 +95,8 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         terms=f"Terms: {record['terms']}"
         if record["terms"]
         else "Terms of the data: not stated by who trained it.",
-        recipe=_table(("setting", "value"), [*config.items(), ("seconds", round(record["seconds"]))]),
+        recipe=_table(("setting", "value"), [*config.items(), ("seconds", round(record["seconds"]))])
+        + (f"\n\nWent on from: {record['went_on_from']}" if record.get("went_on_from") else ""),
         strangers=best["strangers"],
         index_rows=best["index_rows"],
         rate=best["false_rejection_rate"],
