@@ -16,12 +16,12 @@ from .images import ImageSource
 from .index import MemorizationIndex
 from .latents import Encoder, encode_images
 from .types import Calibration
-from .verification import Scored, score_latents
+from .verification import STATISTIC, Scored, score_latents
 
 BATCH = 16
 NEAR_DUPLICATE = 0.98
-"""Aligned correlation of latents (cosine of embeddings where the index keeps no latents) from which an unseen image
-is taken for a copy of one in the index."""
+"""Similarity by parts (cosine of embeddings where the index keeps no latents) from which an unseen image is taken
+for a copy of one in the index. Saved again as JPEG of quality 95 a picture keeps 0.999 with the shipped head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,7 @@ def fit(
         given=given,
         dropped=dict(dropped),
         realised_rate=realised_rate(len(ordered), rate),
+        statistic=STATISTIC,
     )
 
 

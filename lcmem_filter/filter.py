@@ -14,7 +14,7 @@ from .errors import CalibrationError, FilterFailedError, LatentSpaceError, Lcmem
 from .exemption import Exemptions, IndexWithout
 from .index import MemorizationIndex
 from .types import AllowedIds, Calibration, Decision
-from .verification import Scored, score_latents
+from .verification import STATISTIC, Scored, score_latents
 
 if TYPE_CHECKING:
     import torch
@@ -144,10 +144,11 @@ def _calibration_for(index: MemorizationIndex, space: str) -> Calibration:
             f"it has {', '.join(index.head.spaces)}"
         )
     calibration = index.calibration_for(space)
-    if calibration is None:
+    if calibration is None or calibration.statistic != STATISTIC:
         vae = "" if space == index.space else f" --vae VAE_OF_{space.upper()}"
+        lacks = "no threshold" if calibration is None else "only another version's threshold"
         raise CalibrationError(
-            f"index {index.path} has no threshold for latents of {space!r} yet; run: "
+            f"index {index.path} has {lacks} for latents of {space!r} yet; run: "
             f"lcmem-filter calibrate {index.path} HELD_OUT_IMAGES{vae}"
         )
     return calibration

@@ -252,18 +252,22 @@ class LCMemHead(ModelMixin, ConfigMixin):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of configuration and weights, in hexadecimal."""
-        config = {key: value for key, value in dict(self.config).items() if not key.startswith("_")}
-        return weights_sha256(self, json.dumps(config, sort_keys=True).encode())
+        return weights_sha256(self, json.dumps(self._described_config(), sort_keys=True).encode())
 
     def fingerprint_of(self, space: str) -> str:
         """SHA-256 of what decides on latents of ``space``; spaces that are added later do not change it."""
-        config = {key: value for key, value in dict(self.config).items() if not key.startswith("_")}
+        config = self._described_config()
         config["spaces"] = {space: config["spaces"][space]}
         others = tuple(
             f"{kind}.{name}" for kind in ("stems", "probes") for name in self.spaces if name != space
         )
         prefix = json.dumps(config, sort_keys=True).encode()
         return weights_sha256(self, prefix, but=others)
+
+    def _described_config(self) -> dict[str, Any]:
+        """Configuration without what says nothing: private entries, and a local branch that is not there."""
+        given = {key: value for key, value in dict(self.config).items() if not key.startswith("_")}
+        return {key: value for key, value in given.items() if key != "token_dim" or value}
 
     def canonical(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, h, w) resized to the head's grid and normalised, float32; see ``latents.canonical``."""

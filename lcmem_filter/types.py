@@ -48,6 +48,7 @@ class Calibration:
         given: Held-out images that were given.
         dropped: How many of them were left out, for each reason.
         realised_rate: What the rate comes out at, over draws of the held-out images: its central 95 %.
+        statistic: Which formula the scores come from (``verification.STATISTIC``).
     """
 
     scores: tuple[float, ...]
@@ -57,6 +58,7 @@ class Calibration:
     given: int
     dropped: Mapping[str, int]
     realised_rate: tuple[float, float]
+    statistic: str = ""
 
     @property
     def n(self) -> int:

@@ -27,6 +27,9 @@ MOST_BACKGROUND = 0.85
 SAME_IMAGE = 0.97
 """Cosine of stored embeddings from which one image is a repetition of the other."""
 
+STATISTIC = "mean of cosine and parts, each relative to ranks 3 to 10"
+"""Names the formula of ``combine``; change it with the formula, and thresholds set by the old one are refused."""
+
 ZOOMS = (1.0, 0.97, 0.94)
 TURNS = (-4.0, -2.0, 0.0, 2.0, 4.0)
 SHIFTS = (-0.06, 0.0, 0.06)

@@ -17,6 +17,7 @@ from PIL import Image
 from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.types import Calibration
+from lcmem_filter.verification import STATISTIC
 
 from .generation.material import material
 
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
     copy = made / "everything-matches"
     shutil.copytree(made / "index", copy)
     strict = MemorizationIndex.load(copy)
-    strict.set_calibration(Calibration((-1.0,), 0.5, -1.0, strict.space, 1, {}, (0.0, 1.0)))
+    strict.set_calibration(Calibration((-1.0,), 0.5, -1.0, strict.space, 1, {}, (0.0, 1.0), STATISTIC))
     return made
 
 

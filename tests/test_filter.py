@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lcmem_filter import MemorizationFilter, MemorizationIndex
-from lcmem_filter.calibration import calibrate
+from lcmem_filter.calibration import calibrate, fit
 from lcmem_filter.errors import ArtifactNotFoundError, CalibrationError, FilterFailedError, LatentSpaceError
 from lcmem_filter.latents import encode_images
 
@@ -106,6 +107,9 @@ def test_no_index_no_calibration_no_filter(tmp_path):
         MemorizationFilter(index)
     with pytest.raises(LatentSpaceError, match="no stem for latent space 'flux'"):
         MemorizationFilter(index, space="flux")
+    index.set_calibration(replace(fit([0.0] * 30, 0.1, "sd", 30), statistic="of long ago"))
+    with pytest.raises(CalibrationError, match="only another version's threshold"):
+        MemorizationFilter(MemorizationIndex.load(index.path))
 
 
 def test_copies_share_the_index_and_pickles_name_its_folder(folder):

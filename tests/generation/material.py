@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.types import Calibration
+from lcmem_filter.verification import STATISTIC
 
 from ..index.material import build
 from ..tiny import RESOLUTION, tiny_pipeline
@@ -27,12 +28,16 @@ def material(folder: Path, rejected: float = 0.4) -> None:
     index = build(folder, 12)
     scores = tuple(sorted(decision.score for decision in drawn(pipe, index)))
     threshold = scores[round((1 - rejected) * len(scores)) - 1]
-    index.set_calibration(Calibration(scores, rejected, threshold, index.space, len(scores), {}, (0.0, 1.0)))
+    index.set_calibration(
+        Calibration(scores, rejected, threshold, index.space, len(scores), {}, (0.0, 1.0), STATISTIC)
+    )
 
 
 def drawn(pipe: Any, index: MemorizationIndex) -> list[Any]:
     """Decisions about forty draws, by a filter that lets everything pass."""
-    index._calibrations = {index.space: Calibration((0.0,), 0.5, 2.0, index.space, 1, {}, (0.0, 1.0))}
+    index._calibrations = {
+        index.space: Calibration((0.0,), 0.5, 2.0, index.space, 1, {}, (0.0, 1.0), STATISTIC)
+    }
     decisions: list[Any] = []
     judge = MemorizationFilter(index)
 
