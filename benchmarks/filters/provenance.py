@@ -16,7 +16,7 @@ def provenance(pipeline: Path, index: Any) -> dict[str, Any]:
     losses = training.pop("losses")
     return {
         "seed": 0,
-        "head_fingerprint": index.head.fingerprint,
+        "head_fingerprint_of_space": index.head.fingerprint_of(index.space),
         "pipeline_training": {**training, "last_loss": losses[-1], "device": "cpu"},
         "versions": {
             "python": platform.python_version(),

@@ -45,7 +45,8 @@ def build_index(source: Any, encoder: Any, head: str, output: Path) -> Any:
     if not (output / "CURRENT").exists():
         return lcmem_filter.MemorizationIndex.build(source, encoder, network, output, resolution=RESOLUTION)
     index = lcmem_filter.MemorizationIndex.load(output)
-    if index.head.fingerprint != network.fingerprint or len(index) != len(source):
+    space = index.space
+    if index.head.fingerprint_of(space) != network.fingerprint_of(space) or len(index) != len(source):
         raise SystemExit(
             f"{output} is an index of other images or of another head; remove it, or give another --cache"
         )

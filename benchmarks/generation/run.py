@@ -48,7 +48,7 @@ def main() -> None:
         "about": f"{len(prompts)} images, {len(set(prompts))} prompts, an index of {len(index)} images; files are "
         "images, manifests and job.json; CPU time on one thread, beside the same calls without a filter",
         "pipeline": "demo" if arguments.pipeline is None else "benchmarks/filters",
-        "index": {"images": len(index), "head_fingerprint": index.head.fingerprint},
+        "index": {"images": len(index), "head_fingerprint_of_space": index.head.fingerprint_of(index.space)},
         **provenance(),
     }
     pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
