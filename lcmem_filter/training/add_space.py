@@ -27,9 +27,9 @@ from .config import TrainingConfig
 from .data import LatentSet
 from .losses import nt_xent
 from .prepare import prepare_data
-from .trainer import take_weights
 from .validation import Validator
 from .views import augment_latents, generator_for
+from .weights import take_weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from tqdm.auto import tqdm
 
-from ..errors import ArtifactError, CorruptArtifactError, DataError
+from ..errors import CorruptArtifactError, DataError
 from ..head import LCMemHead, Size
 from ..images import ImageSource
 from ..latents import Encoder, canonical
@@ -29,6 +29,7 @@ from .objective import Objective
 from .prepare import prepare_data
 from .validation import Validator, embed_all
 from .views import augment_latents, generator_for
+from .weights import take_weights
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
 
@@ -353,26 +354,6 @@ class _Run:
 
 def _listed(sources: Sources) -> list[ImageSource]:
     return list(sources) if isinstance(sources, list | tuple) else [cast(ImageSource, sources)]
-
-
-def take_weights(head: LCMemHead, initial: LCMemHead) -> None:
-    """Start from ``initial``; what it lacks, a space or the local branch, stays as it was drawn.
-
-    Raises:
-        ArtifactError: it has another shape, or a space that is not trained.
-    """
-    try:
-        lacking, foreign = head.load_state_dict(initial.state_dict(), strict=False)
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"the head to go on from has another shape than this recipe's ({error}); give its size"
-        ) from error
-    wrong = [*foreign, *(key for key in lacking if key.split(".")[0] not in ("local", "stems", "probes"))]
-    if wrong:
-        raise ArtifactError(
-            f"the head to go on from has another shape than this recipe's ({', '.join(wrong[:3])} do not match); "
-            "give its size, and an encoder of each of its spaces"
-        )
 
 
 def _learning_rate(config: TrainingConfig, step: int) -> float:
