@@ -17,7 +17,7 @@ class Objective(nn.Module):
 
     Every process computes the same loss on the gathered features, and gradients flow back to the process that
     a feature came from; their mean over processes, which data-parallel training takes, is that loss's
-    gradient. Tokens are compared within a process.
+    gradient.
     """
 
     def __init__(self, head: LCMemHead, config: TrainingConfig) -> None:
@@ -51,12 +51,12 @@ class Objective(nn.Module):
         else:
             (first, part_a), (second, part_b) = self.head(a, spaces[0]), self.head(b, spaces[1])
         with torch.autocast(a.device.type, enabled=False):
-            total = self._loss(
-                _gather(first.float()), _gather(second.float()), _gather(identities), _gather(offsets)
-            )
+            identities = _gather(identities)
+            total = self._loss(_gather(first.float()), _gather(second.float()), identities, _gather(offsets))
             if part_a is None or part_b is None or not self.config.token_weight:
                 return total
-            local = copies_nt_xent(part_a, part_b, identities, copies, self.config.token_temperature)
+            parts = _gather(part_a.float()), _gather(part_b.float())
+            local = copies_nt_xent(*parts, identities, _gather(copies), self.config.token_temperature)
             return total + self.config.token_weight * local
 
     def _loss(
