@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections import Counter
@@ -87,6 +88,18 @@ class ImageSource:
             UnreadableImageError: it cannot be read or decoded.
         """
         return self.decode(self.encoded(row), row)
+
+    def image_of(self, id_: str) -> Image.Image | None:
+        """The image of that id, as ``image`` gives it; ``None`` where there is none, or where it cannot be read."""
+        row = self._row_of.get(id_)
+        try:
+            return None if row is None else self.image(row)
+        except UnreadableImageError:
+            return None
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {record.id: row for row, record in enumerate(self.records)}
 
     def decode(self, encoded: bytes, row: int) -> Image.Image:
         """What ``image`` gives, from the bytes that ``encoded`` gave."""

@@ -168,6 +168,14 @@ def test_the_fingerprint_follows_the_images(tmp_path):
     assert open_images(table).fingerprint != open_images(table, identity_column="who").fingerprint
 
 
+def test_an_image_by_its_id(tmp_path):
+    source = open_images(write_pictures(tmp_path, [1, 2]))
+    (tmp_path / "001.png").write_text("no image")
+    found = source.image_of("002.png")
+    assert found is not None and found.tobytes() == picture(2).tobytes()
+    assert source.image_of("001.png") is None and source.image_of("003.png") is None
+
+
 def test_an_own_source():
     source = ImageSource("mine", [ImageRecord("x", "p")], lambda row: b"no image", "v1")
     assert len(source) == 1

@@ -82,6 +82,7 @@ def test_public_names_are_pinned_and_all_there():
 
 def test_commands_are_the_expected_ones():
     assert list(commands()) == [
+        "app",
         "audit",
         "calibrate",
         "check",

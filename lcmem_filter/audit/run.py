@@ -9,10 +9,9 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from PIL import Image
 
 from ..calibration import Judged, judge_images
-from ..errors import LcmemFilterError, UnreadableImageError
+from ..errors import LcmemFilterError
 from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..index import MemorizationIndex
@@ -97,7 +96,7 @@ def audit_images(
         duplicates=duplicates,
         allow_list=entries,
     )
-    return Audit(results, _pictures(images, training))
+    return Audit(results, Pictures(images.image_of, training.image_of if training else None))
 
 
 def _examine(judge: Judge, images: ImageSource) -> tuple[list[Sample], torch.Tensor]:
@@ -174,20 +173,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
-
-
-def _pictures(images: ImageSource, training: ImageSource | None) -> Pictures:
-    def of(source: ImageSource, rows: dict[str, int], id_: str) -> Image.Image | None:
-        try:
-            return source.image(rows[id_]) if id_ in rows else None
-        except UnreadableImageError:  # it was there when it was judged
-            return None
-
-    def by_id(source: ImageSource) -> dict[str, int]:
-        return {record.id: row for row, record in enumerate(source.records)}
-
-    examined = by_id(images)
-    if training is None:
-        return Pictures(lambda id_: of(images, examined, id_))
-    known = by_id(training)
-    return Pictures(lambda id_: of(images, examined, id_), lambda id_: of(training, known, id_))

@@ -1,9 +1,9 @@
-"""Arguments that name images and encoders, shared by commands."""
+"""Arguments that name images, encoders and pipelines, shared by commands."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..images import ImageSource
@@ -31,6 +31,11 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, *, required: bool) ->
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run a custom class that lies in the VAE's folder"
     )
+
+
+def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+    """The option that says how a pipeline is loaded."""
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +71,32 @@ def open_index(args: argparse.Namespace) -> tuple[MemorizationIndex, Encoder]:
 
     index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
     return index, open_encoder(args) if args.vae else index.load_encoder().to(device_of(args))
+
+
+def open_pipeline(args: argparse.Namespace) -> Any:
+    """The pipeline that ``args.pipeline`` names, on the device that was asked for."""
+    import warnings
+
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from ..errors import ArtifactNotFoundError
+
+    try:
+        with warnings.catch_warnings():
+            # releases that know only the old name are supported too
+            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
+            pipe = DiffusionPipeline.from_pretrained(
+                args.pipeline,
+                torch_dtype=getattr(torch, args.dtype),
+                trust_remote_code=args.trust_remote_code,
+            )
+    except (OSError, ValueError) as error:
+        raise ArtifactNotFoundError(
+            f"no pipeline could be loaded from {args.pipeline!r}: {error}; give a diffusers folder or a hub id"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device_of(args))
 
 
 def device_of(args: argparse.Namespace) -> str:

@@ -6,10 +6,9 @@ import argparse
 import json
 import re
 import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from ._data import add_device_argument, device_of
+from ._data import add_device_argument, add_pipeline_arguments, open_pipeline
 
 if TYPE_CHECKING:
     from ..generation import Request
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_policy(parser)
     _add_limits(parser)
     _add_report(parser)
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    add_pipeline_arguments(parser)
     parser.add_argument("--threads", type=int, help="CPU threads of each process")
     parser.add_argument(
         "--trust-remote-code",
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     training = open_images(args.training) if args.training else None
     index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
     done = generate(
-        _load(args),
+        open_pipeline(args),
         requests,
         index,
         args.output,
@@ -217,30 +216,6 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "width": args.width,
     }
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _load(args: argparse.Namespace) -> Any:
-    """The pipeline, on the device that was asked for."""
-    import torch
-    from diffusers import DiffusionPipeline
-
-    from ..errors import ArtifactNotFoundError
-
-    try:
-        with warnings.catch_warnings():
-            # releases that know only the old name are supported too
-            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
-            pipe = DiffusionPipeline.from_pretrained(
-                args.pipeline,
-                torch_dtype=getattr(torch, args.dtype),
-                trust_remote_code=args.trust_remote_code,
-            )
-    except (OSError, ValueError) as error:
-        raise ArtifactNotFoundError(
-            f"no pipeline could be loaded from {args.pipeline!r}: {error}; give a diffusers folder or a hub id"
-        ) from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device_of(args))
 
 
 def _bytes(text: str) -> int:

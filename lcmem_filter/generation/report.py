@@ -10,7 +10,6 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import UnreadableImageError
 from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..report import Pictures, Results, Run, RungRow, Sample, results_of, write_report
@@ -118,14 +117,4 @@ def _pictures(folder: JobFolder, training: ImageSource | None) -> Pictures:
         with Image.open(path) as opened:
             return opened.convert("RGB")
 
-    if training is None:
-        return Pictures(sample)
-    known = {record.id: row for row, record in enumerate(training.records)}
-
-    def original(id_: str) -> Image.Image | None:
-        try:
-            return training.image(known[id_]) if id_ in known else None
-        except UnreadableImageError:  # it was there when the index was built
-            return None
-
-    return Pictures(sample, original)
+    return Pictures(sample, training.image_of if training else None)

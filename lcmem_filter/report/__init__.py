@@ -1,6 +1,6 @@
 """Results to a report: one self-contained HTML page, and a JSON file with every number. Knows values only."""
 
-from .pictures import Pictures
+from .pictures import Pictures, thumbnails
 from .results import (
     AllowEntry,
     Certificate,
@@ -30,5 +30,6 @@ __all__ = [
     "Sample",
     "rate_of",
     "results_of",
+    "thumbnails",
     "write_report",
 ]

@@ -1,0 +1,147 @@
+"""The page as the command serves it, in a process of its own, asked over HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lcmem_filter.app import check_gradio
+from lcmem_filter.cli.main import main
+from lcmem_filter.errors import MissingExtraError
+
+needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
+
+
+@dataclass
+class Served:
+    """A running command and its address."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    def get(self, path: str = "") -> str:
+        """What lies at ``path``."""
+        with urllib.request.urlopen(self.address + path, timeout=120) as answer:
+            return str(answer.read().decode())
+
+    def post(self, path: str, content: bytes, kind: str) -> Any:
+        """The answer to ``content``, which is JSON."""
+        request = urllib.request.Request(self.address + path, content, {"Content-Type": kind})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)
+
+    def call(self, name: str, *values: Any) -> Any:
+        """What the page's function ``name`` gives for ``values``."""
+        given = json.dumps({"data": values}).encode()
+        event = self.post(f"gradio_api/call/{name}", given, "application/json")["event_id"]
+        last = self.get(f"gradio_api/call/{name}/{event}").strip().split("\n\n")[-1]
+        assert last.startswith("event: complete"), last
+        return json.loads(last.split("data: ", 1)[1])
+
+    def upload(self, file: Path) -> dict[str, Any]:
+        """Send a file, and return what a function takes for it."""
+        mark = uuid.uuid4().hex
+        head = f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{file.name}"\r\n\r\n'
+        content = head.encode() + file.read_bytes() + f"\r\n--{mark}--\r\n".encode()
+        (path,) = self.post("gradio_api/upload", content, f"multipart/form-data; boundary={mark}")
+        return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture(scope="module")
+def served(folder) -> Iterator[Served]:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "lcmem_filter",
+        "app",
+        "index",
+        "--pipeline",
+        "pipeline",
+        "--device",
+        "cpu",
+    ]
+    command += ["--training", "train", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if found := re.search(r"the page is at (http://\S+);", line):
+            yield Served(process, found[1])
+            break
+    else:
+        pytest.fail("".join(said))
+    process.send_signal(signal.SIGINT)
+    process.stderr.close()
+    assert process.wait(60) == 0
+
+
+@needs_gradio
+def test_is_served_to_this_machine_only_and_loads_nothing_from_elsewhere(served):
+    assert served.address.startswith("http://127.0.0.1:")
+    page = served.get()
+    assert "Is it a copy?" in page
+    assert re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page) == []
+    config = json.loads(served.get("config"))
+    assert config["analytics_enabled"] is False
+    assert "12 training images of index" in json.dumps(config)
+
+
+@needs_gradio
+def test_an_image_is_judged(served, folder):
+    picture, said = served.call("examine", served.upload(folder / "train" / "005.png"))
+    assert "<strong>Match</strong>" in said and "005.png" in said and said.count("data:image/jpeg") == 5
+    assert picture["path"]
+    assert served.call("examine", None) == [None, ""]
+
+
+@needs_gradio
+def test_a_file_that_is_no_picture_is_told(served, tmp_path):
+    (tmp_path / "broken.png").write_text("no picture")
+    picture, said = served.call("examine", served.upload(tmp_path / "broken.png"))
+    assert picture is None and "Not checked" in said and "cannot be read" in said
+
+
+@needs_gradio
+def test_a_prompt_is_drawn(served):
+    drawn = [served.call("draw", "a cat", 2, seed) for seed in range(4)]
+    assert all((picture is not None) == ("No match" in said) for picture, said in drawn)
+    assert all("drawn by" in said for _, said in drawn)
+
+
+@needs_gradio
+def test_without_a_pipeline_there_is_nothing_to_draw(folder):
+    code = (
+        "from lcmem_filter.app import Examiner, build_app; from lcmem_filter import MemorizationIndex; "
+        "page = build_app(Examiner(MemorizationIndex.load('index'))); "
+        "print([one.api_name for one in page.fns.values()])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == "['examine']", done.stderr
+
+
+def test_without_gradio_the_extra_is_named_before_anything_is_loaded(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'lcmem_filter\[app\]'"):
+        check_gradio()
+    assert main(["app", "no-such-index"]) == 2
+    err = capsys.readouterr().err
+    assert "pip install 'lcmem_filter[app]'" in err and err.count("\n") == 1
