@@ -117,6 +117,56 @@ def _interval(value: float, interval: list[float]) -> str:
     return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
+def ladder() -> str:
+    """What each rung does for memorised prompts, from the results file of ``benchmarks/ladder``."""
+    path = RESULTS / "ladder.json"
+    if not path.exists():
+        return "The ladder has not been measured yet.\n"
+    results = json.loads(path.read_text())
+    columns = ["drawn again by", "freed", "by the first", "copies that passed", "attempts", "time a sample"]
+    rows = [
+        f"| {_rungs(row)} | {_share(row['freed'])} | {row['freed_by_attempt'][0]['count']} "
+        f"| {_share(row['accepted_but_copies'])} | {row['mean_attempts']:.1f} "
+        f"| {row['processor_seconds_a_sample']:.1f} s |"
+        for row in results["ladders"]
+    ]
+    note = f"\nFrom [ladder.json](benchmarks/results/ladder.json), {results['about']}\n"
+    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
+
+
+def _rungs(row: dict[str, Any]) -> str:
+    names = ", ".join(f"`{name}`" for name in row["rungs"])
+    return f"{names} (the default)" if row["label"] == "default ladder" else names
+
+
+def early_stop() -> str:
+    """Steps saved and samples lost, from the results file of ``benchmarks/early_stop``."""
+    path = RESULTS / "early_stop.json"
+    if not path.exists():
+        return "Early stop has not been measured yet.\n"
+    results = json.loads(path.read_text())
+    columns = [
+        "scheduler",
+        "memorised samples stopped",
+        "their steps saved",
+        "drawn one by one",
+        "accepted samples lost",
+    ]
+    rows = [
+        f"| {row['label']} | {_share(row['memorised']['stopped'])} "
+        f"| {_mean(row['memorised']['steps_saved'])} "
+        f"| {_mean(row['memorised']['steps_saved_if_drawn_one_by_one'])} "
+        f"| {_share(row['innocent']['accepted_lost'])} |"
+        for row in results["schedulers"]
+    ]
+    note = f"\nFrom [early_stop.json](benchmarks/results/early_stop.json): {results['about']}\n"
+    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
+
+
+def _mean(value: dict[str, Any]) -> str:
+    return _interval(value["mean"], value["interval"])
+
+
 def pipelines() -> str:
     """The families of pipelines that the tests run over."""
     from tests.pipeline.families import families
@@ -134,7 +184,9 @@ def pipelines() -> str:
 GENERATORS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "detection": detection,
+    "early_stop": early_stop,
     "filters": filters,
+    "ladder": ladder,
     "pipelines": pipelines,
 }
 

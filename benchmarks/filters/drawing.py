@@ -69,8 +69,8 @@ def draw(pipe: Any, samples: list[Sample], log: Callable[[str], None] = print, *
     return Drawn(torch.cat(latents), np.concatenate(images), decisions, time.perf_counter() - start)
 
 
-def call(pipe: Any, samples: list[Sample], **settings: Any) -> tuple[Any, torch.Tensor]:
-    """One call of the pipeline; its output, and the latents after the last step of the first pass."""
+def call(pipe: Any, samples: list[Sample], **settings: Any) -> tuple[Any, Any]:
+    """One call of the pipeline; its output, and the latents after the last step of the first pass, if there was one."""
     seen: list[torch.Tensor] = []
 
     def look(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def call(pipe: Any, samples: list[Sample], **settings: Any) -> tuple[Any, torch.
         callback_on_step_end=look,
         **settings,
     )
-    return output, seen[0] / pipe.vae.config.scaling_factor
+    return output, seen[0] / pipe.vae.config.scaling_factor if seen else None
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from data import RESOLUTION, Row, data_folder
 
 import lcmem_filter
 
+HELD_OUT, RATE = 300, 0.01  # images that calibrate the small index, and the share of them that it may reject
+
 
 def open_rows(rows: Sequence[Row], path: Path) -> Any:
     """Write the rows into one Parquet file, images as they are, and open it with the package."""
@@ -34,6 +36,17 @@ def open_rows(rows: Sequence[Row], path: Path) -> Any:
         info += '"identity": {"dtype": "string", "_type": "Value"}}}}'
         pq.write_table(table.replace_schema_metadata({"huggingface": info}), path, row_group_size=256)
     return lcmem_filter.open_images(path, image_column="image", identity_column="identity", id_column="key")
+
+
+def small_index(rows: dict[str, list[Row]], encoder: Any, head: str, cache: Path) -> Any:
+    """The index of the pipeline's training images alone, calibrated; kept in ``cache``."""
+    index = build_index(
+        open_rows(rows["pipeline"], cache / "pipeline.parquet"), encoder, head, cache / "index"
+    )
+    if index.calibration is None:
+        held_out = open_rows(rows["calibration"][:HELD_OUT], cache / "calibration.parquet")
+        lcmem_filter.calibrate(index, held_out, false_rejection_rate=RATE)
+    return index
 
 
 def build_index(source: Any, encoder: Any, head: str, output: Path) -> Any:

@@ -26,6 +26,23 @@ def share(hits: np.ndarray, clusters: Sequence[str] | None = None) -> dict[str, 
     return result
 
 
+def mean(values: np.ndarray, clusters: Sequence[str], draws: int = 2000) -> dict[str, Any]:
+    """The mean of ``values`` (n,) with a 95 % interval from drawing clusters again."""
+    groups = [values[[cluster == name for cluster in clusters]] for name in sorted(set(clusters))]
+    draw = np.random.default_rng(0)
+    means = [
+        np.concatenate([groups[i] for i in draw.integers(len(groups), size=len(groups))]).mean()
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return {
+        "mean": float(values.mean()),
+        "n": len(values),
+        "clusters": len(groups),
+        "interval": [float(low), float(high)],
+    }
+
+
 def wilson(proportion: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """The Wilson score interval of a proportion of ``n`` samples."""
     centre = (proportion + z * z / (2 * n)) / (1 + z * z / n)

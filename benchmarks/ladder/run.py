@@ -26,32 +26,30 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "filters"))
 
 from copies import CopyJudge
-from data import split_rows, vae_folder
-from drawing import Sample, draw, load_pipeline
+from data import Row, split_rows, vae_folder
+from drawing import Drawn, Sample, draw, load_pipeline
 from provenance import provenance
 from run import read_pictures
-from sources import build_index, open_rows
+from sources import RATE, small_index
 from stats import share
+from worth import Worth
 
 import lcmem_filter
+from lcmem_filter.errors import MissingExtraError
 from lcmem_filter.pipeline import MemorizationWarning
 from lcmem_filter.pipeline.rungs import DEFAULT_LADDER, RUNGS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ladder.json"
-ATTEMPTS, HELD_OUT, RATE = 4, 300, 0.01
+ATTEMPTS = 4
 
 
 def main() -> None:
     arguments = _parse()
     torch.set_num_threads(1)
-    rows, cache = split_rows(), arguments.cache
+    rows = split_rows()
     pipe = load_pipeline(arguments.pipeline)
     encoder = lcmem_filter.load_encoder(vae_folder())
-    source = open_rows(rows["pipeline"], cache / "pipeline.parquet")
-    index = build_index(source, encoder, arguments.head, cache / "index")
-    if index.calibration is None:
-        held_out = open_rows(rows["calibration"][:HELD_OUT], cache / "calibration.parquet")
-        lcmem_filter.calibrate(index, held_out, false_rejection_rate=RATE)
+    index = small_index(rows, encoder, arguments.head, arguments.cache)
     judge = CopyJudge(
         read_pictures(rows["pipeline"]),
         [row.identity for row in rows["pipeline"]],
@@ -63,12 +61,18 @@ def main() -> None:
     samples = memorised(pipe, index, judge, samples)
     log(f"{len(samples)} of {len(captions)} prompts give a memorised image")
     ladders = {name: (name,) for name in RUNGS} | {"default ladder": DEFAULT_LADDER}
-    table = [through(pipe, index, judge, samples, label, rungs) for label, rungs in ladders.items()]
+    folder = arguments.cache / "ladders" / f"{len(samples)}-{index.fingerprint[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = [through(pipe, index, judge, samples, label, rungs, folder) for label, rungs in ladders.items()]
+    worth = measured_worth(pipe, rows, arguments.cache)
+    if worth is not None:
+        table = [row | {"worth": of_freed(worth, folder / f"{row['label']}.npz")} for row in table]
     results = {
         "about": f"{len(samples)} prompts whose first image is memorised, by the filter and by the judge; "
         f"drawn again up to {ATTEMPTS} times; an index of the pipeline's {len(index)} training images; "
         "shares with 95 % intervals.",
         "ladders": table,
+        "worth_of_reference": None if worth is None else worth.reference(),
         "judge": {"threshold": judge.threshold},
         "calibration": {
             "false_rejection_rate": RATE,
@@ -81,6 +85,22 @@ def main() -> None:
     log(f"wrote {RESULTS}")
 
 
+def measured_worth(pipe: Any, rows: dict[str, list[Row]], cache: Path) -> Worth | None:
+    """What measures freed images; ``None`` where EfficientNet-Lite0's packages are not installed."""
+    try:
+        return Worth(pipe, rows, cache)
+    except MissingExtraError as error:
+        log(f"prompt alignment and quality are not measured: {error}")
+        return None
+
+
+def of_freed(worth: Worth, path: Path) -> dict[str, Any]:
+    """What the freed images in ``path`` are worth."""
+    with np.load(path) as kept:
+        freed = kept["freed"]
+        return worth(kept["images"][freed], kept["prompts"][freed].tolist())
+
+
 def memorised(pipe: Any, index: Any, judge: CopyJudge, samples: list[Sample]) -> list[Sample]:
     """Those of ``samples`` that the filter rejects and the judge calls copies."""
     pipe.with_memorization_filter(index, on_memorized="flag")
@@ -91,22 +111,43 @@ def memorised(pipe: Any, index: Any, judge: CopyJudge, samples: list[Sample]) ->
 
 
 def through(
-    pipe: Any, index: Any, judge: CopyJudge, samples: list[Sample], label: str, rungs: tuple[str, ...]
+    pipe: Any,
+    index: Any,
+    judge: CopyJudge,
+    samples: list[Sample],
+    label: str,
+    rungs: tuple[str, ...],
+    folder: Path,
 ) -> dict[str, Any]:
-    """Draw memorised samples through one ladder, and judge what comes back."""
+    """Draw memorised samples through one ladder, and judge what comes back; from ``folder`` where that was done."""
+    kept = folder / f"{label}.json"
+    if kept.exists():
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
     pipe.with_memorization_filter(index, rungs=rungs, max_resamples=ATTEMPTS)
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MemorizationWarning)
         drawn = draw(pipe, samples, log)
     seconds = time.process_time() - start
+    row, freed = report(drawn, judge(drawn.images).copied, seconds)
+    row = {"label": label, "rungs": list(rungs), **row}
+    log(
+        f"{label}: freed {row['freed']['share']:.2f}, copies that passed {row['accepted_but_copies']['count']}, "
+        f"{row['processor_seconds_a_sample']:.1f} s a sample"
+    )
+    prompts = np.array([sample.prompt for sample in samples])
+    np.savez_compressed(kept.with_suffix(".npz"), images=drawn.images, freed=freed, prompts=prompts)
+    kept.write_text(json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def report(drawn: Drawn, copied: np.ndarray, seconds: float) -> tuple[dict[str, Any], np.ndarray]:
+    """The figures of one ladder, and which samples (n,) it freed."""
     accepted = np.array([decision.accepted is True for decision in drawn.decisions])
     attempts = np.array([decision.attempts for decision in drawn.decisions])
-    copied = judge(drawn.images).copied
     freed = accepted & ~copied
     row = {
-        "label": label,
-        "rungs": list(rungs),
         "freed": share(freed),
         "freed_by_attempt": [share(freed & (attempts <= 1 + k)) for k in range(1, ATTEMPTS + 1)],
         "accepted": share(accepted),
@@ -115,13 +156,9 @@ def through(
             Counter(d.rung for d, free in zip(drawn.decisions, freed, strict=True) if free)
         ),
         "mean_attempts": float(attempts.mean()),
-        "processor_seconds_a_sample": seconds / len(samples),
+        "processor_seconds_a_sample": seconds / len(freed),
     }
-    log(
-        f"{label}: freed {row['freed']['share']:.2f}, copies that passed {int((accepted & copied).sum())}, "
-        f"{row['processor_seconds_a_sample']:.1f} s a sample"
-    )
-    return row
+    return row, freed
 
 
 def log(line: str) -> None:
