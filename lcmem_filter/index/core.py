@@ -257,7 +257,9 @@ class MemorizationIndex:
         stored = self.embeddings(rows).to(queries.device)
         similarity = torch.einsum("bd,bkd->bk", queries, stored)
         if not torch.isfinite(similarity).all():
-            raise CorruptArtifactError(f"index {self.path} gave a similarity that is not finite; build it again")
+            raise CorruptArtifactError(
+                f"index {self.path} gave a similarity that is not finite; build it again"
+            )
         similarity, order = similarity.clamp(-1, 1).sort(dim=1, descending=True, stable=True)
         return Hits(rows.gather(1, order), similarity)
 
