@@ -86,7 +86,7 @@ def test_an_exact_copy_scores_one_however_often_it_stands_in_the_index(times, ot
 
 def test_a_close_copy_of_an_image_that_stands_in_the_index_often_still_stands_out():
     similarity = torch.full((1, SHORTLIST), 0.95)
-    assert combine(similarity, similarity).max() > 0.7
+    assert combine(similarity, similarity).max() > 0.6  # thresholds of the shipped head lie near 0.53
 
 
 def test_the_statistic_rises_with_either_similarity():
