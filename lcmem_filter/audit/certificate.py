@@ -6,6 +6,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..calibration import Judged, judge_images
 from ..filter import MemorizationFilter
@@ -13,7 +14,7 @@ from ..images import ImageSource
 from ..latents import Encoder
 from ..report import Certificate, Measured, rate_of
 from ..types import Decision
-from .near_duplicates import DESCRIPTION, near_duplicates_of
+from .near_duplicates import DESCRIPTION, GENERATED, generated_near_duplicates_of, near_duplicates_of
 
 SENSITIVITY_IMAGES = 100
 SENSITIVITY_SEEDS = 3
@@ -30,7 +31,7 @@ class Judge:
     progress: bool
 
     def decide(self, source: ImageSource, description: str) -> Iterator[tuple[Judged, Decision]]:
-        """A decision for each image of ``source`` that can be read."""
+        """A decision for each image of ``source`` that can be read and judged."""
         rows = range(len(source))
         judged = judge_images(
             self.filter.index,
@@ -47,7 +48,12 @@ class Judge:
 
 
 def certify(
-    judge: Judge, training: ImageSource | None, unseen: ImageSource | None, images: int, seeds: int
+    judge: Judge,
+    training: ImageSource | None,
+    unseen: ImageSource | None,
+    images: int,
+    seeds: int,
+    image_to_image: Any = None,
 ) -> Certificate:
     """Measure what can be measured with the data that are given.
 
@@ -56,24 +62,30 @@ def certify(
         unseen: Real images that neither the pipeline nor the calibration saw, for specificity.
         images: Training images that near-duplicates are made of, drawn at random, always the same.
         seeds: Near-duplicates of each.
+        image_to_image: The pipeline, unfiltered, to draw near-duplicates from the pictures; without it they are made
+            by transformations in pixels.
     """
-    sensitivity, consistency = _near_duplicates(judge, training, images, seeds)
+    sensitivity, consistency = _near_duplicates(judge, training, images, seeds, image_to_image)
     return Certificate(sensitivity, _specificity(judge, unseen), consistency)
 
 
 def _near_duplicates(
-    judge: Judge, training: ImageSource | None, images: int, seeds: int
+    judge: Judge, training: ImageSource | None, images: int, seeds: int, image_to_image: Any
 ) -> tuple[Measured, Measured]:
     if training is None:
-        missing = Measured(None, "To have it measured, name the training data (--training DATA).")
-        return missing, missing
-    indexed = {record.id for record in judge.filter.index.records}
+        return _neither("To have it measured, name the training data (--training DATA).")
+    index = judge.filter.index
+    indexed = {record.id for record in index.records}
     rows = [row for row, record in enumerate(training.records) if record.id in indexed]
     rows = sorted(random.Random(0).sample(rows, min(images, len(rows))))
     if not rows:
-        missing = Measured(None, "None of the training data that were named have an id that the index knows.")
-        return missing, missing
-    source = near_duplicates_of(training, rows, seeds)
+        return _neither("None of the training data that were named have an id that the index knows.")
+    if image_to_image is None:
+        how = f"made by mild transformations of the picture, not by a generator: {DESCRIPTION}"
+        source = near_duplicates_of(training, rows, seeds)
+    else:
+        how = GENERATED
+        source = generated_near_duplicates_of(training, rows, seeds, image_to_image, index.resolution)
     found: dict[int, list[bool]] = {}
     named = 0
     for one, decision in judge.decide(source, "near-duplicates"):
@@ -81,19 +93,29 @@ def _near_duplicates(
         found.setdefault(row, []).append(not decision.accepted)
         nearest = decision.neighbours[0].id
         named += not decision.accepted and nearest == training.records[row].id
+    whole = [each for each in found.values() if len(each) == seeds]
+    if not whole:
+        return _neither(f"None of the {len(rows)} training images that were drawn could be read and judged.")
     flat = [rejected for each in found.values() for rejected in each]
     sensitivity = Measured(
         rate_of(sum(flat), len(flat)),
-        f"{seeds} near-duplicates of each of {len(found)} training images, made by mild transformations of the "
-        f"picture, not by a generator: {DESCRIPTION}.",
+        f"{seeds} near-duplicates of each of {len(found)} training images, {how}."
+        + _left_out(len(source) - len(flat)),
         {"that very training image named as the nearest": rate_of(named, len(flat))},
     )
-    same = sum(len(set(each)) == 1 for each in found.values())
     consistency = Measured(
-        rate_of(same, len(found)),
+        rate_of(sum(len(set(each)) == 1 for each in whole), len(whole)),
         f"Training images whose {seeds} near-duplicates, each made with another seed, all got the same decision.",
     )
     return sensitivity, consistency
+
+
+def _neither(why: str) -> tuple[Measured, Measured]:
+    return Measured(None, why), Measured(None, why)
+
+
+def _left_out(count: int) -> str:
+    return f" Left out: {count:,} that could not be read or judged." if count else ""
 
 
 def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
@@ -104,7 +126,7 @@ def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
         )
     decisions = [decision for _, decision in judge.decide(unseen, "unseen images")]
     if not decisions:
-        return Measured(None, f"None of the {len(unseen)} unseen images could be read.")
+        return Measured(None, f"None of the {len(unseen)} unseen images could be read and judged.")
     known = judge.filter.calibration.scores
     again = sum(_stands_in(known, decision.score) for decision in decisions)
     if 2 * again > len(decisions):
@@ -116,7 +138,8 @@ def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
     promised = judge.filter.calibration.false_rejection_rate
     return Measured(
         rate_of(sum(bool(decision.accepted) for decision in decisions), len(decisions)),
-        f"Real images that neither the model nor the calibration saw; {100 * (1 - promised):.4g}% was promised.",
+        f"Real images that neither the model nor the calibration saw; {100 * (1 - promised):.4g}% was promised."
+        + _left_out(len(unseen) - len(decisions)),
         p_values=tuple(decision.p_value for decision in decisions),
     )
 

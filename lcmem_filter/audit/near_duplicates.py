@@ -1,12 +1,16 @@
-"""Near-duplicates of a picture, such as a model that memorised it may give back: mild transformations in pixels."""
+"""Near-duplicates of a picture, such as a model that memorised it may give back: mild transformations in pixels, or
+what the model itself makes of it."""
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from ..images import ImageRecord, ImageSource
@@ -14,6 +18,10 @@ from ..images import ImageRecord, ImageSource
 DESCRIPTION = (
     "zoomed in by up to 6%, shifted by up to 3%, turned by up to 4 degrees, brightness and contrast changed by up to "
     "10%, half of them mirrored, a third slightly blurred, all saved as JPEG"
+)
+STRENGTH, STEPS = 0.3, 30
+GENERATED = (
+    f"drawn from it by the pipeline without a prompt (image to image, strength {STRENGTH:g}, {STEPS} steps)"
 )
 BORDER = 0.2
 """Share of the longer side that a picture is extended by before it is moved."""
@@ -52,11 +60,41 @@ def _moved(image: Image.Image, draw: np.random.Generator) -> Image.Image:
 
 def near_duplicates_of(source: ImageSource, rows: Sequence[int], seeds: int) -> ImageSource:
     """``seeds`` near-duplicates of each of ``rows``: all of the first row, then all of the second, and so on."""
+    return _made_of(source, rows, seeds, near_duplicate)
 
+
+def generated_near_duplicates_of(
+    source: ImageSource, rows: Sequence[int], seeds: int, image_to_image: Any, resolution: int
+) -> ImageSource:
+    """The same, each drawn by a model from the picture with a seed of its own, as ``GENERATED`` has it.
+
+    Args:
+        image_to_image: A diffusers pipeline that takes ``image`` and ``strength``, without a filter.
+        resolution: Side in pixels that it gets pictures at, squashed.
+    """
+    named = inspect.signature(type(image_to_image).__call__).parameters
+    prompt = {"prompt": ""} if "prompt" in named else {}
+
+    def drawn(image: Image.Image, seed: int) -> Image.Image:
+        found = image_to_image(
+            **prompt,
+            image=image.resize((resolution, resolution), Image.Resampling.LANCZOS),
+            strength=STRENGTH,
+            num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return found.images[0]
+
+    return _made_of(source, rows, seeds, drawn)
+
+
+def _made_of(
+    source: ImageSource, rows: Sequence[int], seeds: int, make: Callable[[Image.Image, int], Image.Image]
+) -> ImageSource:
     def read(position: int) -> bytes:
         row, seed = rows[position // seeds], position % seeds
         buffer = io.BytesIO()
-        near_duplicate(source.image(row), 1000 * row + seed).save(buffer, "PNG", compress_level=1)
+        make(source.image(row), 1000 * row + seed).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
     records = [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -49,6 +50,7 @@ def audit_images(
     false_discovery_rate: float = 0.1,
     sensitivity_images: int = SENSITIVITY_IMAGES,
     sensitivity_seeds: int = SENSITIVITY_SEEDS,
+    image_to_image: Any = None,
     progress: bool = True,
 ) -> Audit:
     """Look for copies of training images in a finished set, and measure how far the answer can be trusted.
@@ -64,6 +66,8 @@ def audit_images(
         false_discovery_rate: Share of false alarms that is allowed among the discoveries, in (0, 1).
         sensitivity_images: Training images that near-duplicates are made of.
         sensitivity_seeds: Near-duplicates of each.
+        image_to_image: A diffusers pipeline, unfiltered, that draws the near-duplicates from the training pictures;
+            without it they are made by transformations in pixels.
         progress: Show progress on stderr.
 
     Raises:
@@ -92,7 +96,7 @@ def audit_images(
         samples,
         judge.filter.calibration,
         false_discovery_rate=false_discovery_rate,
-        certificate=certify(judge, training, unseen, sensitivity_images, sensitivity_seeds),
+        certificate=certify(judge, training, unseen, sensitivity_images, sensitivity_seeds, image_to_image),
         duplicates=duplicates,
         allow_list=entries,
     )

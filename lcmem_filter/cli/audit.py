@@ -8,15 +8,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._data import (
     DATA,
     add_column_arguments,
     add_device_argument,
     add_encoder_arguments,
+    add_pipeline_arguments,
     open_encoder,
     open_index,
+    open_pipeline,
     open_source,
 )
 
@@ -42,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the training data: with --index, the images that it was built from, to show them in the report and to "
         "measure sensitivity on near-duplicates of them; without, what is compared with, indexed on the fly",
     )
+    parser.add_argument(
+        "--pipeline",
+        metavar="PIPELINE",
+        help="with --training: diffusers folder or hub id of the pipeline, to draw the near-duplicates image to image "
+        "rather than make them in pixels",
+    )
+    add_pipeline_arguments(parser)
     parser.add_argument("--output", required=True, help="folder of report.html and report.json")
     parser.add_argument(
         "--unseen",
@@ -91,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
             unseen=unseen,
             allow_list=allowed,
             false_discovery_rate=args.false_discovery_rate,
+            image_to_image=_image_to_image(args) if args.pipeline else None,
         )
         written = write_report(
             audit.results,
@@ -144,6 +154,8 @@ def _misuse(args: argparse.Namespace) -> str:
     """What is wrong with the combination of options; empty where nothing is."""
     fly = {"--head": args.head, "--held-out": args.held_out, "--resolution": args.resolution}
     fly["--false-rejection-rate"] = args.false_rejection_rate
+    if args.pipeline and not args.training:
+        return "--pipeline draws near-duplicates of training images, so it needs --training DATA"
     if args.index:
         if given := [name for name, value in fly.items() if value is not None]:
             return f"{', '.join(given)} cannot be given with --index, which has its own; leave it out"
@@ -177,6 +189,24 @@ def _index(args: argparse.Namespace) -> Iterator[tuple[MemorizationIndex, Encode
         allow_unindexed=args.allow_unindexed,
     ) as index:
         yield index, encoder
+
+
+def _image_to_image(args: argparse.Namespace) -> Any:
+    """The pipeline that was named, as one that draws from pictures."""
+    from diffusers import AutoPipelineForImage2Image
+
+    from ..errors import UnsupportedPipelineError
+
+    pipe = open_pipeline(args)
+    try:
+        drawing = AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError as error:
+        raise UnsupportedPipelineError(
+            f"no pipeline of diffusers draws from pictures with the parts of {type(pipe).__name__}: {error}; "
+            "leave out --pipeline"
+        ) from error
+    drawing.set_progress_bar_config(disable=True)
+    return drawing
 
 
 def _salt(path: Path) -> bytes:

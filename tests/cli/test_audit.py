@@ -112,6 +112,8 @@ def test_a_second_folder_is_indexed_on_the_fly(audit, tmp_path):
         (["--index", "index", "--false-discovery-rate", "2"], "between 0 and 1"),
         (["--index", "index", "--unseen", "nowhere"], "nowhere"),
         (["--index", "nowhere"], "no index at nowhere"),
+        (["--index", "index", "--pipeline", "pipe"], "needs --training"),
+        (["--index", "index", "--training", "train", "--pipeline", "pipe"], "no pipeline could be loaded"),
     ],
 )
 def test_what_cannot_be_is_refused_with_2(audit, tmp_path, arguments, says):
