@@ -21,6 +21,7 @@ from lcmem_filter.verification import (
     aligned_similarity,
     alignments,
     combine,
+    local_similarity,
     relative_similarity,
     repeated,
     score_latents,
@@ -180,3 +181,24 @@ def test_what_cannot_be_judged_raises(tmp_path):
         score_latents(index, smooth(1, channels=8), "sd")
     with pytest.raises(LatentSpaceError, match="no stem for latent space 'flux'"):
         score_latents(index, smooth(1), "flux")
+
+
+def test_parts_find_each_other_wherever_they_lie():
+    torch.manual_seed(0)
+    tokens = torch.nn.functional.normalize(torch.randn(2, 9, 8), dim=-1)
+    shuffled = tokens[:, torch.randperm(9)]
+    found = local_similarity(tokens, torch.stack([shuffled, tokens.flip(0)], 1))
+    torch.testing.assert_close(found[:, 0], torch.ones(2))
+    assert found[:, 1].max() < 0.9
+    torch.testing.assert_close(
+        local_similarity(tokens, tokens[None]), torch.stack([found[0], found[1].flip(0)])
+    )
+
+
+def test_parts_without_weight_do_not_count():
+    torch.manual_seed(0)
+    query, stored = torch.nn.functional.normalize(torch.randn(2, 1, 9, 8), dim=-1)
+    stored[0, :5] = query[0, :5]
+    whole = local_similarity(query, stored[None])
+    weight = torch.cat([torch.ones(5), torch.full((4,), 1e-4)])[:, None]
+    assert local_similarity(query * weight, (stored * weight)[None]) > 0.999 > whole

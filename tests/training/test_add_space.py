@@ -64,6 +64,9 @@ def test_a_stem_learns_and_nothing_else_moves(
     after = add_space(before, "other", other, known, SOURCES, tmp_path / "after", STEM, **given)
     for name, value in before.state_dict().items():
         assert torch.equal(after.state_dict()[name], value), name
+    assert after.fingerprint_of("sd") == before.fingerprint_of("sd")
+    assert after.fingerprint_of("other") != short.fingerprint_of("other")
+    assert after.fingerprint != before.fingerprint
     untrained, learned = alike(short, known, other), alike(after, known, other)
     assert learned[0] > untrained[0] + 0.1 and learned[1] > untrained[1] + 0.1
     loaded = LCMemHead.from_pretrained(tmp_path / "after")
