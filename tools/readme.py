@@ -123,15 +123,25 @@ def ladder() -> str:
     if not path.exists():
         return "The ladder has not been measured yet.\n"
     results = json.loads(path.read_text())
-    columns = ["drawn again by", "freed", "by the first", "copies that passed", "attempts", "time a sample"]
+    reference = results.get("worth_of_reference")
+    columns = ["drawn again by", "freed", "at once", "copies that passed", "draws", "processor time"]
+    columns += ["show their domain", "distance to real images"] if reference else []
     rows = [
         f"| {_rungs(row)} | {_share(row['freed'])} | {row['freed_by_attempt'][0]['count']} "
-        f"| {_share(row['accepted_but_copies'])} | {row['mean_attempts']:.1f} "
-        f"| {row['processor_seconds_a_sample']:.1f} s |"
+        f"| {row['accepted_but_copies']['count']} | {row['mean_attempts']:.1f} "
+        f"| {row['processor_seconds_a_sample']:.1f} s |" + (_worth(row["worth"]) if reference else "")
         for row in results["ladders"]
     ]
-    note = f"\nFrom [ladder.json](benchmarks/results/ladder.json), {results['about']}\n"
+    note = f"\nFrom [ladder.json](benchmarks/results/ladder.json): {results['about']}\n"
     return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
+
+
+def _worth(worth: dict[str, Any]) -> str:
+    found, ratio = worth["shows_its_domain"], worth["distance_ratio"]
+    if ratio is None:
+        return " - | - |"
+    low, high = ratio["interval"]
+    return f" {found['count']} of {found['n']} | {ratio['mean']:.2f}x ({low:.2f} to {high:.2f}) |"
 
 
 def _rungs(row: dict[str, Any]) -> str:
