@@ -124,7 +124,14 @@ def ladder() -> str:
         return "The ladder has not been measured yet.\n"
     results = json.loads(path.read_text())
     reference = results.get("worth_of_reference")
-    columns = ["drawn again by", "freed", "at once", "copies that passed", "draws", "processor time"]
+    columns = [
+        "drawn again by",
+        "accepted, no copy to the judge",
+        "at once",
+        "accepted, a copy",
+        "draws",
+        "processor time",
+    ]
     columns += ["show their domain", "distance to real images"] if reference else []
     rows = [
         f"| {_rungs(row)} | {_share(row['freed'])} | {row['freed_by_attempt'][0]['count']} "
