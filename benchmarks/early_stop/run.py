@@ -5,7 +5,7 @@
 
 For each scheduler, thresholds are fitted on prompts that are not memorised, and measured on other seeds. Shares the
 index of ``benchmarks/ladder``, kept in ``--cache``; what was fitted and measured is kept there too and not repeated.
-Writes ``benchmarks/results/early_stop.json`` after each scheduler. About ten minutes on one core for the first, the
+Writes ``benchmarks/results/early_stop.json`` as it goes. About ten minutes on one core for the first, the
 index not included.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,46 +68,43 @@ def main() -> None:
     sizes = dict.fromkeys(arguments.schedulers, arguments.fewer)
     sizes[arguments.schedulers[0]] = arguments.first
     measured: list[dict[str, Any]] = []
+    about = {
+        "about": f"{STEPS} steps, guidance {GUIDANCE:g}; an index of the pipeline's {len(index)} training images; "
+        f"at most {BOUND:.0%} of accepted samples may be stopped; intervals of 95 %, those of memorised samples by "
+        "prompt.",
+        "bound": BOUND,
+        "judge": {"threshold": judge.threshold},
+        **provenance(arguments.pipeline, index),
+    }
     for name, size in sizes.items():
-        measured.append(one_scheduler(pipe, index, judge, rows["pipeline"], name, size, arguments.cache))
-        results = {
-            "about": f"{STEPS} steps, guidance {GUIDANCE:g}; an index of the pipeline's {len(index)} training images; "
-            f"at most {BOUND:.0%} of accepted samples may be stopped; shares with 95 % intervals, those of memorised "
-            "samples by prompt.",
-            "schedulers": measured,
-            "bound": BOUND,
-            "judge": {"threshold": judge.threshold},
-            **provenance(arguments.pipeline, index),
-        }
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        log(f"wrote {RESULTS}")
+        row: dict[str, Any] = {"label": name}
+        measured.append(row)
+        for part in one_scheduler(pipe, index, judge, rows["pipeline"], name, size, arguments.cache):
+            row |= part
+            if "innocent" in row:
+                RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(json.dumps({**about, "schedulers": measured}, indent=1) + "\n")
+    log(f"wrote {RESULTS}")
 
 
 def one_scheduler(
     pipe: Any, index: Any, judge: CopyJudge, rows: list[Row], name: str, size: Size, cache: Path
-) -> dict[str, Any]:
-    """Fit on some samples and measure on others, with one scheduler."""
+) -> Iterator[dict[str, Any]]:
+    """Fit on some samples and measure on others, with one scheduler; yields what is found, as it is found."""
     kind, options = SCHEDULERS[name]
     pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
-    stem = f"{cache}/early-stop-{kind}-{index.fingerprint[:8]}"
-    early = fitted(pipe, index, rows, size.fit, Path(f"{stem}-{size.fit}.json"))
+    stem = f"{cache}/early-stop-{kind}-{index.fingerprint[:8]}-{size.fit}"
+    early = fitted(pipe, index, rows, size.fit, Path(f"{stem}.json"))
     log(f"{name}: thresholds {[round(stage.calibration.threshold, 3) for stage in early.stages]}")
-    innocent = keep(
-        Path(f"{stem}-{size.fit}-innocent-{size.innocent}.json"),
-        lambda: steps.innocent(pipe, index, early, innocent_samples(rows, size.innocent), log),
-    )
+    yield {"scheduler": kind, "fit": describe(early, index)}
     memorised = keep(
-        Path(f"{stem}-{size.fit}-memorised-{size.prompts}-{size.seeds}.json"),
+        Path(f"{stem}-memorised-{size.prompts}-{size.seeds}.json"),
         lambda: steps.memorised(pipe, index, early, judge, memorised_batches(rows, size), log),
     )
-    return {
-        "label": name,
-        "scheduler": kind,
-        "fit": describe(early, index),
-        "memorised": memorised,
-        "innocent": innocent,
-    }
+    yield {"memorised": memorised}
+    samples, path = innocent_samples(rows, size.innocent), Path(f"{stem}-innocent.jsonl")
+    for found in steps.innocent(pipe, index, early, samples, path, log):
+        yield {"innocent": found}
 
 
 def fitted(pipe: Any, index: Any, rows: list[Row], accepted: int, path: Path) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,22 +61,42 @@ def memorised(
     }
 
 
-def innocent(pipe: Any, index: Any, early: Any, samples: list[Sample], log: Log) -> dict[str, Any]:
-    """Draw mixed batches: they are finished beside what is flagged, so that it shows which flags were wrong."""
+def innocent(
+    pipe: Any, index: Any, early: Any, samples: list[Sample], path: Path, log: Log
+) -> Iterator[dict[str, Any]]:
+    """Draw mixed batches: they are finished beside what is flagged, so that it shows which flags were wrong.
+
+    Decisions are kept in ``path`` and not made again; yields the figures after every batch.
+    """
     pipe.with_memorization_filter(index, on_memorized="reject", early_stop=early)
-    batches = [samples[first : first + BATCH] for first in range(0, len(samples), BATCH)]
-    _, decisions, _ = _draw(pipe, batches, log)
-    flagged = np.array([decision.flagged_at is not None for decision in decisions])
-    accepted = np.array([decision.accepted is True or decision.stopped for decision in decisions])
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if found:
+        yield _lost(found, early)
+    for first in range(len(found), len(samples), BATCH):
+        _, decisions, _ = _draw(pipe, [samples[first : first + BATCH]], log)
+        fresh = [
+            {name: getattr(one, name) for name in ("accepted", "flagged_at", "stopped")} for one in decisions
+        ]
+        with path.open("a") as file:
+            file.write("".join(json.dumps(one) + "\n" for one in fresh))
+        found += fresh
+        yield _lost(found, early)
+        log(f"{len(found)}/{len(samples)} innocent samples")
+
+
+def _lost(found: list[dict[str, Any]], early: Any) -> dict[str, Any]:
+    flagged = np.array([one["flagged_at"] is not None for one in found], bool)
+    accepted = np.array([one["accepted"] is True or one["stopped"] for one in found], bool)
     return {
-        "drawn": len(decisions),
+        "drawn": len(found),
         "rejected_in_the_end": int((~accepted).sum()),
         "flagged": share(flagged),
         "accepted_lost": share(flagged[accepted]),
-        "unfinished_counted_as_lost": sum(decision.stopped for decision in decisions),
+        "unfinished_counted_as_lost": sum(one["stopped"] for one in found),
         "accepted_lost_by_fraction": {
             f"{stage.fraction:g}": sum(
-                bool(ok) and d.flagged_at == stage.fraction for d, ok in zip(decisions, accepted, strict=True)
+                bool(ok) and one["flagged_at"] == stage.fraction
+                for one, ok in zip(found, accepted, strict=True)
             )
             for stage in early.stages
         },
