@@ -130,8 +130,9 @@ def _added(spaces: Mapping[str, Any]) -> str:
                 for kind in ("mild_copies", "same_identity")
             ),
         )
-        for one in spaces.values()
+        for space, one in spaces.items()
         for between, found in one["validation"].items()
+        if space in between.split(" in ")
     ]
     header = (
         "encoder",
