@@ -6,7 +6,8 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -52,30 +53,25 @@ class MemorizationFilter:
             AllowedIdsError: the index does not hold them, or they are given for another number of rows.
             FilterFailedError: the latents could not be judged; nothing may be returned to the user then.
         """
-        scored = self.score(latents, allowed_ids=allowed_ids)
-        allowed = Exemptions.of(allowed_ids, self.index).of_rows(len(scored))
-        decisions = [
-            replace(self.decide(sample), allowed_ids=ids) for sample, ids in zip(scored, allowed, strict=True)
-        ]
+        with _closed(latents):
+            scored = self.score(latents, allowed_ids=allowed_ids)
+            allowed = Exemptions.of(allowed_ids, self.index).of_rows(len(scored))
+            decisions = [
+                replace(self.decide(sample), allowed_ids=ids)
+                for sample, ids in zip(scored, allowed, strict=True)
+            ]
         self._warn_of_another_size(latents)
         return decisions
 
     def score(self, latents: torch.Tensor, *, allowed_ids: AllowedIds | None = None) -> list[Scored]:
         """What each row of ``latents`` is most like, before any threshold; arguments and errors as of ``judge``."""
-        try:
+        with _closed(latents):
             rows = latents.shape[0]
             scored = self._score(latents, Exemptions.of(allowed_ids, self.index).of_rows(rows))
             if len(scored) != rows:
                 raise FilterFailedError(
                     f"the filter made {len(scored)} decisions for {rows} latents; no image is returned"
                 )
-        except LcmemFilterError:
-            raise
-        except Exception as error:
-            raise FilterFailedError(
-                f"the filter could not judge latents of shape {tuple(latents.shape)}: {type(error).__name__}: {error}; "
-                "no image is returned"
-            ) from error
         return scored
 
     @property
@@ -135,6 +131,20 @@ class MemorizationFilter:
 
 def _times(size: tuple[int, ...]) -> str:
     return "x".join(map(str, size))
+
+
+@contextmanager
+def _closed(latents: torch.Tensor) -> Iterator[None]:
+    """Whatever goes wrong while ``latents`` are judged is a ``FilterFailedError``."""
+    try:
+        yield
+    except LcmemFilterError:
+        raise
+    except Exception as error:
+        raise FilterFailedError(
+            f"the filter could not judge latents of shape {tuple(latents.shape)}: {type(error).__name__}: {error}; "
+            "no image is returned"
+        ) from error
 
 
 def _calibration_for(index: MemorizationIndex, space: str) -> Calibration:
