@@ -176,7 +176,11 @@ def early_stop() -> str:
         f"| {_share(row['innocent']['accepted_lost'])} |"
         for row in results["schedulers"]
     ]
-    note = f"\nFrom [early_stop.json](benchmarks/results/early_stop.json): {results['about']}\n"
+    fitted = ", ".join(f"{row['fit']['accepted_samples']} ({row['label']})" for row in results["schedulers"])
+    note = (
+        f"\nFrom [early_stop.json](benchmarks/results/early_stop.json): {results['about']} Accepted samples that the "
+        f"thresholds rest on, none of those counted above: {fitted}.\n"
+    )
     return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
 
 
