@@ -188,6 +188,30 @@ def _mean(value: dict[str, Any]) -> str:
     return _interval(value["mean"], value["interval"])
 
 
+def audits() -> str:
+    """What an audit finds among drawn images and planted copies, from the results file of ``benchmarks/audit``."""
+    path = RESULTS / "audit.json"
+    if not path.exists():
+        return "Audits have not been measured yet.\n"
+    results = json.loads(path.read_text())
+    sets = results["sets"]
+    rows = [
+        f"| {kind} | "
+        + " | ".join(
+            "{} of {}".format(*one["matches_of_each_kind"].get(kind, (0, 0))) for one in sets.values()
+        )
+        + " |"
+        for kind in next(iter(sets.values()))["matches_of_each_kind"]
+    ]
+    head = f"| found | {' | '.join(f'{name} set' for name in sets)} |"
+    specificity = next(iter(sets.values()))["specificity"]
+    note = (
+        f"\nFrom [audit.json](benchmarks/results/audit.json): {results['about']} "
+        f"{specificity['count']} of {specificity['of']} further unseen images match nothing.\n"
+    )
+    return "\n".join([head, "| --- " * (1 + len(sets)) + "|", *rows]) + "\n" + note
+
+
 def pipelines() -> str:
     """The families of pipelines that the tests run over."""
     from tests.pipeline.families import families
@@ -203,6 +227,7 @@ def pipelines() -> str:
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
+    "audits": audits,
     "commands": commands,
     "detection": detection,
     "early_stop": early_stop,

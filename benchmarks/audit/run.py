@@ -138,7 +138,7 @@ def describe(results: Any, kinds: dict[str, str]) -> dict[str, Any]:
         "rate": asdict(results.rate),
         "chance": asdict(results.chance),
         "false_discovery": asdict(results.false_discovery),
-        "certificate": asdict(results.certificate) if results.certificate else None,
+        "specificity": asdict(results.certificate.specificity.rate),
     }
 
 
