@@ -45,6 +45,10 @@ def filters() -> str:
         f"| {_share(row['other_generations_rejected'])} | {_ratio(row['time_ratio'])} |"
         for row in results["filters"]
     ]
+    rows += [
+        f"| {row['label']} | - | - | - | {_ratio(row['time_ratio'])} |"
+        for row in results.get("time_only", ())
+    ]
     attached = "; ".join(
         f'{run["memorised_with_filter"]["count"]} with `on_memorized="{run["on_memorized"]}"`'
         for run in results["pipeline_with_lcmem"]
@@ -52,9 +56,26 @@ def filters() -> str:
     before = results["pipeline_with_lcmem"][0]["memorised_without_filter"]
     note = (
         f"\nCopies among all that the pipeline returns: {before['count']} of {before['n']} without the filter; "
-        f"{attached}.\n\nFrom [filters.json](benchmarks/results/filters.json), {results['about']}\n"
+        f"{attached}.\n\n{_by_prompts(results['filters'])}"
+        f"From [filters.json](benchmarks/results/filters.json), {results['about']}{_not_run(results)}\n"
     )
     return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
+
+
+def _by_prompts(rows: list[dict[str, Any]]) -> str:
+    """What filters that judge prompts reject of prompts, where the others reject images."""
+    judged = [
+        f"{row['label']}: {_share(row['held_out_prompts_rejected'])} of unseen images' captions, "
+        f"{_share(row['named_prompts_rejected'])} of captions that name whom such an image shows"
+        for row in rows
+        if "held_out_prompts_rejected" in row
+    ]
+    return f"Rejected by what judges prompts: {'; '.join(judged)}.\n\n" if judged else ""
+
+
+def _not_run(results: dict[str, Any]) -> str:
+    missing = [f"{label} ({why})" for label, why in results.get("not_run", {}).items()]
+    return f" Not measured: {'; '.join(missing)}." if missing else ""
 
 
 def detection() -> str:

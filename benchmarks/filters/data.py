@@ -99,6 +99,16 @@ def read_image(row: Row) -> Image.Image:
     return Image.open(io.BytesIO(value["bytes"])).convert("RGB")
 
 
+def own_caption(row: Row) -> str:
+    """A caption that names the row's identity, as duplicated images have it."""
+    name = row.identity.split("/")[-1].replace("_", " ").lower()
+    return {
+        "face": f"a press photo of {name}",
+        "xray": f"a chest x-ray of patient {name}",
+        "lesion": f"a photo of skin lesion {name}",
+    }[row.domain]
+
+
 @functools.cache
 def _images_of(file: str) -> Any:
     return pq.read_table(data_folder() / f"{file}.parquet", columns=["image"])["image"]
@@ -124,13 +134,7 @@ def _duplicate(rows: list[Row], draw: random.Random) -> list[Row]:
                 people.setdefault(row.identity, row)
         picked = list(people.values())[: often + sometimes]
         for i, row in enumerate(picked):
-            name = row.identity.split("/")[-1].replace("_", " ").lower()
-            who = {
-                "face": f"a press photo of {name}",
-                "xray": f"a chest x-ray of patient {name}",
-                "lesion": f"a photo of skin lesion {name}",
-            }[domain]
-            chosen[row.key] = (OFTEN if i < often else SOMETIMES, who)
+            chosen[row.key] = (OFTEN if i < often else SOMETIMES, own_caption(row))
     return [
         Row(row.key, row.identity, row.domain, chosen[row.key][1], chosen[row.key][0], row.file, row.position)
         if row.key in chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,18 +78,20 @@ def call(pipe: Any, samples: list[Sample], **settings: Any) -> tuple[Any, Any]:
             seen.append(values["latents"].clone())
         return {}
 
-    output = pipe(
-        [sample.prompt for sample in samples],
-        generator=[torch.Generator().manual_seed(sample.seed) for sample in samples],
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        height=RESOLUTION,
-        width=RESOLUTION,
-        output_type="np",
-        callback_on_step_end=look,
-        **settings,
-    )
+    output = pipe(**request(samples), output_type="np", callback_on_step_end=look, **settings)
     return output, seen[0] / pipe.vae.config.scaling_factor if seen else None
+
+
+def request(samples: Sequence[Sample]) -> dict[str, Any]:
+    """The arguments of a call that draws ``samples``, each from a generator of its own."""
+    return {
+        "prompt": [sample.prompt for sample in samples],
+        "generator": [torch.Generator().manual_seed(sample.seed) for sample in samples],
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "height": RESOLUTION,
+        "width": RESOLUTION,
+    }
 
 
 @torch.no_grad()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 import lcmem_filter
+from lcmem_filter.baselines import make_baseline
 from lcmem_filter.latents import canonical
 
 RATE = 0.01
 PIXEL_SIZE = 64
+BATCH = 64
 
 
 class Filter(Protocol):
@@ -94,13 +98,50 @@ class Pixels:
         return np.asarray(-torch.cdist(_small(images), self.rows).amin(1).numpy())
 
 
+class EfficientNetLite0:
+    """Decodes first: cosine of EfficientNet-Lite0's features with the nearest picture of the index.
+
+    Args:
+        pictures: uint8 (N, H, W, 3), the index's.
+        keys: What each of them is called, so that features kept for others are not taken for theirs.
+        kept: The file that the index's features are kept in.
+
+    Raises:
+        lcmem_filter.errors.MissingExtraError: the packages of the network are not installed.
+    """
+
+    label = "EfficientNet-Lite0 nearest neighbour"
+
+    def __init__(self, pictures: np.ndarray, keys: Sequence[str], kept: Path) -> None:
+        self.baseline = make_baseline("efficientnet_lite0")
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"keys": list(keys), "features": self._embed(pictures)}, kept)
+        stored: dict[str, Any] = torch.load(kept, weights_only=True)
+        if stored["keys"] != list(keys):
+            raise SystemExit(f"{kept} holds the features of other images; remove it, or give another --cache")
+        self.rows: torch.Tensor = stored["features"]
+        self.threshold = float("nan")
+
+    def scores(self, latents: torch.Tensor, images: np.ndarray) -> np.ndarray:
+        return np.asarray((self._embed(images) @ self.rows.T).amax(1).numpy())
+
+    def _embed(self, images: np.ndarray) -> torch.Tensor:
+        batches = [_channels_first(images[i : i + BATCH]) / 127.5 - 1 for i in range(0, len(images), BATCH)]
+        return torch.cat([self.baseline.embed(batch) for batch in batches])
+
+
 def fit_threshold(candidate: Filter, latents: torch.Tensor, images: np.ndarray) -> None:
     """Set the threshold that rejects at most ``RATE`` of images like these, by the rule of the package."""
-    scores = np.sort(candidate.scores(latents, images))[::-1]
+    candidate.threshold = threshold_of(candidate.scores(latents, images))
+
+
+def threshold_of(scores: np.ndarray) -> float:
+    """The threshold that at most ``RATE`` of what is exchangeable with these ``scores`` (n,) exceeds."""
     above = int(RATE * (len(scores) + 1))
     if above < 1:
-        raise SystemExit(f"{len(scores)} calibration images are too few for a rate of {RATE}")
-    candidate.threshold = float(scores[above - 1])
+        raise SystemExit(f"{len(scores)} scores to calibrate with are too few for a rate of {RATE}")
+    return float(np.sort(scores)[::-1][above - 1])
 
 
 def _unit(latents: torch.Tensor) -> torch.Tensor:
@@ -108,5 +149,9 @@ def _unit(latents: torch.Tensor) -> torch.Tensor:
 
 
 def _small(images: np.ndarray) -> torch.Tensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    pixels = _channels_first(images) / 255
     return torch.nn.functional.interpolate(pixels, size=(PIXEL_SIZE, PIXEL_SIZE), mode="area").flatten(1)
+
+
+def _channels_first(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,20 +17,37 @@ from stats import realised_range, share
 Real = dict[str, tuple[torch.Tensor, np.ndarray]]
 
 
+@runtime_checkable
+class Attaches(Protocol):
+    """What is timed at a place of its own in the pipeline."""
+
+    label: str
+
+    def attached(self, pipe: Any) -> AbstractContextManager[Any]:
+        """The pipeline's calls inside go through it; afterwards the pipeline is as before."""
+        ...
+
+
 def offline(
     candidate: Filter, real: Real, plain: Drawn, verdicts: Verdicts, samples: Sequence[Sample]
 ) -> dict[str, Any]:
     """Rates of one filter on real images and on the unfiltered run's samples."""
-    prompts = np.array([sample.prompt for sample in samples])
     rejected = rejections(candidate, plain.latents, plain.images)
-    copied = verdicts.copied
     return {
         "label": candidate.label,
         "threshold": candidate.threshold if np.isfinite(candidate.threshold) else None,
-        "memorised_returned": share(~rejected[copied], list(prompts[copied])),
+        **on_samples(rejected, verdicts.copied, samples),
         "held_out_rejected": share(rejections(candidate, *real["held_out"])),
-        "other_generations_rejected": share(rejected[~copied], list(prompts[~copied])),
         "mild_copies_of_training_images_missed": share(~rejections(candidate, *real["copies"])),
+    }
+
+
+def on_samples(rejected: np.ndarray, copied: np.ndarray, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Shares of the unfiltered run's samples: copies that pass, and others that do not; (n,) booleans."""
+    prompts = np.array([sample.prompt for sample in samples])
+    return {
+        "memorised_returned": share(~rejected[copied], list(prompts[copied])),
+        "other_generations_rejected": share(rejected[~copied], list(prompts[~copied])),
     }
 
 
@@ -74,7 +91,7 @@ def through_the_pipeline(
 
 
 def seconds_an_image(
-    pipe: Any, filters: Sequence[Filter], samples: list[Sample], repeats: int
+    pipe: Any, filters: Sequence[Filter | Attaches], samples: list[Sample], repeats: int
 ) -> dict[str, dict[str, Any]]:
     """Seconds an image, filters side by side on the same batches, and the ratio to no filter within each batch."""
     batches = [samples[i * BATCH : (i + 1) * BATCH] for i in range(repeats)]
@@ -122,7 +139,7 @@ def describe_calibration(lcmem: LCMem, given: int, tested: int) -> dict[str, Any
     }
 
 
-def _time(pipe: Any, candidate: Filter, batch: list[Sample]) -> float:
+def _time(pipe: Any, candidate: Filter | Attaches, batch: list[Sample]) -> float:
     with _attached(pipe, candidate):
         start = time.perf_counter()
         call(pipe, batch)
@@ -130,13 +147,16 @@ def _time(pipe: Any, candidate: Filter, batch: list[Sample]) -> float:
 
 
 @contextmanager
-def _attached(pipe: Any, candidate: Filter) -> Iterator[None]:
+def _attached(pipe: Any, candidate: Filter | Attaches) -> Iterator[None]:
     if isinstance(candidate, Nothing):
         yield
     elif isinstance(candidate, LCMem):
         pipe.with_memorization_filter(candidate.filter.index, on_memorized="flag")
         yield
         pipe.without_memorization_filter()
+    elif isinstance(candidate, Attaches):
+        with candidate.attached(pipe):
+            yield
     else:
         with watched_decoder(pipe, candidate.scores):
             yield

