@@ -31,6 +31,12 @@ _RECIPE: dict[str, dict[str, Any]] = {
     "temperature": {"type": float, "help": "of NT-Xent"},
     "spread": {"type": float, "help": "weight of the term that pushes strangers apart"},
     "resolution": {"type": int, "help": "side in pixels that images are squashed to before they are encoded"},
+    "further_resolutions": {
+        "type": int,
+        "nargs": "+",
+        "metavar": "PIXELS",
+        "help": "sides that images at least so large are encoded at too",
+    },
     "steps": {"type": int, "help": "optimiser steps"},
     "batch_pairs": {"type": int, "help": "pairs of one optimiser step, all processes together"},
     "learning_rate": {"type": float, "help": "peak of the cosine decay"},
@@ -41,6 +47,7 @@ _RECIPE: dict[str, dict[str, Any]] = {
     "mild_views": {"type": int, "help": "views as a memorising model returns them that stage 2 encodes"},
     "token_weight": {"type": float, "help": "weight of the loss on tokens; 0 for none"},
     "strong_views": {"type": int, "help": "strongly augmented views of each image that stage 2 encodes"},
+    "half_formed": {"type": float, "help": "stage 2: share of copies made to look half-denoised, in [0, 1]"},
     "hard_negatives": {"type": float, "help": "share of stage 2's groups that are neighbours of one image"},
     "stage2_steps": {"type": int, "help": "optimiser steps of stage 2"},
     "stage2_learning_rate": {"type": float, "help": "peak of stage 2"},
@@ -135,6 +142,8 @@ def _config(args: argparse.Namespace) -> Any:
     from ..training import AddSpaceConfig, TrainingConfig
 
     given = {name: getattr(args, name) for name in _RECIPE if hasattr(args, name)}
+    if "further_resolutions" in given:
+        given["further_resolutions"] = tuple(given["further_resolutions"])
     if not args.add_space:
         return TrainingConfig(**given)
     foreign = sorted(set(given) - {field.name for field in fields(AddSpaceConfig)})

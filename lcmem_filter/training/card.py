@@ -61,11 +61,11 @@ the median.
 
 - Mild copies here are {mild}; strongly transformed ones, where they stand in the table, are pictures turned to 20
   degrees, cropped to 40 % of their area, mirrored, relit, blurred, and saved as JPEG to quality 10. Other changes
-  were not measured.
+  were not measured. Half-formed copies are latents blurred, mixed with another image's and given coarse noise, as
+  a model returns what it only half remembers.
 - Where the table's last column is low, an identity is mostly missed when the index holds only other images of
   it: that nothing was found is no proof that a sample is new.
-- Encodings at other resolutions than {resolution} px are resized to the head's grid; it was not trained on
-  them.
+- Encodings at other resolutions are resized to the head's grid; it was trained on those at {resolutions} px.
 - Kinds of images other than those above were not measured.
 """
 
@@ -106,6 +106,9 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         threshold=best["threshold"],
         median=best["stranger_median"],
         resolution=config["resolution"],
+        resolutions=" and ".join(
+            str(side) for side in (config["resolution"], *config.get("further_resolutions", ()))
+        ),
     )
     (folder / "README.md").write_text(text)
 
@@ -155,6 +158,7 @@ def _metrics(best: Mapping[str, Any]) -> str:
     kinds = {
         "mild_copies": "mild copies",
         "transformed_copies": "strongly transformed copies",
+        "half_formed_copies": "half-formed copies",
         "same_identity": "another image of the identity",
     }
     kinds = {kind: name for kind, name in kinds.items() if best[kind]["per_set"]}

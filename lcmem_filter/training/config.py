@@ -27,6 +27,8 @@ class TrainingConfig:
         token_weight: Weight of NT-Xent between copies by the similarity of their tokens (``head.Description``).
         token_temperature: Of that.
         resolution: Side in pixels that images are squashed to before they are encoded.
+        further_resolutions: Sides in pixels that images at least so large are encoded at too; what such an encoding is
+            on the head's grid is a view of the image like another.
         steps: Optimiser steps.
         batch_pairs: Pairs of one optimiser step, over all processes and accumulated batches together.
         sets_per_batch: A batch is drawn from so many of the data sets, so that negatives are of one kind.
@@ -40,6 +42,8 @@ class TrainingConfig:
         stage: 1 or 2.
         mild_views: In stage 2, views of each image as a memorising model returns it that are encoded and cached.
         strong_views: In stage 2, strongly augmented views of each image that are encoded and cached.
+        half_formed: In stage 2, share of side b that is made to look as if a model had got no further than its
+            outlines (``views.half_formed``).
         stage2_steps: Optimiser steps of stage 2, in place of ``steps``.
         stage2_learning_rate: Peak of stage 2, in place of ``learning_rate``.
         stage2_same_image: Stage 2's ``same_image``.
@@ -59,6 +63,7 @@ class TrainingConfig:
     token_weight: float = 1.0
     token_temperature: float = 0.05
     resolution: int = 128
+    further_resolutions: tuple[int, ...] = ()
     steps: int = 4000
     batch_pairs: int = 128
     sets_per_batch: int = 2
@@ -72,6 +77,7 @@ class TrainingConfig:
     stage: Literal[1, 2] = 1
     mild_views: int = 1
     strong_views: int = 2
+    half_formed: float = 0.3
     stage2_steps: int = 1500
     stage2_learning_rate: float = 3e-4
     stage2_same_image: float = 0.7
@@ -93,10 +99,12 @@ class TrainingConfig:
         for name in (*counts, "stage2_steps", "strong_views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if any(side < 1 for side in self.further_resolutions):
+            raise ValueError(f"further_resolutions must be positive, got {self.further_resolutions}")
         for name in ("validation_fraction", "false_rejection_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
-        for name in ("same_image", "hard_negatives"):
+        for name in ("same_image", "hard_negatives", "half_formed"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("image_views", "mild_views", "spread", "token_weight"):
@@ -120,4 +128,4 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""
-        return asdict(self)
+        return {**asdict(self), "further_resolutions": list(self.further_resolutions)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..errors import DataError
+from ..errors import DataError, UnreadableImageError
 from ..head import SIZES
 from ..images import ImageSource
 from ..latents import Encoder
@@ -43,17 +43,20 @@ def prepare_data(
     grid = grid or int(SIZES[config.size]["grid"])
     mild, strong = (config.mild_views, config.strong_views) if config.stage == 2 else (0, 0)
 
-    def plans(images: Sequence[ImageSource], **views: int) -> dict[str, list[list[CachePlan]]]:
+    def plans(
+        images: Sequence[ImageSource], further: Sequence[int] = (), **views: int
+    ) -> dict[str, list[list[CachePlan]]]:
         def of(source: ImageSource, encoder: Encoder) -> list[CachePlan]:
-            numbered = [(0, "light"), *((v, kind) for kind in views for v in range(1, 1 + views[kind]))]
-            return [
-                CachePlan(cache, source, encoder, config.resolution, grid, view, config.seed, kind)
-                for view, kind in numbered
-            ]
+            def view(number: int, kind: str, resolution: int = config.resolution) -> CachePlan:
+                return CachePlan(cache, source, encoder, resolution, grid, number, config.seed, kind)
+
+            sides = [side if side <= _shorter_side(source) else config.resolution for side in further]
+            numbered = [view(v, kind) for kind in views for v in range(1, 1 + views[kind])]
+            return [view(0, "light"), *(view(0, "light", side) for side in sides), *numbered]
 
         return {space: [of(source, encoder) for source in images] for space, encoder in encoders.items()}
 
-    train = plans(sources, light=config.image_views, mild=mild, strong=strong)
+    train = plans(sources, config.further_resolutions, light=config.image_views, mild=mild, strong=strong)
     held = plans(validation, mild=min(mild, 1), strong=min(strong, 1))
     every = [plan for part in (train, held) for images in part.values() for views in images for plan in views]
     for encoder in encoders.values():
@@ -69,3 +72,13 @@ def prepare_data(
     if not len(held_out):
         raise DataError("every validation image is of an identity that is trained on; give images of others")
     return data, held_out
+
+
+def _shorter_side(source: ImageSource) -> int:
+    """Of the source's first image that can be read, in pixels."""
+    for row in range(len(source)):
+        try:
+            return min(source.image(row).size)
+        except UnreadableImageError:
+            continue
+    return 0

@@ -28,7 +28,7 @@ from .data import LatentSet, Pairs, PairSampler
 from .objective import Objective
 from .prepare import prepare_data
 from .validation import Validator, embed_all
-from .views import augment_latents, generator_for
+from .views import augment_latents, generator_for, half_formed
 from .weights import take_weights
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
@@ -272,10 +272,13 @@ class _Run:
         offsets = shared.random(part.stop - part.start)[rank * size : (rank + 1) * size]
         own = generator_for(self.config.seed, "augment", step, i, rank)
         sides = []
-        for space, images, views, clean in zip(
-            spaces, (pairs.a, pairs.b), (pairs.view_a, pairs.view_b), (0.5, 0.1), strict=True
+        half = self.config.half_formed if self.config.stage == 2 else 0.0
+        for space, images, views, clean, share in zip(
+            spaces, (pairs.a, pairs.b), (pairs.view_a, pairs.view_b), (0.5, 0.1), (0.0, half), strict=True
         ):
             latents = train.latents[space][images[rows], views[rows]].float().to(self.accelerator.device)
+            if share:
+                latents = half_formed(latents, own, share=share)
             moved = augment_latents(latents, own, clean=clean) if self.config.augment else latents
             sides.append(canonical(moved, moved.shape[-1]))
         device = self.accelerator.device
@@ -370,6 +373,7 @@ def _line(standing: Progress) -> str:
         f"{name} {entry[key]['overall']:.3f}"
         for name, key in (
             ("mild copies", "mild_copies"),
+            ("half-formed", "half_formed_copies"),
             ("transformed", "transformed_copies"),
             ("same identity", "same_identity"),
         )

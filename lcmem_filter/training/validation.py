@@ -15,10 +15,11 @@ from ..head import Description, LCMemHead
 from ..latents import canonical
 from ..verification import SHORTLIST, combine, local_similarity, repeats
 from .data import LatentSet
-from .views import generator_for
+from .views import generator_for, half_formed
 
 MOST_INDEX_ROWS = 20_000
 MOST_VALIDATION_ROWS = 5_000
+COPIES = ("mild", "strong", "half")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Validation:
             6 %, shifted to 3 %, with noise to 0.1.
         same_identity: Of images whose identity has another image in the index.
         transformed_copies: Of enrolled images strongly augmented before they were encoded; no queries in stage 1.
+        half_formed_copies: Of enrolled images of which a model returns no more than the outlines
+            (``views.half_formed``); no queries in stage 1.
         threshold: Mean score (``verification.combine``) above which a query counts as found, over the two halves.
         strangers: Identities that the threshold was set on, both halves together.
         stranger_median: Median cosine of an unseen identity's nearest neighbour.
@@ -53,6 +56,7 @@ class Validation:
     mild_copies: Recall
     same_identity: Recall
     transformed_copies: Recall
+    half_formed_copies: Recall
     threshold: float
     strangers: int
     stranger_median: float
@@ -121,12 +125,14 @@ class Validator:
         """Recall of samples of ``space`` in an index of ``index_space``."""
         device = torch.device(device)
         latents, views = self.validation.latents[space], self.validation.views
-        queries = {
+        queries: dict[str, torch.Tensor] = {
             kind: latents[:, views.index(kind)].float()
             for kind in ("clean", "mild", "strong")
             if kind in views
         }
         queries.setdefault("mild", mild_copies(queries["clean"], generator_for(self.seed, "mild")))
+        if "strong" in queries:
+            queries["half"] = half_formed(queries["clean"], generator_for(self.seed, "half-formed"))
         described: dict[str, Description] = {
             kind: describe_all(head, one, space, device) for kind, one in queries.items()
         }
@@ -158,7 +164,7 @@ class Validator:
         rank = max(int(self.rate * (len(unseen) + 1)), 1) - 1
         threshold = float(np.sort(unseen)[::-1][rank]) if len(unseen) else 1.0
         found = {}
-        for name, rows in (("mild", enrolled), ("strong", enrolled), ("clean", query)):
+        for name, rows in (*((kind, enrolled) for kind in COPIES), ("clean", query)):
             if name in described and len(rows):
                 scores, hits = score(_rows(described[name], rows))
                 right = number[hits.numpy()] == self._number[rows][:, None]
@@ -170,7 +176,7 @@ class Validator:
 
     def _recalls(self, halves: Sequence[_Half]) -> Validation:
         shares = {}
-        for name in ("mild", "clean", "strong"):
+        for name in (*COPIES, "clean"):
             found = np.full(len(self._number), np.nan)
             for half in halves:
                 if name in half.found:
@@ -184,6 +190,7 @@ class Validator:
             mild_copies=shares["mild"],
             same_identity=shares["clean"],
             transformed_copies=shares["strong"],
+            half_formed_copies=shares["half"],
             threshold=float(np.mean([half.threshold for half in halves])),
             strangers=len(nearest),
             stranger_median=float(np.median(nearest)) if len(nearest) else 0.0,

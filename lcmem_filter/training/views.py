@@ -14,6 +14,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 MOST_ZOOM = 0.75
 MOST_TURN = 14.0
 MOST_NOISE = 0.1
+MOST_SOFTNESS = 1.6
+MOST_OTHER = 0.35
 
 
 def generator_for(*key: object) -> np.random.Generator:
@@ -130,6 +132,52 @@ def augment_latents(latents: torch.Tensor, draw: np.random.Generator, *, clean: 
     noise = torch.from_numpy(draw.standard_normal(latents.shape, dtype=np.float32)).to(latents)
     level = torch.from_numpy(draw.uniform(0, MOST_NOISE, b)).to(latents)[:, None, None, None]
     return torch.where(untouched, latents, moved.lerp(soft, softness) + noise * level)
+
+
+def half_formed(latents: torch.Tensor, draw: np.random.Generator, *, share: float = 1.0) -> torch.Tensor:
+    """A copy as a model returns it that got no further than its outlines: washed out, detail and colours not its own.
+
+    Predictions of half-denoised samples are means over what could still become of them. So each latent is blurred (a
+    Gaussian to 1.6 cells), mixed with another of the batch (to 0.35), and given noise, fine (to 0.2) and coarse (to
+    0.35).
+
+    Args:
+        latents: (B, C, g, g), canonical.
+        draw: Where the changes are drawn from.
+        share: Share of the rows that are changed.
+
+    Returns:
+        (B, C, g, g), on the device of ``latents``; no longer normalised.
+    """
+    b = len(latents)
+
+    def level(most: float, least: float = 0.0) -> torch.Tensor:
+        return torch.from_numpy(draw.uniform(least, most, b)).to(latents)[:, None, None, None]
+
+    def noise(side: int) -> torch.Tensor:
+        drawn = draw.standard_normal((*latents.shape[:2], side, side), dtype=np.float32)
+        return torch.from_numpy(drawn).to(latents)
+
+    soft = _blurred(latents, torch.from_numpy(draw.uniform(0.4, MOST_SOFTNESS, b)).to(latents))
+    other = soft[torch.from_numpy(draw.permutation(b)).to(latents.device)]
+    side = latents.shape[-1]
+    coarse = F.interpolate(noise(max(side // 4, 2)), (side, side), mode="bicubic")
+    formed = latents.lerp(soft, level(1.0, 0.4)).lerp(other, level(MOST_OTHER))
+    formed = formed + noise(side) * level(0.2) + coarse * level(0.35)
+    changed = torch.from_numpy(draw.random(b) < share).to(latents.device)[:, None, None, None]
+    return torch.where(changed, formed, latents)
+
+
+def _blurred(latents: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
+    """Each of (B, C, g, g) by a Gaussian of its own standard deviation (B,), in cells."""
+    b, c, side, _ = latents.shape
+    radius = math.ceil(2 * MOST_SOFTNESS)
+    reach = torch.arange(-radius, radius + 1, device=latents.device)
+    kernel = torch.softmax(-0.5 * (reach / deviations[:, None]) ** 2, 1)
+    rows = F.pad(latents.reshape(1, b * c, side, side), (radius,) * 4, mode="replicate")
+    kernel = kernel.repeat_interleave(c, 0)[:, None]
+    rows = F.conv2d(F.conv2d(rows, kernel[:, :, None], groups=b * c), kernel[..., None], groups=b * c)
+    return rows.view(b, c, side, side)
 
 
 def _affine(rows: int, draw: np.random.Generator) -> np.ndarray:

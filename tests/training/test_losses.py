@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lcmem_filter.training.losses import nt_xent, spread, verification
+from lcmem_filter.training.losses import nt_xent, spread, token_similarity, verification
+from lcmem_filter.verification import local_similarity
 
 IDENTITIES = torch.tensor([0, 1, 0, 2, 3])
 
@@ -98,3 +99,16 @@ def test_verification_without_another_identity_keeps_to_matched_pairs(
     loss = verification(*pair, torch.zeros(5, dtype=torch.long), layer, torch.rand(5))
     matched = -torch.log(torch.sigmoid(layer((pair[0] - pair[1]).abs()))).mean()
     torch.testing.assert_close(loss, matched)
+
+
+def test_token_similarity_is_that_of_the_verifier_with_its_gradient() -> None:
+    torch.manual_seed(0)
+    a, b, upstream = torch.randn(3, 6, 4), torch.randn(5, 6, 4), torch.randn(3, 5)
+    found = []
+    for similarity in (lambda x, y: local_similarity(x, y[None]), token_similarity):
+        x, y = a.clone().requires_grad_(), b.clone().requires_grad_()
+        value = similarity(x, y)
+        (value * upstream).sum().backward()
+        found.append((value.detach(), x.grad, y.grad))
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)

@@ -187,7 +187,11 @@ def test_stage_2_goes_on_from_stage_1_and_finds_transformed_copies(tmp_path: Pat
     assert (
         not first["best"]["transformed_copies"]["per_set"] and second["best"]["transformed_copies"]["per_set"]
     )
-    assert "strongly transformed copies" in (tmp_path / "both" / "README.md").read_text()
+    assert (
+        second["best"]["half_formed_copies"]["per_set"] and not first["best"]["half_formed_copies"]["per_set"]
+    )
+    card = (tmp_path / "both" / "README.md").read_text()
+    assert "strongly transformed copies" in card and "half-formed copies" in card
     assert train(tmp_path / "both", cache, config, stages=(1, 2)).fingerprint == head.fingerprint
     again = train(tmp_path / "second", cache, config, stages=(2,), initial=one)
     assert again.fingerprint == head.fingerprint

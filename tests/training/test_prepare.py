@@ -1,0 +1,54 @@
+"""What training sees of its sources."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from lcmem_filter.images import to_pixels
+from lcmem_filter.latents import Encoder, canonical
+from lcmem_filter.training.prepare import prepare_data
+
+from tests.tiny import tiny_vae
+from tests.training.pictures import QUICK, Pictures
+
+
+class Resized(Pictures):
+    """Pictures of ``side`` pixels, the first of which cannot be read."""
+
+    def __init__(self, name: str, side: int) -> None:
+        super().__init__(f"{name}-{side}", 6, 1, broken=(0,))
+        self.side = side
+
+    def image(self, row: int) -> Image.Image:
+        return super().image(row).resize((self.side, self.side))
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return Encoder(tiny_vae(), "tiny")
+
+
+def test_large_images_are_encoded_at_further_resolutions_too(tmp_path: Path, encoder: Encoder) -> None:
+    sources = [Resized("small", 40), Resized("large", 64)]
+    config = replace(QUICK, further_resolutions=(64,), image_views=1)
+    train, held = prepare_data(sources, (), {"sd": encoder}, config, tmp_path, Accelerator(), progress=False)
+    assert train.views == held.views == ("clean", "clean", "light")
+    assert {0, 1} == set(train.sets)
+    for row, (name, s) in enumerate(zip(train.identities, train.sets, strict=True)):
+        source = sources[s]
+        image = source.image([one.identity for one in source.records].index(name))
+        for view, side in ((0, 32), (1, 64 if s else 32)):
+            expected = canonical(encoder.encode(to_pixels(image, side)[None]), 16)[0]
+            torch.testing.assert_close(train.latents["sd"][row, view].float(), expected, atol=2e-3, rtol=0)
+
+
+def test_further_resolutions_are_sides() -> None:
+    with pytest.raises(ValueError, match="further_resolutions must be positive"):
+        replace(QUICK, further_resolutions=(256, 0))
+    assert replace(QUICK, further_resolutions=(256,)).to_dict()["further_resolutions"] == [256]

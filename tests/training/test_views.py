@@ -1,0 +1,49 @@
+"""Views of latents."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from lcmem_filter.training.views import _blurred, generator_for, half_formed
+
+
+def latents(rows: int = 12) -> torch.Tensor:
+    return torch.randn(rows, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.5
+
+
+def test_half_formed_copies_keep_their_outlines_and_lose_their_detail() -> None:
+    coarse = F.interpolate(latents(40)[:, :, :4, :4], (16, 16), mode="bicubic")
+    given = coarse + 0.5 * latents(40)
+    formed = half_formed(given, generator_for(0, "half"))
+    cosines = F.cosine_similarity(formed.flatten(1)[:, None], coarse.flatten(1)[None], dim=-1)
+    assert cosines.argmax(1).tolist() == list(range(40))
+
+    def detail(values: torch.Tensor) -> torch.Tensor:
+        return (
+            (values - F.avg_pool2d(values, 3, 1, 1))[..., 1:-1, 1:-1] * (given - coarse)[..., 1:-1, 1:-1]
+        ).sum()
+
+    assert detail(formed) < 0.5 * detail(given)
+
+
+def test_half_formed_copies_are_drawn_from_the_generator_and_change_their_share() -> None:
+    given = latents(200)
+    one, again = (half_formed(given, generator_for(1, "half"), share=0.3) for _ in range(2))
+    torch.testing.assert_close(one, again, rtol=0, atol=0)
+    changed = (one != given).flatten(1).any(1)
+    assert 0.2 < changed.float().mean() < 0.4
+    torch.testing.assert_close(half_formed(given, generator_for(1, "half"), share=0.0), given, rtol=0, atol=0)
+
+
+def test_each_latent_is_blurred_by_its_own_gaussian() -> None:
+    point = torch.zeros(2, 1, 17, 17)
+    point[:, 0, 8, 8] = 1
+    spread = _blurred(point, torch.tensor([0.5, 1.2]))
+    for row, deviation in zip(spread[:, 0], (0.5, 1.2), strict=True):
+        weights = [math.exp(-0.5 * (x / deviation) ** 2) for x in range(-4, 5)]
+        line = torch.tensor(weights) / sum(weights)
+        torch.testing.assert_close(row[4:13, 4:13], line[:, None] * line[None])
+    torch.testing.assert_close(_blurred(torch.ones(1, 3, 8, 8), torch.tensor([1.0])), torch.ones(1, 3, 8, 8))
