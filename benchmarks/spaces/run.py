@@ -1,13 +1,15 @@
-"""Samples of one latent space in an index of another: what a head finds within and across spaces.
+"""Samples of one latent space in an index of another: what a head finds within and across spaces and resolutions.
 
     python benchmarks/spaces/run.py --cache CACHE --head lcmem-small \
         --vae sd=FOLDER sdxl=FOLDER --trust-remote-code
+    python benchmarks/spaces/run.py --cache CACHE --head lcmem-small --sets nih_cxr256 pictures256 \
+        --vae sd@256=FOLDER sd=FOLDER sd@512=FOLDER --output benchmarks/results/resolutions.json
 
 Images, split, copies and figure are those of ``benchmarks/detection``: recall at 1 % false rejection of
 unseen images, per domain and on average, and the area under the curve over pairs; but the index holds
 validation images and half of the test identities only, so that each encoder sees a few thousand images.
-Copies are made once, with the first autoencoder, and then encoded by each. Writes
-``benchmarks/results/spaces.json``.
+Copies are made once, with the first autoencoder at its resolution, and then encoded by each. Pictures that are smaller
+than a resolution are upsampled. Writes ``benchmarks/results/spaces.json``.
 """
 
 from __future__ import annotations
@@ -41,32 +43,40 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "spaces.json"
 
 def main() -> None:
     arguments = _parse()
-    splits = open_splits(data_files(), "id")
+    files = [file for file in data_files() if not arguments.sets or file.stem in arguments.sets]
+    splits = open_splits(files, "id")
     folders = dict(arguments.vae)
     keepers, methods = {}, {}
     grid = LCMemHead.from_pretrained(arguments.head).grid
-    for space, folder in folders.items():
+    for name, folder in folders.items():
+        space, _, side = name.partition("@")
         encoder = load_encoder(folder, trust_remote_code=arguments.trust_remote_code)
         latents = arguments.latents or arguments.cache / "latents"
-        keepers[space] = Keeper(arguments.cache, latents, encoder, arguments.resolution, grid)
-        (methods[space],), _ = open_methods(["lcmem"], arguments.head, space, {}, False)
+        resolution = int(side or arguments.resolution)
+        keepers[name] = Keeper(arguments.cache, latents, encoder, resolution, grid)
+        (methods[name],), _ = open_methods(["lcmem"], arguments.head, space, {}, False)
     base = Images("validation", splits["validation"].sources)
     design = Design(base, splits["test"], SEED, arguments.copies)
     tasks = main_tasks(design, next(iter(keepers.values())))
-    kept = {space: _Kept(methods[space], keepers[space], design, tasks) for space in keepers}
+    kept = {name: _Kept(methods[name], keepers[name], design, tasks) for name in keepers}
     judge = Judge(design, np.ones(len(design.strangers), bool), arguments.rate, arguments.draws, SEED)
     table = []
     for query in keepers:
         for index in keepers:
             table.append(between(query, index, kept, methods, design, judge, tasks))
             print(json.dumps(table[-1]["mean"]), flush=True)
-    arguments.space = next(iter(folders))
+    arguments.space = next(iter(folders)).partition("@")[0]
     results = {
-        "about": "samples of one latent space in an index of another; two halves of the test identities take turns; "
+        "about": "samples of one latent space or resolution in an index of another; two halves of the test identities "
+        "take turns; "
         f"an index of about {len(design.index_rows(0)):,} images; recall at {arguments.rate:.0%} false rejection of "
         f"{len(design.strangers):,} unseen images, 95 % intervals by identity; area under the curve over pairs of one "
         "domain.",
-        "encoders": {space: keeper.encoder.described() for space, keeper in keepers.items()},
+        "encoders": {
+            name: {**keeper.encoder.described(), "resolution": keeper.resolution}
+            for name, keeper in keepers.items()
+        },
+        "sets": [file.stem for file in files],
         "table": table,
         **provenance(arguments, design, next(iter(keepers.values()))),
     }
@@ -144,9 +154,10 @@ def _parse() -> argparse.Namespace:
         nargs="+",
         required=True,
         type=lambda v: v.split("=", 1),
-        metavar="SPACE=FOLDER",
-        help="the encoder of each space, as the head calls it",
+        metavar="SPACE[@PIXELS]=FOLDER",
+        help="the encoder of each space, as the head calls it, and the side that pictures are encoded at",
     )
+    parser.add_argument("--sets", nargs="+", help="data sets that are used; all by default")
     parser.add_argument("--trust-remote-code", action="store_true", help="run custom autoencoder classes")
     parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
     parser.add_argument(
