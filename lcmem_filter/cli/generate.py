@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         max_resamples=args.max_resamples,
         **rungs,
         on_exhausted=args.on_exhausted,
+        early_stop=args.early_stop,
         stop_rejection_rate=args.stop_rejection_rate,
         disk_budget=budget,
         threads=args.threads,
@@ -142,6 +143,11 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
         choices=["drop", "raise"],
         default="drop",
         help="when every attempt was memorised: leave the image out, or end the job (default: drop)",
+    )
+    group.add_argument(
+        "--early-stop",
+        metavar="FILE",
+        help="stop denoising batches that are certainly copies, by thresholds that EarlyStop.fit(...).save wrote",
     )
 
 

@@ -19,6 +19,7 @@ from ..images import ImageSource
 from ..index import MemorizationIndex
 from ..index.folder import write_file
 from ..pipeline.attachment import attach, detach
+from ..pipeline.early_stop import EarlyStop
 from ..pipeline.rungs import DEFAULT_LADDER
 from ..report import Results
 from ..types import OnMemorized
@@ -81,6 +82,7 @@ def generate(
     max_resamples: int = 4,
     rungs: Sequence[str] = DEFAULT_LADDER,
     on_exhausted: OnExhausted = "drop",
+    early_stop: EarlyStop | str | os.PathLike[str] | None = None,
     stop_rejection_rate: float = STOP_REJECTION_RATE,
     disk_budget: int | None = None,
     threads: int | None = None,
@@ -108,6 +110,8 @@ def generate(
         max_resamples, rungs: As for ``attach``; rungs by name.
         on_exhausted: An image that stays rejected is left out of the images but stands in the manifest (``"drop"``), or
             ends the job (``"raise"``).
+        early_stop: As for ``attach``; or the file of one. A batch that ends early is one in which every sample is
+            certainly a copy, so smaller batches save more.
         stop_rejection_rate: Stop once surely more than this share of first draws match, in (0, 1].
         disk_budget: Bytes that the delivered images may take; divided among the processes.
         threads: CPU threads of each process; by default torch's own when the job began.
@@ -129,11 +133,16 @@ def generate(
         raise ValueError(f"on_exhausted must be 'drop' or 'raise', got {on_exhausted!r}")
     history = History(rungs)
     policy = {"on_memorized": on_memorized, "max_resamples": max_resamples, "rungs": list(rungs)}
+    early_stop = (
+        early_stop if early_stop is None or isinstance(early_stop, EarlyStop) else EarlyStop.load(early_stop)
+    )
     settings = {"seed": seed, "options": checked_options(options), **policy}
+    if early_stop is not None:
+        settings["early_stop"] = early_stop.described()
     limits = Limits(stop_rejection_rate, disk_budget, state.num_processes)
     plan, folder = plan_of(_requests(prompts), seed=seed, batch_size=batch_size), JobFolder(output)
     prompts_of(pipeline, plan.batch(0))
-    with _filtered(pipeline, index, {**policy, "rungs": history.rungs}) as judge:
+    with _filtered(pipeline, index, {**policy, "rungs": history.rungs, "early_stop": early_stop}) as judge:
         job = describe(pipeline, judge, plan, settings, threads or folder.threads or torch.get_num_threads())
         work = _Work(pipeline, plan, folder, job, limits, on_exhausted, history, state)
         with _threads(job["fixed"]["threads"]):

@@ -112,6 +112,14 @@ class EarlyStop:
         """Write as JSON."""
         write_json(Path(path), {"format": FORMAT, **asdict(self)})
 
+    def described(self) -> dict[str, Any]:
+        """What decides, ready for JSON: everything but the scores that the thresholds rest on."""
+        stages = [
+            {"fraction": stage.fraction, "noise": stage.noise, "threshold": stage.calibration.threshold}
+            for stage in self.stages
+        ]
+        return {**asdict(self), "stages": stages}
+
     def check(self, pipe: Any, judge: MemorizationFilter) -> None:
         """
         Raises:

@@ -24,9 +24,10 @@ from lcmem_filter.errors import (
 )
 from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.generation import Request, run
-from lcmem_filter.generation.drawing import prompts_of
+from lcmem_filter.generation.drawing import draw_batch, prompts_of
 from lcmem_filter.generation.folder import JobFolder
 from lcmem_filter.generation.plan import Item
+from lcmem_filter.pipeline.attachment import attach, attached_policy, detach
 
 from .material import OPTIONS, PROMPTS, checksums
 
@@ -306,3 +307,31 @@ def _rejecting(decide):
     from dataclasses import replace
 
     return lambda self, sample: replace(decide(self, sample), accepted=False)
+
+
+def test_early_stop_is_in_use_and_part_of_the_job(job, pipe, folder, tmp_path, monkeypatch):
+    attach(pipe, folder / "index")
+    try:
+        early = lcmem_filter.EarlyStop.fit(
+            pipe, PROMPTS, bound=0.5, fractions=(0.5,), samples=2, progress=False, **OPTIONS
+        )
+    finally:
+        detach(pipe)
+    early.save(tmp_path / "early.json")
+    used = []
+
+    def look(drawing, *rest, **options):
+        used.append(attached_policy(drawing).early_stop)
+        return draw_batch(drawing, *rest, **options)
+
+    monkeypatch.setattr(run, "draw_batch", look)
+    done = job(prompts=PROMPTS[:4], early_stop=tmp_path / "early.json")
+    assert used == [early]
+    written = json.loads((done.folder / "job.json").read_text())["fixed"]["early_stop"]
+    (stage,) = early.stages
+    assert written["stages"] == [
+        {"fraction": 0.5, "noise": stage.noise, "threshold": stage.calibration.threshold}
+    ]
+    with pytest.raises(ArtifactError, match="early_stop"):
+        job(prompts=PROMPTS[:4])
+    assert job(prompts=PROMPTS[:4], early_stop=early).rows == done.rows
