@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 from .errors import CalibrationError, FilterFailedError, LatentSpaceError, LcmemFilterError
 from .exemption import Exemptions, IndexWithout
 from .index import MemorizationIndex
-from .types import AllowedIds, Calibration, Decision
+from .types import AllowedIds, Calibration, Decision, Neighbour
 from .verification import STATISTIC, Scored, score_latents
 
 if TYPE_CHECKING:
     import torch
+
+REDRAW_RATE = 0.1
+"""Share of unseen real images that the threshold for further draws rejects, where the index's own is not stricter."""
 
 
 class MemorizationFilter:
@@ -95,6 +98,25 @@ class MemorizationFilter:
             neighbours=sample.neighbours[:5],
         )
 
+    def decide_again(self, decision: Decision, rejected_for: Collection[str]) -> Decision:
+        """The decision about a sample that was drawn in place of one that resembled ``rejected_for``.
+
+        A prompt whose image is memorised mostly leads to that image again, sometimes half-formed, so less is asked for
+        to reject what it gives: the threshold is that of ``REDRAW_RATE``, and the nearest training image, by score
+        or by parts, must be another. An innocent sample that is rejected so costs one more draw.
+        """
+        threshold = min(self.calibration.threshold, self.calibration.threshold_at(REDRAW_RATE))
+        again = replace(decision, threshold=threshold)
+        if decision.accepted is not True:
+            return decision
+        if decision.score > threshold:
+            return replace(again, accepted=False)
+        nearest = {decision.neighbours[0].id, max(decision.neighbours, key=_by_parts).id}
+        if found := sorted(nearest & set(rejected_for)):
+            reason = f"the nearest training image is {found[0]} again, which an earlier draw was rejected for"
+            return replace(again, accepted=False, reason=reason)
+        return again
+
     def _score(self, latents: torch.Tensor, allowed: Sequence[tuple[str, ...]]) -> list[Scored]:
         """Embed, search, verify; rows with the same exemptions together."""
         self.index.to(latents.device)
@@ -127,6 +149,10 @@ class MemorizationFilter:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(state["index"], space=state["space"])  # type: ignore[misc]
+
+
+def _by_parts(near: Neighbour) -> float:
+    return near.score if near.latent_similarity is None else near.latent_similarity
 
 
 def _times(size: tuple[int, ...]) -> str:

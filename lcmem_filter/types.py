@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -69,6 +70,14 @@ class Calibration:
         """Conformal p-value: (1 + held-out scores at least as large) / (n + 1), in [1 / (n + 1), 1]."""
         return (1 + self.n - bisect_left(self.scores, score)) / (self.n + 1)
 
+    def threshold_at(self, rate: float) -> float:
+        """The threshold that rejects at most ``rate`` of images exchangeable with those of ``scores``.
+
+        Infinite where they are too few for that.
+        """
+        allowed = math.floor(rate * (self.n + 1) + 1e-9)
+        return self.scores[-allowed] if allowed else math.inf
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""
         return asdict(self)
@@ -84,11 +93,13 @@ class Decision:
         score: The sample's largest combined statistic over the index; like ``p_value`` and ``threshold`` not a number
             where the sample was not checked.
         p_value: Conformal p-value of ``score`` among held-out real images, in [1 / (n + 1), 1].
-        threshold: A sample is rejected where ``score > threshold``.
+        threshold: A sample is rejected where ``score > threshold``; lower for what was drawn in place of a rejected
+            sample (``MemorizationFilter.decide_again``).
         neighbours: The nearest training images, most alike first.
         attempts: How often the sample was drawn, the first time included.
         seed: The seed of the last draw; ``None`` for the first, which used the caller's own generator.
-        reason: Why ``accepted`` is ``None``; empty otherwise.
+        reason: Why ``accepted`` is ``None``, or ``False`` although the score is not beyond the threshold; empty
+            otherwise.
         rung: What the last draw did to get away from a training image, one of ``pipeline.rungs.RUNGS`` or a rung of
             the user's; ``None`` for the first draw.
         allowed_ids: Training images that the sample was allowed to resemble: it was judged as if the index lacked
@@ -116,6 +127,12 @@ class Decision:
     stopped: bool = False
     steps_run: int | None = None
     steps_saved: int | None = None
+
+    @property
+    def matched_ids(self) -> tuple[str, ...]:
+        """Training images that the sample is too much like: those beyond the threshold, or else the nearest."""
+        beyond = tuple(near.id for near in self.neighbours if near.score > self.threshold)
+        return beyond or tuple(near.id for near in self.neighbours[:1])
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""

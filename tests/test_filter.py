@@ -117,3 +117,38 @@ def test_copies_share_the_index_and_pickles_name_its_folder(folder):
     assert copy.deepcopy(judge) is judge
     again = pickle.loads(pickle.dumps(judge))
     assert len(pickle.dumps(judge)) < 1000 and again.calibration == judge.calibration
+
+
+def test_less_is_asked_for_to_reject_what_was_drawn_again(folder):
+    judge = MemorizationFilter(folder / "index")
+    scores = judge.calibration.scores
+    assert judge.calibration.threshold == scores[-5]
+    (one,) = judge.judge(latents(folder, "fresh", range(500, 600))[:1])
+    nearest, other = one.neighbours[0].id, one.neighbours[1].id
+    between = replace(one, accepted=True, score=(scores[-10] + scores[-9]) / 2, threshold=scores[-5])
+    rejected = judge.decide_again(between, ["999.png"])
+    assert (rejected.accepted, rejected.threshold, rejected.reason) == (False, scores[-10], "")
+    assert rejected.score > rejected.threshold
+    below = replace(between, score=scores[0] - 0.1)
+    assert judge.decide_again(below, ["999.png"]).accepted is True
+    recurring = judge.decide_again(below, ["999.png", nearest])
+    assert recurring.accepted is False and nearest in recurring.reason
+    assert recurring.matched_ids == (nearest,)
+    swapped = [replace(near, latent_similarity=1.0 - near.latent_similarity) for near in one.neighbours]
+    parts = max(swapped, key=lambda near: near.latent_similarity).id
+    assert parts != nearest
+    by_parts = replace(below, neighbours=tuple(swapped))
+    assert judge.decide_again(by_parts, [parts]).accepted is False
+    assert judge.decide_again(by_parts, [({*"abc", other} - {parts}).pop()]).accepted is True
+    already = replace(one, accepted=False, threshold=-1.0)
+    assert judge.decide_again(already, [nearest]) == already
+
+
+def test_an_index_that_rejects_more_keeps_its_own_threshold(folder):
+    judge = MemorizationFilter(folder / "index")
+    judge.calibration = fit(judge.calibration.scores, 0.2, judge.space, 100)
+    (one,) = judge.judge(latents(folder, "fresh", range(500, 600))[:1])
+    again = judge.decide_again(replace(one, accepted=True, score=-1.0), [])
+    assert again.accepted is True and again.threshold == judge.calibration.threshold
+    assert judge.calibration.threshold_at(0.2) == judge.calibration.threshold
+    assert judge.calibration.threshold_at(0.001) == float("inf")

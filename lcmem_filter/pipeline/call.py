@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FilterFailedError, MemorizationError, UnsupportedPipelineError
 from ..exemption import Exemptions
@@ -30,6 +30,9 @@ from .rows import BoundCall, draw_seed, generator_for
 from .rungs import DEFAULT_LADDER, Redraw, Rung, make_rungs
 from .spaces import decoder_space, drawn_size
 from .watch import Watch, Watcher
+
+if TYPE_CHECKING:
+    import torch
 
 DECODERS = ("vae", "movq", "vqgan")
 
@@ -90,6 +93,7 @@ class Drawing:
         exempt: The training images that the rows may resemble.
         wanted: The rows that matter; ``None`` for all.
         steered: Whether samples are corrected at every step, after the clean latents that can be predicted.
+        rejected_for: For each row the training images that its earlier draws were rejected for.
     """
 
     pipe: Any
@@ -98,6 +102,7 @@ class Drawing:
     exempt: Exemptions
     wanted: Sequence[int] | None = None
     steered: bool = False
+    rejected_for: tuple[frozenset[str], ...] = ()
 
     @property
     def withhold(self) -> bool:
@@ -111,6 +116,22 @@ class Drawing:
         if allowed is None:
             return self.policy.filter.judge
         return functools.partial(self.policy.filter.judge, allowed_ids=allowed)
+
+    def judging_again(self, judge: Judge) -> Judge:
+        """``judge``, asking less to reject rows that were rejected before."""
+        if not any(self.rejected_for):
+            return judge
+
+        def again(latents: torch.Tensor) -> Sequence[Decision]:
+            decisions = judge(latents)
+            if len(decisions) != len(self.rejected_for):
+                return decisions  # whoever counts them refuses them
+            return [
+                self.policy.filter.decide_again(one, ids) if ids else one
+                for one, ids in zip(decisions, self.rejected_for, strict=True)
+            ]
+
+        return again
 
     def watch(self, vae: Any) -> Watch | None:
         """What watches the next call, if anything does."""
@@ -182,7 +203,7 @@ def filtered_call(
 def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
     vae = decoder_of(drawing.pipe)
     watch = drawing.watch(vae)
-    judge = drawing.judge if watch is None else watch.judge
+    judge = drawing.judging_again(drawing.judge if watch is None else watch.judge)
     watching: AbstractContextManager[None] = nullcontext() if watch is None else watch.watching()
     gate = Gate(judge, withhold=drawing.withhold)
     if call.output_type == "latent":
@@ -237,8 +258,11 @@ def _draw_again(drawing: Drawing, call: BoundCall, drawn: Drawn) -> None:
     """Replace rejected rows of ``drawn`` by new draws, each from a seed of the caller's generator, rung by rung."""
     total, policy = len(drawn.decisions), drawing.policy
     ladder = Ladder(policy.rungs, policy.max_resamples, policy.max_seconds)
+    rejected_for: list[frozenset[str]] = [frozenset()] * total
     while (rows := withheld_rows(drawn.decisions)) and ladder.may_go_on():
-        redraw, redrawing = _redraw(drawing, call, drawn, rows)
+        for row in rows:
+            rejected_for[row] |= set(drawn.decisions[row].matched_ids)
+        redraw, redrawing = _redraw(drawing, call, drawn, rows, rejected_for)
         with ladder.attempt(redraw) as attempt:
             if attempt is None:
                 _warn_that_no_rung_applies(drawing.pipe, policy)
@@ -265,7 +289,13 @@ def _sum(before: int | None, found: int | None) -> int | None:
     return found if before is None else before if found is None else before + found
 
 
-def _redraw(drawing: Drawing, call: BoundCall, drawn: Drawn, rows: list[int]) -> tuple[Redraw, Drawing]:
+def _redraw(
+    drawing: Drawing,
+    call: BoundCall,
+    drawn: Drawn,
+    rows: list[int],
+    rejected_for: Sequence[frozenset[str]],
+) -> tuple[Redraw, Drawing]:
     """The call that draws ``rows`` again: only them where the arguments can be taken apart, else all beside them."""
     total, generator = len(drawn.decisions), call.arguments.get("generator")
     seeds = {row: draw_seed(generator, row) for row in rows}
@@ -281,7 +311,8 @@ def _redraw(drawing: Drawing, call: BoundCall, drawn: Drawn, rows: list[int]) ->
         seeds=given,
         filter=drawing.policy.filter,
     )
-    return redraw, drawing.of_rows(drawing_rows, redraw.wanted)
+    known = tuple(rejected_for[row] if row in seeds else frozenset() for row in drawing_rows)
+    return redraw, replace(drawing.of_rows(drawing_rows, redraw.wanted), rejected_for=known)
 
 
 def _warn_that_no_rung_applies(pipe: Any, policy: Policy) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -29,6 +29,9 @@ class ScriptedFilter:
     def judge(self, latents: torch.Tensor) -> list[Decision]:
         self.seen.append(latents.clone())
         return [decision(self.accept(row, r, len(self.seen) - 1)) for r, row in enumerate(latents)]
+
+    def decide_again(self, decision: Decision, rejected_for: Collection[str]) -> Decision:
+        return decision
 
     def __deepcopy__(self, memo: dict[int, object]) -> ScriptedFilter:
         return self  # as MemorizationFilter does

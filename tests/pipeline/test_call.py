@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ import torch
 
 from lcmem_filter.errors import FilterFailedError
 from lcmem_filter.pipeline import MemorizationWarning, detach
+from lcmem_filter.types import Decision, Neighbour
 
+from .planting import spy_on_decode
 from .scripted import always, reject_first_pass, wear
 from tests.tiny import KINDS, VAES, call_arguments, tiny_pipeline
 
@@ -396,3 +401,24 @@ def test_single_texts_stand_for_every_row() -> None:
     seed = generator(out.memorization[2].seed)
     alone = pipe(**arguments(prompts="a cat", images=1, negative_prompt="blurred", generator=seed))
     np.testing.assert_allclose(out.images[2], alone.images[0], atol=1e-4)
+
+
+def test_rows_that_are_drawn_again_are_judged_knowing_what_they_were_rejected_for(index: Any) -> None:
+    pipe = tiny_pipeline("text-to-image")
+    seen: list[list[str]] = []
+    scripted = wear(pipe, reject_first_pass(1, 2), index=index)
+
+    def twice(decision: Decision, rejected_for: Collection[str]) -> Decision:
+        seen.append(sorted(rejected_for))
+        if len(seen) == 2:
+            near = Neighbour(index.records[7].id, 0.4, 0.4)
+            return replace(decision, accepted=False, neighbours=(near,), reason="again")
+        return decision
+
+    scripted.decide_again = twice
+    decoded = spy_on_decode(pipe)
+    out = pipe(**arguments("text-to-image"))
+    ids = [index.records[row].id for row in (1, 2, 7)]
+    assert seen == [[ids[0]], [ids[1]], sorted(ids[1:])]
+    assert [d.attempts for d in out.memorization] == [1, 2, 3, 1]
+    assert not decoded[1][1].any() and decoded[1][0].any(), "what is rejected then is not decoded either"

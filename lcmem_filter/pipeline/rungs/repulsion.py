@@ -62,9 +62,8 @@ def _targets(redraw: Redraw) -> dict[int, torch.Tensor]:
     found = {}
     for row in redraw.wanted:
         decision = redraw.decisions[row]
-        ids = [near.id for near in decision.neighbours if near.score > decision.threshold]
-        if ids:
-            found[row] = redraw.filter.index.embeddings_of(ids)
+        if decision.matched_ids:
+            found[row] = redraw.filter.index.embeddings_of(decision.matched_ids)
     return found
 
 
