@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lcmem_filter.baselines.siamese import SiameseNetwork
+
 from tests.index.material import head, saved_encoder
 from tests.tiny import picture
 
@@ -48,7 +50,19 @@ def test_ones_own_table_through_the_command(tmp_path):
         "robustness-images": 6,
         "output": tmp_path / "out" / "mine.json",
     }
-    command = [sys.executable, str(SCRIPT), "--methods", "lcmem", "raw_latents", "mse", "clip"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--methods",
+        "lcmem",
+        "raw_latents",
+        "mse",
+        "clip",
+        "packhaeuser",
+        "dar",
+    ]
+    SiameseNetwork("packhaeuser", 32, (8, 16), (1, 1), 12).save(tmp_path / "packhaeuser")
+    command += ["--weights", f"packhaeuser={tmp_path / 'packhaeuser'}"]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -56,7 +70,7 @@ def test_ones_own_table_through_the_command(tmp_path):
     results = json.loads((tmp_path / "out" / "mine.json").read_text())
     for task in ("mild_copies", "heavy_copies", "same_identity"):
         (row,) = results["deciding"][task].values()
-        assert set(row["methods"]) == {"lcmem", "raw_latents", "mse"}
+        assert set(row["methods"]) == {"lcmem", "raw_latents", "mse", "packhaeuser"}
         for cell in row["methods"].values():
             assert 0 <= cell["interval"][0] <= cell["recall"] <= cell["interval"][1] <= 1
             assert cell["recall"] <= cell["rejected"]
@@ -66,6 +80,8 @@ def test_ones_own_table_through_the_command(tmp_path):
     assert others["methods"]["raw_latents"]["recall"] > 0.9
     assert others["n"] == 40 and others["identities"] == 20
     assert "weights" in results["not_run"]["CLIP"]
+    assert "--baseline dar" in results["not_run"]["contrastive siamese (Dar et al., 2023)"]
+    assert "ResNet-18 at 32 px" in results["notes"]["siamese ResNet (Packhaeuser et al., 2022)"]
     assert results["unseen_rejected"]["mse"]["mine"]["share"] <= 0.2
     assert (
         results["robustness"]["recall"]["mse"]["flip"][0] < results["robustness"]["recall"]["mse"]["noise"][0]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import lcmem_filter
 from lcmem_filter.baselines import Baseline, make_baseline
 from lcmem_filter.baselines.relative import Relative
+from lcmem_filter.baselines.siamese import Siamese
 from lcmem_filter.errors import LcmemFilterError
 
 REFERENCE = "lcmem"
 """What the others are compared with."""
+
+ONLY_FROM_PATHS = ("sscd", "packhaeuser", "dar", "dar_unsupervised")
+"""What no hub has."""
 
 RELATIVE = "scores relative to each query's background, as the filter's are"
 
@@ -94,6 +98,16 @@ ROWS = (
         domains=("faces",),
         note="trained on 3 million faces; index and unseen images of faces alone, which favours it",
     ),
+    Row("packhaeuser", "siamese ResNet (Packhaeuser et al., 2022)", weights=True),
+    Row("dar", "contrastive siamese (Dar et al., 2023)", weights=True),
+    Row("dar", "contrastive siamese (Dar et al., 2023), relative", weights=True, relative=True),
+    Row("dar_unsupervised", "contrastive siamese, unsupervised (Dar et al., 2023)", weights=True),
+    Row(
+        "dar_unsupervised",
+        "contrastive siamese, unsupervised (Dar et al., 2023), relative",
+        weights=True,
+        relative=True,
+    ),
     Row("sscd", "SSCD", weights=True),
     Row("clip", "CLIP", weights=True),
     Row("dinov2", "DINOv2", weights=True),
@@ -106,19 +120,14 @@ ROWS = (
     Row("inception", "Inception-v3", weights=True),
 )
 
-NOT_WRITTEN = {
-    "siamese ResNet (Packhaeuser et al., 2022)": "not written yet: it has to be trained on the same images, "
-    "about 6 images a second on this hardware",
-    "contrastive siamese (Dar et al., 2023)": "not written yet: it has to be trained on the same images",
-}
-
 
 def open_methods(
     names: list[str], head: str, space: str, weights: dict[str, str], download: bool
 ) -> tuple[list[Method], dict[str, str]]:
     """The methods that can be measured, and for each of the others why not."""
     trained = lcmem_filter.LCMemHead.from_pretrained(head)
-    methods, absent = [], dict(NOT_WRITTEN)
+    methods: list[Method] = []
+    absent: dict[str, str] = {}
     for row in ROWS:
         if names and row.name not in names:
             absent[row.label] = "left out of this run by --methods"
@@ -127,20 +136,31 @@ def open_methods(
         if row.name.startswith("lcmem"):
             options |= {"head": trained, "space": space}
         if row.weights:
-            options |= {"weights": weights.get(row.name)}
-            if row.name != "sscd":
+            options |= {"weights": weights.get(row.baseline)}
+            if row.baseline not in ONLY_FROM_PATHS:
                 options["download"] = download
         try:
             baseline = make_baseline(row.baseline, **options)
         except LcmemFilterError as error:
-            absent[row.label] = str(error).split("\n")[0]
+            if not row.relative:  # the plain row says it
+                absent[row.label] = str(error).split("\n")[0]
             continue
-        kept = _kept_key(
-            row, type(baseline).__module__, trained.fingerprint_of(space), weights.get(row.name, "")
-        )
+        if isinstance(baseline, Siamese):
+            row = replace(row, note=_training_of(baseline, row))
+        used = baseline.fingerprint if isinstance(baseline, Siamese) else weights.get(row.name, "")
+        kept = _kept_key(row, type(baseline).__module__, trained.fingerprint_of(space), used)
         key = f"{kept}-{row.relative}-{_code('verification', 'baselines.search')}"
         methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key))
     return methods, absent
+
+
+def _training_of(baseline: Siamese, row: Row) -> str:
+    """How a baseline was trained, for the results' notes."""
+    told = f"ResNet-18 at {baseline.resolution} px, from random weights"
+    if record := baseline.record:
+        images = sum(count for count, _ in record["data"]["train"].values())
+        told += f", trained on {images:,} images; {record['images_seen']:,} augmented pictures seen"
+    return f"{told}; {RELATIVE}" if row.relative else told
 
 
 def _kept_key(row: Row, module: str, head: str, weights: str) -> str:

@@ -4,9 +4,11 @@
     python benchmarks/detection/run.py --cache CACHE --data mine.csv --identity-column patient --output mine.json
 
 The second measures a user's own images: a column ``split`` (train, validation, test) divides them, else identities are
-divided 60/20/20. ``--weights clip=FOLDER`` adds a network whose weights are at hand; ``pip install
-'lcmem-filter[bench]'`` brings the packages that some rows need. Writes ``benchmarks/results/detection.json`` and plots
-beside it. What was computed lies in ``--cache``, outside the repository, and is not computed again.
+divided 60/20/20. ``--weights clip=FOLDER`` adds a network whose weights are at hand, and ``--weights
+packhaeuser=FOLDER dar=FOLDER dar_unsupervised=FOLDER`` what ``lcmem-filter train --baseline`` trained on the training
+split; ``pip install 'lcmem-filter[bench]'`` brings the packages that some rows need. Writes
+``benchmarks/results/detection.json`` and plots beside it. What was computed lies in ``--cache``, outside the
+repository, and is not computed again.
 """
 
 from __future__ import annotations

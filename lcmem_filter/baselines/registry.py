@@ -34,6 +34,9 @@ BASELINES = {
     "sscd": "sscd:SSCD",
     "efficientnet_lite0": "efficientnet_lite0:EfficientNetLite0",
     "dlib_faces": "dlib_faces:DlibFaces",
+    "packhaeuser": "siamese:Packhaeuser",
+    "dar": "siamese:Dar",
+    "dar_unsupervised": "siamese:DarUnsupervised",
 }
 """Module and class of each baseline; imported when it is first asked for."""
 

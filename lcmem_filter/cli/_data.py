@@ -24,9 +24,14 @@ def add_column_arguments(parser: argparse.ArgumentParser, *, ids: bool = True) -
     )
 
 
-def add_encoder_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Options that name a VAE."""
-    default = "" if required else " (default: the one that the index was built with)"
+def add_encoder_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    required: bool,
+    default: str = " (default: the one that the index was built with)",
+) -> None:
+    """Options that name a VAE, and what holds where none is named."""
+    default = "" if required else default
     parser.add_argument("--vae", required=required, help=f"diffusers folder or hub id of a VAE{default}")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run a custom class that lies in the VAE's folder"

@@ -1,4 +1,4 @@
-"""``lcmem-filter train``: images and a VAE to a head."""
+"""``lcmem-filter train``: images and a VAE to a head, or images to a baseline."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ._baseline import add_baseline_arguments, train_baseline
 from ._data import DATA, add_column_arguments, add_encoder_arguments, open_source
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help=f"{DATA}; each is a set of its own",
     )
-    add_encoder_arguments(parser, required=True)
+    add_encoder_arguments(parser, required=False, default=" (needed unless --baseline is given)")
     parser.add_argument(
         "--output", required=True, help="folder of the head; an interrupted run goes on from there"
     )
@@ -111,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference-vae", metavar="VAE", help="with --add-space: an encoder of a space that the head knows"
     )
     parser.add_argument("--terms", default="", help="terms of the data, for the model card")
+    add_baseline_arguments(parser)
     recipe = parser.add_argument_group("recipe")
     for name, options in _RECIPE.items():
         recipe.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **options)
@@ -120,6 +122,11 @@ def run(args: argparse.Namespace) -> int:
     """Train, save, and print what was reached as one JSON object."""
     from ..latents import load_encoder
 
+    if args.baseline:
+        return train_baseline(args, _given(args))
+    if not args.vae:
+        print("lcmem-filter train: a head needs --vae VAE; a baseline needs --baseline", file=sys.stderr)
+        return 2
     if args.add_space != bool(args.reference_vae) or (args.add_space and not args.initial):
         print(
             "lcmem-filter train: --add-space needs --initial HEAD and --reference-vae VAE, and they need it",
@@ -141,7 +148,7 @@ def _config(args: argparse.Namespace) -> Any:
     """The recipe that the options say, in which those that do not apply to a stem are refused."""
     from ..training import AddSpaceConfig, TrainingConfig
 
-    given = {name: getattr(args, name) for name in _RECIPE if hasattr(args, name)}
+    given = _given(args)
     if "further_resolutions" in given:
         given["further_resolutions"] = tuple(given["further_resolutions"])
     if not args.add_space:
@@ -150,6 +157,11 @@ def _config(args: argparse.Namespace) -> Any:
     if foreign:
         raise ValueError(f"--add-space trains a stem alone; leave out {', '.join(foreign)}")
     return AddSpaceConfig(**given)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the recipe that were given."""
+    return {name: getattr(args, name) for name in _RECIPE if hasattr(args, name)}
 
 
 def _train(args: argparse.Namespace, config: TrainingConfig, encoder: Encoder) -> LCMemHead:

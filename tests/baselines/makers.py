@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lcmem_filter.baselines import make_baseline
+from lcmem_filter.baselines.siamese import SiameseNetwork
 from lcmem_filter.errors import ArtifactNotFoundError
 from lcmem_filter.head import LCMemHead
 
@@ -62,6 +63,15 @@ def _sscd(folder: Path) -> Any:
     return make_baseline("sscd", weights=folder / "sscd.pt")
 
 
+def _siamese(name: Any) -> Callable[[Path], Any]:
+    def make(folder: Path) -> Any:
+        torch.manual_seed(0)
+        SiameseNetwork(name, SIDE, (8, 16), (1, 1), 12).save(folder)
+        return make_baseline(name, weights=folder)
+
+    return make
+
+
 def _head(folder: Path) -> Path:
     torch.manual_seed(0)
     LCMemHead.create("micro").save_pretrained(folder)
@@ -92,4 +102,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "sscd": _sscd,
     "efficientnet_lite0": lambda folder: make_baseline("efficientnet_lite0", side=64),
     "dlib_faces": lambda folder: make_baseline("dlib_faces"),
+    "packhaeuser": _siamese("packhaeuser"),
+    "dar": _siamese("dar"),
+    "dar_unsupervised": _siamese("dar_unsupervised"),
 }

@@ -208,7 +208,11 @@ def test_a_missing_extra_is_told(name, module, monkeypatch):
         make_baseline(name)
 
 
-@pytest.mark.parametrize("name", ["clip", "dinov2", "dinov3", "mae", "data2vec", "convnext", "sscd"])
+NEEDS_WEIGHTS = ["clip", "dinov2", "dinov3", "mae", "data2vec", "convnext", "sscd"]
+NEEDS_WEIGHTS += ["packhaeuser", "dar", "dar_unsupervised"]
+
+
+@pytest.mark.parametrize("name", NEEDS_WEIGHTS)
 def test_missing_weights_are_told(name, tmp_path):
     with pytest.raises(ArtifactNotFoundError, match=r"weights=\.\.\."):
         make_baseline(name)

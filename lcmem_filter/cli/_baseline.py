@@ -1,0 +1,69 @@
+"""``lcmem-filter train --baseline``: the siamese baselines, which the head is compared with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, cast
+
+from ._data import open_source
+
+if TYPE_CHECKING:
+    from ..baselines.siamese import Method
+
+NAMES = ("packhaeuser", "dar", "dar-unsupervised")
+
+_FOR_HEADS = (
+    "vae",
+    "trust_remote_code",
+    "space",
+    "cache",
+    "validation",
+    "validation_where",
+    "initial",
+    "add_space",
+    "reference_vae",
+)
+
+
+def add_baseline_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that choose a baseline in place of a head."""
+    group = parser.add_argument_group("baselines")
+    group.add_argument(
+        "--baseline",
+        choices=NAMES,
+        help="train this siamese network on pictures instead of a head: no VAE, no validation, the last "
+        "weights; benchmarks/detection compares it with heads",
+    )
+    group.add_argument(
+        "--workers", type=int, default=0, help="with --baseline: processes that make pictures (default: 0)"
+    )
+
+
+def train_baseline(args: argparse.Namespace, recipe: dict[str, Any]) -> int:
+    """Train, save, and print what came of it as one JSON object."""
+    from ..baselines.siamese_training import SiameseConfig, train_siamese
+    from ..latents import weights_sha256
+
+    known = {field.name for field in fields(SiameseConfig)}
+    foreign = [name for name in _FOR_HEADS if getattr(args, name)] + sorted(set(recipe) - known)
+    if args.stages != (1,):
+        foreign.append("stages")
+    try:
+        if foreign:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+            raise ValueError(f"--baseline trains no head; leave out {options}")
+        config = SiameseConfig(cast("Method", args.baseline.replace("-", "_")), **recipe)
+    except ValueError as error:
+        print(f"lcmem-filter train: {error}", file=sys.stderr)
+        return 2
+    sources = [open_source(args, one, args.where) for one in args.data]
+    network = train_siamese(sources, args.output, config, terms=args.terms, workers=args.workers)
+    print(
+        json.dumps(
+            {"baseline": args.output, "method": network.method, "fingerprint": weights_sha256(network)}
+        )
+    )
+    return 0
