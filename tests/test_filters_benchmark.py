@@ -36,7 +36,7 @@ def benchmark(monkeypatch):
     names = [path.stem for path in FOLDER.glob("*.py")]
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    wanted = ("data", "drawing", "filters", "measure", "noise_magnitude", "safety_checker")
+    wanted = ("copies", "data", "drawing", "filters", "measure", "noise_magnitude", "safety_checker")
     modules = SimpleNamespace(**{name: importlib.import_module(name) for name in wanted})
     monkeypatch.setattr(modules.drawing, "STEPS", STEPS)
     monkeypatch.setattr(modules.drawing, "RESOLUTION", SIDE)
@@ -122,48 +122,90 @@ def test_prompts_that_calibrate_are_of_held_out_images_and_of_no_memorised_one(b
     rows = {
         "pipeline": [row("lfw/Ann_A", "a press photo of ann a", copies=60), row("lfw/Bo", "a person")],
         "calibration": [row("lfw/Cy", "a person"), row("lfw/Di", "a press photo of ann a")],
-        "held_out": [row("lfw/Ed_E", "a person")],
+        "held_out": [row("lfw/Ed_E", "a person"), row("lfw/Fay", "a person")],
     }
-    found = benchmark.noise_magnitude.prompts_to_calibrate_with(rows)
-    assert {name: [sample.prompt for sample in some] for name, some in found.items()} == {
+    unseen = benchmark.noise_magnitude.unseen_prompts(rows)
+    assert {name: [sample.prompt for sample in some] for name, some in unseen.items()} == {
         "calibration": ["a person"],
-        "held_out": ["a person"],
-        "named": ["a press photo of ed e"],
+        "held_out": ["a person", "a person"],
     }
-    seeds = [sample.seed for some in found.values() for sample in some]
+    named = benchmark.drawing.choose_named(rows["held_out"], 1)
+    assert [sample.prompt for sample in named] == ["a press photo of ed e"]
+    seeds = [sample.seed for some in (*unseen.values(), named) for sample in some]
     assert len(set(seeds)) == len(seeds) and min(seeds) >= 1_000_000
+
+
+def judged(benchmark, copied: list[bool], first: int = 0):
+    """Samples of different prompts with these verdicts; their one-pixel latents count from ``first``."""
+    n = len(copied)
+    samples = [benchmark.drawing.Sample(f"p{i}", i, False) for i in range(n)]
+    latents, images = (
+        torch.arange(first, first + n).view(n, 1, 1, 1).float(),
+        np.zeros((n, 1, 1, 3), np.uint8),
+    )
+    drawn = benchmark.drawing.Drawn(latents, images, [], 1.0)
+    verdicts = benchmark.copies.Verdicts(np.zeros(n), np.zeros(n, int), np.array(copied))
+    return benchmark.measure.Judged(samples, drawn, verdicts)
+
+
+def counts(row) -> dict[str, tuple[int, int]]:
+    shares = {name: one for name, one in row.items() if isinstance(one, dict) and "interval" in one}
+    return {name: (one["count"], one["n"]) for name, one in shares.items()}
+
+
+def test_thresholds_reject_at_most_the_rate_of_what_they_were_fitted_on(benchmark):
+    magnitudes = np.stack([np.arange(1.0, 200), np.zeros(199)], 1)
+    for steps, threshold in ((1, 198.0), (2, 99.0)):
+        scores = benchmark.noise_magnitude.NoiseMagnitude(steps).scores(magnitudes)
+        assert benchmark.filters.threshold_of(scores) == threshold, (
+            "one of 199 is above it: at most 1 % of 200"
+        )
 
 
 def test_a_row_of_the_noise_magnitude_counts_what_its_threshold_rejects(benchmark):
     noise, sample = benchmark.noise_magnitude, benchmark.drawing.Sample
-    calibration = np.stack([np.arange(1.0, 200), np.zeros(199)], 1)
-    for steps, threshold in ((1, 198.0), (2, 99.0)):
-        detector = noise.NoiseMagnitude(steps)
-        detector.threshold = benchmark.filters.threshold_of(detector.scores(calibration))
-        assert detector.threshold == threshold, "one of 199 above it: at most 1 % of 200"
     detector = noise.NoiseMagnitude(1)
     detector.threshold = 198.0
-    samples = [sample(f"p{i}", i, i < 3) for i in range(5)]
-    unseen = {name: [sample("a", 0, False), sample("b", 1, False)] for name in ("held_out", "named")}
-    unseen["calibration"] = [sample("a", i, False) for i in range(199)]
-    row = noise.noise_row(
-        detector,
-        np.array([[300.0], [300], [5], [300], [5]]),
-        {"held_out": np.array([[1.0], [2]]), "named": np.array([[199.0], [198]])},
-        unseen,
-        np.array([True, True, True, False, False]),
-        samples,
-    )
-    counts = {name: (value["count"], value["n"]) for name, value in row.items() if "interval" in str(value)}
-    assert counts == {
+    unseen = {
+        "calibration": [sample("a", i, False) for i in range(199)],
+        "held_out": [sample("a", 0, False), sample("b", 1, False)],
+    }
+    magnitudes = {
+        "calibration": np.zeros((199, 1)),
+        "held_out": np.array([[1.0], [2]]),
+        "generated": np.array([[300.0], [300], [5], [300], [5]]),
+        "named": np.array([[198.0], [199], [199], [199]]),
+    }
+    generated = judged(benchmark, [True, True, True, False, False])
+    named = judged(benchmark, [False, True, True, False])
+    row = noise.noise_row(detector, magnitudes, unseen, generated, named)
+    of_named = row.pop("named_prompts")
+    assert counts(of_named) == {"memorised_returned": (0, 2), "other_generations_rejected": (1, 2)}
+    assert counts(row) == {
         "memorised_returned": (1, 3),
         "other_generations_rejected": (1, 2),
         "held_out_prompts_rejected": (0, 2),
-        "named_prompts_rejected": (1, 2),
     }
     assert row["held_out_rejected"] is None, "it never judged an image"
     assert "calibrated on prompts" in row["label"] and "not on images" in row["note"]
     assert row["calibration_prompts"] == {"n": 199, "different": 1}
+
+
+def test_a_filters_row_counts_what_it_rejects_of_each_set(benchmark):
+    latents = SimpleNamespace(label="l", threshold=1.5, scores=lambda given, _: given.flatten().numpy())
+    real = {
+        name: (torch.full((n, 1, 1, 1), 9.0), np.zeros(n)) for name, n in (("held_out", 3), ("copies", 2))
+    }
+    generated = judged(benchmark, [True, False, True, False])
+    row = benchmark.measure.offline(latents, real, generated, judged(benchmark, [False, False, True], 1))
+    of_named = row.pop("named_prompts")
+    assert counts(of_named) == {"memorised_returned": (0, 1), "other_generations_rejected": (1, 2)}
+    assert counts(row) == {
+        "memorised_returned": (1, 2),
+        "other_generations_rejected": (1, 2),
+        "held_out_rejected": (3, 3),
+        "mild_copies_of_training_images_missed": (0, 2),
+    }
 
 
 class Means:
@@ -244,7 +286,8 @@ def test_the_readme_shows_prompts_apart_what_was_only_timed_and_what_was_not_run
     share = {"count": 1, "n": 2, "share": 0.5, "interval": [0.1, 0.9]}
     row = {"label": "noise", "time_ratio": 1.0, "held_out_rejected": None, "note": "Calibrated on prompts."}
     row |= {"memorised_returned": share, "other_generations_rejected": share}
-    row |= {"held_out_prompts_rejected": share, "named_prompts_rejected": {**share, "count": 2}}
+    named = {"memorised_returned": {**share, "n": 77}, "other_generations_rejected": {**share, "n": 83}}
+    row |= {"held_out_prompts_rejected": share, "named_prompts": named}
     run = {"on_memorized": "reject", "memorised_with_filter": share, "memorised_without_filter": share}
     results = {
         "about": "About.",
@@ -258,5 +301,6 @@ def test_the_readme_shows_prompts_apart_what_was_only_timed_and_what_was_not_run
     shown, half = readme.filters(), "1 of 2: 50.0% (10.0% to 90.0%)"
     assert f"| noise | {half} | - | {half} | 1.00x |" in shown
     assert "| checker (time only) | - | - | - | 1.50x |" in shown
-    assert f"noise: {half} of unseen images' captions" in shown and "2 of 2" in shown
+    assert f"Of unseen images' captions, detectors of prompts reject: noise {half}." in shown
+    assert "77 copies and 83 others. Copies returned and others rejected: noise: 1 and 1." in shown
     assert "Not measured: EfficientNet (no package)" in shown

@@ -56,21 +56,41 @@ def filters() -> str:
     before = results["pipeline_with_lcmem"][0]["memorised_without_filter"]
     note = (
         f"\nCopies among all that the pipeline returns: {before['count']} of {before['n']} without the filter; "
-        f"{attached}.\n\n{_by_prompts(results['filters'])}"
+        f"{attached}.\n\n{_by_prompts(results['filters'])}{_named(results['filters'])}"
         f"From [filters.json](benchmarks/results/filters.json), {results['about']}{_not_run(results)}\n"
     )
     return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
 
 
+NAMED_SHARES = ("memorised_returned", "other_generations_rejected")
+
+
 def _by_prompts(rows: list[dict[str, Any]]) -> str:
     """What filters that judge prompts reject of prompts, where the others reject images."""
     judged = [
-        f"{row['label']}: {_share(row['held_out_prompts_rejected'])} of unseen images' captions, "
-        f"{_share(row['named_prompts_rejected'])} of captions that name whom such an image shows"
+        f"{row['label']} {_share(row['held_out_prompts_rejected'])}"
         for row in rows
         if "held_out_prompts_rejected" in row
     ]
-    return f"Rejected by what judges prompts: {'; '.join(judged)}.\n\n" if judged else ""
+    return (
+        f"Of unseen images' captions, detectors of prompts reject: {'; '.join(judged)}.\n\n" if judged else ""
+    )
+
+
+def _named(rows: list[dict[str, Any]]) -> str:
+    """What filters do on prompts that name an unseen identity; some are answered with copies nevertheless."""
+    rows = [row for row in rows if "named_prompts" in row]
+    if not rows:
+        return ""
+    copies, others = (rows[0]["named_prompts"][name]["n"] for name in NAMED_SHARES)
+    counts = [
+        "{}: {} and {}".format(row["label"], *(row["named_prompts"][name]["count"] for name in NAMED_SHARES))
+        for row in rows
+    ]
+    return (
+        "For prompts that name an identity that the pipeline never saw, worded as those of memorised images, it draws "
+        f"{copies} copies and {others} others. Copies returned and others rejected: {'; '.join(counts)}.\n\n"
+    )
 
 
 def _not_run(results: dict[str, Any]) -> str:
@@ -136,6 +156,45 @@ def _recall(cell: dict[str, Any] | None) -> str:
 
 def _interval(value: float, interval: list[float]) -> str:
     return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def spaces() -> str:
+    """Samples of each latent space in an index of each, from the results file of ``benchmarks/spaces``."""
+    return _across("spaces.json", "space")
+
+
+def resolutions() -> str:
+    """Samples at each resolution in an index at each, from a results file of ``benchmarks/spaces``."""
+    return _across("resolutions.json", "resolution")
+
+
+def _across(name: str, what: str) -> str:
+    path = RESULTS / name
+    if not path.exists():
+        return f"Samples of one {what} in an index of another have not been measured yet.\n"
+    results = json.loads(path.read_text())
+    cells = {(row["query"], row["index"]): row["mean"] for row in results["table"]}
+    stored = list(dict.fromkeys(index for _, index in cells))
+
+    def cell(query: str, index: str) -> str:
+        (mild, mild_auc), (heavy, heavy_auc) = (
+            cells[query, index][task] for task in ("mild_copies", "heavy_copies")
+        )
+        identity = cells[query, index].get("same_identity")
+        aucs = [mild_auc, heavy_auc, *([identity[1]] if identity else [])]
+        return f"{mild:.1%}, {heavy:.1%}; {' '.join(f'{auc:.3f}' for auc in aucs)}"
+
+    rows = [
+        f"| {query} | " + " | ".join(cell(query, index) for index in stored) + " |"
+        for query in dict.fromkeys(query for query, _ in cells)
+    ]
+    header = f"| samples \\ index | {' | '.join(stored)} |"
+    sets = ", ".join(results.get("sets", ()))
+    note = (
+        f"\nRecall of mild and of heavy copies, mean of domains; area under the curve over pairs of mild copies, heavy "
+        f"copies and identities. From [{name}](benchmarks/results/{name}), {results['about']} Sets: {sets}.\n"
+    )
+    return "\n".join([header, "| --- " * (len(stored) + 1) + "|", *rows]) + "\n" + note
 
 
 def ladder() -> str:
@@ -255,6 +314,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "filters": filters,
     "ladder": ladder,
     "pipelines": pipelines,
+    "resolutions": resolutions,
+    "spaces": spaces,
 }
 
 

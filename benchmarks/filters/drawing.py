@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import RESOLUTION, Row
+from data import RESOLUTION, Row, own_caption
 from diffusers import StableDiffusionPipeline
 
 BATCH, STEPS, GUIDANCE = 8, 25, 3.0
+FIRST_NAMED_SEED = 3_000_000  # apart from all others
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ def choose_samples(rows: list[Row], seeds: int, generic: int, seed: int = 0) -> 
     chosen = [(caption, True) for caption in captions]
     chosen += [(draw.choice(others), False) for _ in range(generic)]
     return [Sample(prompt, number, own) for number, (prompt, own) in enumerate(chosen)]
+
+
+def choose_named(held_out: list[Row], count: int) -> list[Sample]:
+    """Captions that name whom a held-out image shows: worded as those of memorised images, and never trained on."""
+    return [Sample(own_caption(row), FIRST_NAMED_SEED + i, False) for i, row in enumerate(held_out[:count])]
 
 
 def load_pipeline(folder: Path) -> Any:

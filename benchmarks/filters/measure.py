@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +16,15 @@ from filters import RATE, Filter, LCMem, Nothing
 from stats import realised_range, share
 
 Real = dict[str, tuple[torch.Tensor, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the pipeline drew for ``samples`` without a filter, and what the judge says of it."""
+
+    samples: list[Sample]
+    drawn: Drawn
+    verdicts: Verdicts
 
 
 @runtime_checkable
@@ -28,23 +38,24 @@ class Attaches(Protocol):
         ...
 
 
-def offline(
-    candidate: Filter, real: Real, plain: Drawn, verdicts: Verdicts, samples: Sequence[Sample]
-) -> dict[str, Any]:
-    """Rates of one filter on real images and on the unfiltered run's samples."""
-    rejected = rejections(candidate, plain.latents, plain.images)
+def offline(candidate: Filter, real: Real, generated: Judged, named: Judged) -> dict[str, Any]:
+    """Rates of one filter on real images and on what was drawn without a filter."""
+    of_generated, of_named = (
+        rejections(candidate, one.drawn.latents, one.drawn.images) for one in (generated, named)
+    )
     return {
         "label": candidate.label,
         "threshold": candidate.threshold if np.isfinite(candidate.threshold) else None,
-        **on_samples(rejected, verdicts.copied, samples),
+        **on_samples(of_generated, generated),
         "held_out_rejected": share(rejections(candidate, *real["held_out"])),
         "mild_copies_of_training_images_missed": share(~rejections(candidate, *real["copies"])),
+        "named_prompts": on_samples(of_named, named),
     }
 
 
-def on_samples(rejected: np.ndarray, copied: np.ndarray, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Shares of the unfiltered run's samples: copies that pass, and others that do not; (n,) booleans."""
-    prompts = np.array([sample.prompt for sample in samples])
+def on_samples(rejected: np.ndarray, judged: Judged) -> dict[str, Any]:
+    """Shares of samples, ``rejected`` (n,) or not: copies that pass, and others that do not."""
+    prompts, copied = np.array([sample.prompt for sample in judged.samples]), judged.verdicts.copied
     return {
         "memorised_returned": share(~rejected[copied], list(prompts[copied])),
         "other_generations_rejected": share(rejected[~copied], list(prompts[~copied])),
@@ -60,12 +71,12 @@ def through_the_pipeline(
     pipe: Any,
     index: Any,
     mode: str,
-    samples: list[Sample],
-    plain: Drawn,
+    generated: Judged,
     judge: CopyJudge,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Draw every sample again with the filter attached, and judge what comes back."""
+    samples, plain = generated.samples, generated.drawn
     pipe.with_memorization_filter(index, on_memorized=mode, max_resamples=4, on_exhausted="blank")
     try:
         drawn = draw(pipe, samples, log)
@@ -77,7 +88,7 @@ def through_the_pipeline(
         raise SystemExit("accepted images differ from those of the unfiltered run")
     if drawn.images[~returned].any():
         raise SystemExit("withheld images are not blank")
-    before, after = judge(plain.images).copied, judge(drawn.images).copied & returned
+    before, after = generated.verdicts.copied, judge(drawn.images).copied & returned
     prompts = [sample.prompt for sample in samples]
     return {
         "on_memorized": mode,
@@ -111,11 +122,12 @@ def seconds_an_image(
 
 
 def describe_judge(
-    judge: CopyJudge, held_out: np.ndarray, copied: np.ndarray, verdicts: Verdicts, samples: Sequence[Sample]
+    judge: CopyJudge, held_out: np.ndarray, copied: np.ndarray, generated: Judged
 ) -> dict[str, Any]:
     """What the judge was fixed on, and what it says of images that it was not fixed on."""
-    own = np.array([sample.own for sample in samples])
-    prompts = np.array([sample.prompt for sample in samples])
+    verdicts = generated.verdicts
+    own = np.array([sample.own for sample in generated.samples])
+    prompts = np.array([sample.prompt for sample in generated.samples])
     return {
         "statistic": "distance to the nearest training image / mean distance to the next 50 of other identities, "
         "channel-centred 32 px pictures",

@@ -19,20 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from copies import Verdicts
-from data import Row, own_caption
+from data import Row
 from drawing import BATCH, Sample, request
 from filters import threshold_of
-from measure import on_samples
+from measure import Judged, on_samples
 from stats import share
 
 STEPS_READ = (1, 10)
 NOTE = (
     "Judges the prompt and its first noise while the pipeline denoises with guidance; calibrated on prompts, not on "
     "images: the captions of the images that calibrate the other filters. Those captions name nobody, those of "
-    "memorised images do: named_prompts_rejected is of captions that name whom the pipeline never saw."
+    "memorised images do; named_prompts tells the two apart."
 )
-SEEDS = {"calibration": 1_000_000, "held_out": 2_000_000, "named": 3_000_000}  # of no sample that is judged
+FIRST_SEEDS = {"calibration": 1_000_000, "held_out": 2_000_000}  # apart from those of samples that are drawn
 
 
 class NoiseMagnitude:
@@ -125,68 +124,66 @@ def kept_first_steps(
     return np.asarray(stored["magnitudes"].numpy())
 
 
-def prompts_to_calibrate_with(rows: dict[str, list[Row]]) -> dict[str, list[Sample]]:
-    """Samples of held-out images' captions: to fit with, to measure on, and some that name whom the image shows."""
+def unseen_prompts(rows: dict[str, list[Row]]) -> dict[str, list[Sample]]:
+    """Samples of held-out images' captions: some to calibrate with, others to measure on."""
     memorised = {row.caption for row in rows["pipeline"] if row.copies > 1}
-    captions = {
-        "calibration": [row.caption for row in rows["calibration"]],
-        "held_out": [row.caption for row in rows["held_out"]],
-        "named": [own_caption(row) for row in rows["held_out"]],
-    }
     return {
         name: [
-            Sample(prompt, SEEDS[name] + i, False) for i, prompt in enumerate(some) if prompt not in memorised
+            Sample(row.caption, seed + i, False)
+            for i, row in enumerate(rows[name])
+            if row.caption not in memorised
         ]
-        for name, some in captions.items()
+        for name, seed in FIRST_SEEDS.items()
     }
 
 
 def noise_rows(
     pipe: Any,
     rows: dict[str, list[Row]],
-    samples: Sequence[Sample],
-    verdicts: Verdicts,
+    generated: Judged,
+    named: Judged,
     cache: Path,
     log: Callable[[str], None],
 ) -> list[tuple[NoiseMagnitude, dict[str, Any]]]:
     """Each detector, calibrated, with its row of the table; what the network predicted is kept in ``cache``."""
-    unseen = prompts_to_calibrate_with(rows)
-    generated = kept_first_steps(cache / f"noise-samples-{len(samples)}.pt", pipe, samples, log)
-    magnitudes = {
-        name: kept_first_steps(cache / f"noise-{name}.pt", pipe, some, log) for name, some in unseen.items()
+    unseen = unseen_prompts(rows)
+    own = sum(sample.own for sample in generated.samples)
+    files = {
+        f"{own}-{len(generated.samples) - own}": generated.samples,
+        f"named-{len(named.samples)}": named.samples,
+        **unseen,
     }
+    read = [kept_first_steps(cache / f"noise-{name}.pt", pipe, some, log) for name, some in files.items()]
+    magnitudes = dict(zip(("generated", "named", *unseen), read, strict=True))
     found = []
     for steps in STEPS_READ:
         detector = NoiseMagnitude(steps)
         detector.threshold = threshold_of(detector.scores(magnitudes["calibration"]))
-        found.append((detector, noise_row(detector, generated, magnitudes, unseen, verdicts.copied, samples)))
+        found.append((detector, noise_row(detector, magnitudes, unseen, generated, named)))
     return found
 
 
 def noise_row(
     detector: NoiseMagnitude,
-    generated: np.ndarray,
     magnitudes: dict[str, np.ndarray],
     unseen: dict[str, list[Sample]],
-    copied: np.ndarray,
-    samples: Sequence[Sample],
+    generated: Judged,
+    named: Judged,
 ) -> dict[str, Any]:
-    """One row: the shares of samples as every filter has them, those of prompts where others have images'."""
-    shares = {
-        name: share(detector.rejections(magnitudes[name]), [sample.prompt for sample in unseen[name]])
-        for name in ("held_out", "named")
-    }
+    """One row: the shares of samples as every filter has them, one of prompts where others have images'."""
+    rejected = {name: detector.rejections(values) for name, values in magnitudes.items()}
+    prompts = {name: [sample.prompt for sample in some] for name, some in unseen.items()}
     return {
         "label": detector.label,
         "note": NOTE,
         "threshold": detector.threshold,
-        **on_samples(detector.rejections(generated), copied, samples),
+        **on_samples(rejected["generated"], generated),
         "held_out_rejected": None,
         "mild_copies_of_training_images_missed": None,
+        "named_prompts": on_samples(rejected["named"], named),
+        "held_out_prompts_rejected": share(rejected["held_out"], prompts["held_out"]),
         "calibration_prompts": {
-            "n": len(unseen["calibration"]),
-            "different": len({sample.prompt for sample in unseen["calibration"]}),
+            "n": len(prompts["calibration"]),
+            "different": len(set(prompts["calibration"])),
         },
-        "held_out_prompts_rejected": shares["held_out"],
-        "named_prompts_rejected": shares["named"],
     }

@@ -11,6 +11,7 @@ must lie outside the repository. Slow stages are kept there and not repeated. Th
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from copies import CopyJudge, Verdicts, mild_copies
+from copies import CopyJudge, mild_copies
 from data import RESOLUTION, Row, read_image, split_rows, vae_folder
-from drawing import Drawn, Sample, choose_samples, decode, draw, load_pipeline
+from drawing import Drawn, Sample, choose_named, choose_samples, decode, draw, load_pipeline
 from filters import (
     EfficientNetLite0,
     Filter,
@@ -43,6 +44,7 @@ import lcmem_filter
 from lcmem_filter.errors import MissingExtraError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "filters.json"
+NAMED = 160  # prompts drawn that name whom a held-out image shows
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,8 @@ class Trial:
     rows: dict[str, list[Row]]
     pictures: dict[str, np.ndarray]
     judge: CopyJudge
-    samples: list[Sample]
-    plain: Drawn
-    verdicts: Verdicts
+    generated: measure.Judged
+    named: measure.Judged
     cache: Path
 
 
@@ -74,17 +75,13 @@ def main() -> None:
     index = build_index(source, encoder, arguments.head, trial.cache / "index")
     lcmem = LCMem(index, open_rows(trial.rows["calibration"], trial.cache / "calibration.parquet"))
     results = {
-        "about": about(trial.samples, trial.rows, len(index)),
+        "about": about(trial.generated.samples, trial.rows, len(index)),
         **compare(trial, lcmem, real, indexed, arguments.repeats),
         "pipeline_with_lcmem": [
-            measure.through_the_pipeline(
-                trial.pipe, index, mode, trial.samples, trial.plain, trial.judge, log
-            )
+            measure.through_the_pipeline(trial.pipe, index, mode, trial.generated, trial.judge, log)
             for mode in ("reject", "resample")
         ],
-        "judge": measure.describe_judge(
-            trial.judge, trial.pictures["held_out"], copied, trial.verdicts, trial.samples
-        ),
+        "judge": measure.describe_judge(trial.judge, trial.pictures["held_out"], copied, trial.generated),
         **describe_data(trial, len(index)),
         "calibration": measure.describe_calibration(
             lcmem, len(trial.rows["calibration"]), len(trial.rows["held_out"])
@@ -106,22 +103,33 @@ def set_up(arguments: argparse.Namespace) -> Trial:
     )
     log(f"the judge calls an image a copy below {judge.threshold:.3f}")
     samples = choose_samples(rows["pipeline"], arguments.seeds, arguments.generic)
-    name = f"plain-{arguments.seeds}-{arguments.generic}.pt"
-    plain = keep(arguments.cache / name, lambda: draw(pipe, samples, log))
-    trial = Trial(pipe, rows, pictures, judge, samples, plain, judge(plain.images), arguments.cache)
+    named = choose_named(rows["held_out"], NAMED)
+    drawn = {
+        name: keep(arguments.cache / f"{name}.pt", functools.partial(draw, pipe, some, log))
+        for name, some in (
+            (f"plain-{arguments.seeds}-{arguments.generic}", samples),
+            (f"named-{NAMED}", named),
+        )
+    }
+    judged = [
+        measure.Judged(some, one, judge(one.images))
+        for some, one in zip((samples, named), drawn.values(), strict=True)
+    ]
+    trial = Trial(pipe, rows, pictures, judge, *judged, arguments.cache)
     write_sheets(trial)
     return trial
 
 
 def write_sheets(trial: Trial) -> None:
-    nearest, verdicts = trial.pictures["pipeline"][trial.verdicts.nearest], trial.verdicts
+    images, verdicts = trial.generated.drawn.images, trial.generated.verdicts
+    nearest = trial.pictures["pipeline"][verdicts.nearest]
     chosen = {
         "nearest_to_the_judges_threshold": np.argsort(np.abs(verdicts.ratio - trial.judge.threshold))[:24]
     }
     for name, kind in (("memorised", verdicts.copied), ("not_memorised", ~verdicts.copied)):
         chosen[name] = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(kind))[:48])
     for name, some in chosen.items():
-        contact_sheet(trial.cache / "sheets" / f"{name}.png", trial.plain.images, nearest, verdicts, some)
+        contact_sheet(trial.cache / "sheets" / f"{name}.png", images, nearest, verdicts, some)
 
 
 def compare(
@@ -133,13 +141,11 @@ def compare(
         fit_threshold(candidate, *real["calibration"])
         log(f"calibrated: {candidate.label}")
     filters: list[Filter] = [Nothing(), lcmem, *others]
-    table = [
-        measure.offline(candidate, real, trial.plain, trial.verdicts, trial.samples) for candidate in filters
-    ]
-    detectors = noise_rows(trial.pipe, trial.rows, trial.samples, trial.verdicts, trial.cache, log)
+    table = [measure.offline(candidate, real, trial.generated, trial.named) for candidate in filters]
+    detectors = noise_rows(trial.pipe, trial.rows, trial.generated, trial.named, trial.cache, log)
     checker = SafetyChecker()
     timed = [*filters, *(detector for detector, _ in detectors), checker]
-    seconds = measure.seconds_an_image(trial.pipe, timed, trial.samples, repeats)
+    seconds = measure.seconds_an_image(trial.pipe, timed, trial.generated.samples, repeats)
     return {
         "filters": [row | seconds[row["label"]] for row in [*table, *(row for _, row in detectors)]],
         "not_run": not_run,
@@ -185,9 +191,14 @@ def keep(path: Path, make: Callable[[], Drawn]) -> Drawn:
 
 
 def describe_data(trial: Trial, indexed: int) -> dict[str, Any]:
-    own = sum(sample.own for sample in trial.samples)
+    samples = trial.generated.samples
+    own = sum(sample.own for sample in samples)
     return {
-        "samples": {"own_prompts": own, "generic_prompts": len(trial.samples) - own},
+        "samples": {
+            "own_prompts": own,
+            "generic_prompts": len(samples) - own,
+            "named_prompts": len(trial.named.samples),
+        },
         "index": {
             "images": indexed,
             "pipeline": len(trial.rows["pipeline"]),
