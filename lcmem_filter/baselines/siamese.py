@@ -41,9 +41,9 @@ class SiameseNetwork(nn.Module):
         self,
         method: Method,
         resolution: int,
-        widths: Sequence[int] = (64, 128, 256, 512),
-        depths: Sequence[int] = (2, 2, 2, 2),
-        features: int = 128,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        features: int,
     ) -> None:
         super().__init__()
         self.method, self.resolution = method, resolution
