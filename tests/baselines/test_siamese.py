@@ -274,7 +274,9 @@ def test_from_the_command_line(tmp_path, capsys):
     assert baseline.fingerprint == json.loads(out)["fingerprint"]
     weights = load_file(tmp_path / "out" / "model.safetensors").items()
     learnt = sum(value.numel() for name, value in weights if name.endswith(("weight", "bias")))
-    assert learnt == 11_176_512 + 513 * 128  # torchvision's resnet18 without its classifier, and the projection
+    assert (
+        learnt == 11_176_512 + 513 * 128
+    )  # torchvision's resnet18 without its classifier, and the projection
 
 
 @pytest.mark.parametrize(
