@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import signal
@@ -77,7 +78,9 @@ def served(folder) -> Iterator[Served]:
         "cpu",
     ]
     command += ["--training", "train", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    # what a shell starts in the background ignores interrupts, and hands that down
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=heeding)
     assert process.stderr is not None
     said = []
     for line in process.stderr:
