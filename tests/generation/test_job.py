@@ -27,7 +27,10 @@ from lcmem_filter.generation import Request, run
 from lcmem_filter.generation.drawing import draw_batch, prompts_of
 from lcmem_filter.generation.folder import JobFolder
 from lcmem_filter.generation.plan import Item
-from lcmem_filter.pipeline.attachment import attach, attached_policy, detach
+from lcmem_filter.pipeline.attachment import attached_policy
+from lcmem_filter.pipeline.watch import Stage
+from lcmem_filter.types import Calibration
+from lcmem_filter.verification import STATISTIC
 
 from .material import OPTIONS, PROMPTS, checksums
 
@@ -309,14 +312,11 @@ def _rejecting(decide):
     return lambda self, sample: replace(decide(self, sample), accepted=False)
 
 
-def test_early_stop_is_in_use_and_part_of_the_job(job, pipe, folder, tmp_path, monkeypatch):
-    attach(pipe, folder / "index")
-    try:
-        early = lcmem_filter.EarlyStop.fit(
-            pipe, PROMPTS, bound=0.5, fractions=(0.5,), samples=2, progress=False, **OPTIONS
-        )
-    finally:
-        detach(pipe)
+def test_early_stop_is_in_use_and_part_of_the_job(job, folder, tmp_path, monkeypatch):
+    index = lcmem_filter.MemorizationIndex.load(folder / "index")
+    calibration = Calibration((0.5,), 0.5, 2.0, index.space, 1, {}, (0.0, 1.0), STATISTIC)
+    stages = (Stage(0.5, 0.5, calibration),)
+    early = lcmem_filter.EarlyStop(stages, 0.5, index.fingerprint, index.space, "DDIMScheduler", 2)
     early.save(tmp_path / "early.json")
     used = []
 

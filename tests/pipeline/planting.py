@@ -32,6 +32,7 @@ FRACTIONS = (0.3, 0.6)
 
 SETTINGS = {"num_inference_steps": STEPS, "height": 32, "width": 32, "guidance_scale": 1.0}
 FIT: dict[str, Any] = {
+    "seed": 200,  # thresholds well above the scores of ``call``: fp16 rounding moves those by 0.01
     "bound": 0.25,
     "fractions": FRACTIONS,
     "samples": 8,
