@@ -15,7 +15,7 @@ from .errors import CalibrationError, EmptyDataError, FilterFailedError
 from .images import ImageSource
 from .index import MemorizationIndex
 from .latents import Encoder, encode_images
-from .types import Calibration
+from .types import Calibration, rejectable
 from .verification import STATISTIC, Scored, score_latents
 
 BATCH = 16
@@ -114,7 +114,7 @@ def fit(
 def realised_rate(n: int, rate: float, mass: float = 0.95) -> tuple[float, float]:
     """The central ``mass`` of the rate that a threshold from ``n`` scores comes out at: Beta(k, n + 1 - k), with
     k = floor(rate (n + 1)) (Vovk, 2012, "Conditional validity of inductive conformal predictors")."""
-    k = math.floor(rate * (n + 1) + 1e-9)
+    k = rejectable(n, rate)
     return _beta_quantile((1 - mass) / 2, k, n), _beta_quantile((1 + mass) / 2, k, n)
 
 
@@ -205,7 +205,7 @@ def _reason_to_drop(index: MemorizationIndex, judged: Judged) -> str:
 
 def _check_number(n: int, rate: float, dropped: Counter[str]) -> int:
     """How many of ``n`` scores may lie above the threshold."""
-    allowed = math.floor(rate * (n + 1) + 1e-9)
+    allowed = rejectable(n, rate)
     if allowed >= 1:
         return allowed
     needed = math.ceil(1 / rate - 1e-9) - 1

@@ -105,10 +105,10 @@ class MemorizationFilter:
         to reject what it gives: the threshold is that of ``REDRAW_RATE``, and the nearest training image, by score
         or by parts, must be another. An innocent sample that is rejected so costs one more draw.
         """
-        threshold = min(self.calibration.threshold, self.calibration.threshold_at(REDRAW_RATE))
-        again = replace(decision, threshold=threshold)
         if decision.accepted is not True:
             return decision
+        threshold = min(self.calibration.threshold, self.calibration.threshold_at(REDRAW_RATE))
+        again = replace(decision, threshold=threshold)
         if decision.score > threshold:
             return replace(again, accepted=False)
         nearest = {decision.neighbours[0].id, max(decision.neighbours, key=_by_parts).id}

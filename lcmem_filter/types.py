@@ -37,6 +37,12 @@ class Neighbour:
     latent_similarity: float | None = None
 
 
+def rejectable(n: int, rate: float) -> int:
+    """How many of ``n`` held-out scores may lie at or above a threshold that rejects at most ``rate``: the floor of
+    rate (n + 1)."""
+    return math.floor(rate * (n + 1) + 1e-9)
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Scores of real images that the pipeline never saw, and the threshold that they set.
@@ -75,7 +81,7 @@ class Calibration:
 
         Infinite where they are too few for that.
         """
-        allowed = math.floor(rate * (self.n + 1) + 1e-9)
+        allowed = rejectable(self.n, rate)
         return self.scores[-allowed] if allowed else math.inf
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from ..errors import CorruptArtifactError, DataError, EmptyDataError, UnreadableImageError
+from ..errors import DataError, EmptyDataError, UnreadableImageError
 from ..images import ImageSource, to_pixels
 from ..training.checkpoint import RESULT, Checkpoints, Progress, write_json
 from ..training.data import LatentSet, PairSampler
 from ..training.losses import nt_xent, verification
 from ..training.views import augment_image, augment_mildly, augment_strongly, generator_for
+from ..training.weights import decay_groups
 from .siamese import Method, SiameseNetwork
 
 LIGHT_A = 0.6
@@ -261,24 +262,14 @@ class _Run:
             network = SiameseNetwork(
                 config.method, config.resolution, config.widths, config.depths, config.features
             )
-        parameters = list(network.train().parameters())
+        network.train()
         optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
+            decay_groups(network.parameters(), config.weight_decay), lr=config.learning_rate
         )
         schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
         prepared = self.accelerator.prepare(network, optimizer, schedule)
         if standing.step:
-            state = self.checkpoints.state(standing.step)
-            try:
-                self.accelerator.load_state(str(state))
-            except Exception as error:
-                raise CorruptArtifactError(
-                    f"training checkpoint {state} cannot be read: {error}; remove it to start afresh"
-                ) from error
+            self.checkpoints.restore(self.accelerator, standing.step)
             self._say(f"going on from step {standing.step}")
         return prepared
 

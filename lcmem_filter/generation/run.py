@@ -18,7 +18,7 @@ from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..index import MemorizationIndex
 from ..index.folder import write_file
-from ..pipeline.attachment import attach, detach
+from ..pipeline.attachment import attach, attached_policy, detach
 from ..pipeline.early_stop import EarlyStop
 from ..pipeline.rungs import DEFAULT_LADDER
 from ..report import Results
@@ -110,8 +110,8 @@ def generate(
         max_resamples, rungs: As for ``attach``; rungs by name.
         on_exhausted: An image that stays rejected is left out of the images but stands in the manifest (``"drop"``), or
             ends the job (``"raise"``).
-        early_stop: As for ``attach``; or the file of one. A batch that ends early is one in which every sample is
-            certainly a copy, so smaller batches save more.
+        early_stop: As for ``attach``. A batch that ends early is one in which every sample is certainly a copy, so
+            smaller batches save more.
         stop_rejection_rate: Stop once surely more than this share of first draws match, in (0, 1].
         disk_budget: Bytes that the delivered images may take; divided among the processes.
         threads: CPU threads of each process; by default torch's own when the job began.
@@ -133,16 +133,14 @@ def generate(
         raise ValueError(f"on_exhausted must be 'drop' or 'raise', got {on_exhausted!r}")
     history = History(rungs)
     policy = {"on_memorized": on_memorized, "max_resamples": max_resamples, "rungs": list(rungs)}
-    early_stop = (
-        early_stop if early_stop is None or isinstance(early_stop, EarlyStop) else EarlyStop.load(early_stop)
-    )
     settings = {"seed": seed, "options": checked_options(options), **policy}
-    if early_stop is not None:
-        settings["early_stop"] = early_stop.described()
     limits = Limits(stop_rejection_rate, disk_budget, state.num_processes)
     plan, folder = plan_of(_requests(prompts), seed=seed, batch_size=batch_size), JobFolder(output)
     prompts_of(pipeline, plan.batch(0))
     with _filtered(pipeline, index, {**policy, "rungs": history.rungs, "early_stop": early_stop}) as judge:
+        in_use = attached_policy(pipeline).early_stop
+        if isinstance(in_use, EarlyStop):
+            settings["early_stop"] = in_use.described()
         job = describe(pipeline, judge, plan, settings, threads or folder.threads or torch.get_num_threads())
         work = _Work(pipeline, plan, folder, job, limits, on_exhausted, history, state)
         with _threads(job["fixed"]["threads"]):

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from ..errors import ArtifactError, CorruptArtifactError
 
 WORK = ".training"
@@ -75,6 +77,20 @@ class Checkpoints:
             ) from error
         self._same_plan(progress.plan, plan)
         return progress
+
+    def restore(self, accelerator: Accelerator, step: int) -> None:
+        """Give what ``accelerator`` has prepared the state of a checkpoint.
+
+        Raises:
+            CorruptArtifactError: it cannot be read.
+        """
+        state = self.state(step)
+        try:
+            accelerator.load_state(str(state))
+        except Exception as error:
+            raise CorruptArtifactError(
+                f"training checkpoint {state} cannot be read: {error}; remove it to start afresh"
+            ) from error
 
     def finished(self, plan: dict[str, Any]) -> bool:
         """Whether ``output`` already holds the finished head of this plan.

@@ -17,7 +17,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from tqdm.auto import tqdm
 
-from ..errors import CorruptArtifactError, DataError
+from ..errors import DataError
 from ..head import LCMemHead, Size
 from ..images import ImageSource
 from ..latents import Encoder, canonical
@@ -29,7 +29,7 @@ from .objective import Objective
 from .prepare import prepare_data
 from .validation import Validator, embed_all
 from .views import augment_latents, generator_for, half_formed
-from .weights import take_weights
+from .weights import decay_groups, take_weights
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
 
@@ -172,23 +172,12 @@ class _Run:
     def _prepare(self, standing: Progress, train: LatentSet) -> tuple[Any, Any]:
         """Objective and optimiser under accelerate, as of ``standing``."""
         head = self._starting_head({space: values.shape[2] for space, values in train.latents.items()})
-        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.config.weight_decay},
-                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=self.config.learning_rate,
+            decay_groups(head.parameters(), self.config.weight_decay), lr=self.config.learning_rate
         )
         objective, prepared = self.accelerator.prepare(Objective(head, self.config), optimizer)
         if standing.step:
-            state = self.checkpoints.state(standing.step)
-            try:
-                self.accelerator.load_state(str(state))
-            except Exception as error:
-                raise CorruptArtifactError(
-                    f"training checkpoint {state} cannot be read: {error}; remove it to start afresh"
-                ) from error
+            self.checkpoints.restore(self.accelerator, standing.step)
             self._say(f"going on from step {standing.step}")
         return objective, prepared
 

@@ -1,6 +1,11 @@
-"""Where a run starts from: another head's weights."""
+"""The weights of a run: another head's that it starts from, and which of them decay."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
 
 from ..errors import ArtifactError
 from ..head import LCMemHead
@@ -24,3 +29,12 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> None:
             f"the head to go on from has another shape than this recipe's ({', '.join(wrong[:3])} do not match); "
             "give its size, and an encoder of each of its spaces"
         )
+
+
+def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimiser: of what is trained, matrices and kernels decay, vectors do not."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
