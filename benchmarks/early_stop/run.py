@@ -38,7 +38,9 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "early_stop.json"
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIM": ("DDIMScheduler", {}),
     "Euler": ("EulerDiscreteScheduler", {}),
+    "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "DPM++ 2M": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
 }
 BOUND, FRACTIONS = 0.01, (0.3, 0.5)
 FIT_SEED, INNOCENT_SEED, MEMORISED_SEED = 10_000, 20_000, 30_000  # of the first sample of each
@@ -184,8 +186,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
     parser.add_argument("--schedulers", nargs="+", choices=list(SCHEDULERS), default=list(SCHEDULERS))
     sizes = "samples to fit on, innocent samples, memorised prompts, e.g. 399,240,24"
-    parser.add_argument("--first", type=_size, default=Size(399, 240, 24), help=f"first scheduler: {sizes}")
-    parser.add_argument("--fewer", type=_size, default=Size(199, 200, 12), help=f"the others: {sizes}")
+    parser.add_argument("--first", type=_size, default=Size(399, 480, 24), help=f"first scheduler: {sizes}")
+    parser.add_argument("--fewer", type=_size, default=Size(199, 240, 24), help=f"the others: {sizes}")
     return parser.parse_args()
 
 

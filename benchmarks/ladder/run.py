@@ -55,8 +55,8 @@ def main() -> None:
         [row.identity for row in rows["pipeline"]],
         read_pictures(rows["calibration"]),
     )
-    often = max(row.copies for row in rows["pipeline"])
-    captions = [row.caption for row in rows["pipeline"] if row.copies == often][: arguments.prompts]
+    duplicated = sorted((row for row in rows["pipeline"] if row.copies > 1), key=lambda row: -row.copies)
+    captions = [row.caption for row in duplicated][: arguments.prompts]
     samples = [Sample(caption, number, True) for number, caption in enumerate(captions)]
     samples = memorised(pipe, index, judge, samples)
     log(f"{len(samples)} of {len(captions)} prompts give a memorised image")
@@ -171,7 +171,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--pipeline", type=Path, required=True, help="folder that train_pipeline.py wrote")
     parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
-    parser.add_argument("--prompts", type=int, default=16, help="how many of the most memorised prompts")
+    parser.add_argument("--prompts", type=int, default=40, help="how many prompts, the most memorised first")
     parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
     return parser.parse_args()
 

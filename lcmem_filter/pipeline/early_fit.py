@@ -14,7 +14,7 @@ from .. import calibration
 from ..errors import CalibrationError, UnsupportedPipelineError
 from ..exemption import Exemptions
 from ..filter import MemorizationFilter
-from ..types import Decision
+from ..types import Calibration, Decision
 from ..verification import Scored
 from .attachment import attached_policy, plain_call
 from .call import Policy, filtered_call
@@ -59,7 +59,7 @@ def fit(
                     "the pipeline has not memorised"
                 )
     return EarlyStop(
-        _stages(recorder, samples, bound, policy.filter.space),
+        _stages(recorder, samples, bound, policy.filter),
         bound,
         policy.filter.index.fingerprint,
         policy.filter.space,
@@ -151,14 +151,16 @@ def _draw(
     filtered_call(pipe, plain_call(pipe), recording, (), given)
 
 
-def _stages(recorder: Recorder, samples: int, bound: float, space: str) -> tuple[Stage, ...]:
+def _stages(recorder: Recorder, samples: int, bound: float, judge: MemorizationFilter) -> tuple[Stage, ...]:
     rate, dropped = bound / len(recorder.fractions), Counter({"rejected": recorder.rejected})
     columns = zip(*recorder.accepted[:samples], strict=True)
     return tuple(
-        Stage(
-            fraction,
-            recorder.noise[place],
-            calibration.fit(scores, rate, space, recorder.drawn, dropped),
-        )
+        Stage(fraction, recorder.noise[place], _no_laxer_than(judge.calibration, fitted))
         for place, (fraction, scores) in enumerate(zip(recorder.fractions, columns, strict=True))
+        for fitted in [calibration.fit(scores, rate, judge.space, recorder.drawn, dropped)]
     )
+
+
+def _no_laxer_than(end: Calibration, fitted: Calibration) -> Calibration:
+    """``fitted``, so that no sample is stopped for a score that would be accepted at the end."""
+    return replace(fitted, threshold=max(fitted.threshold, end.threshold))

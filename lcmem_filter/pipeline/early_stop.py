@@ -63,6 +63,8 @@ class EarlyStop:
 
         Each stage may stop ``bound / len(fractions)`` of them (split conformal prediction; the bounds of the stages
         add up), so at least ``len(fractions) / bound - 1`` accepted samples are needed, and twice as many by default.
+        A threshold is never below the index's own: half-formed predictions are blurred and score lower, and a score
+        that would be accepted at the end is no reason to stop.
 
         Args:
             pipe: A pipeline with a filter attached.

@@ -27,9 +27,11 @@ RUNGS = {
 }
 """Module and class of each rung, cheapest first; imported when it is first asked for."""
 
-DEFAULT_LADDER = ("new_seed", "prompt_perturbation", "prompt_embedding")
-"""By trials on the pipeline of ``benchmarks/filters``: delayed guidance freed none of its memorised prompts, and some
-of what repulsion draws is still a copy, which the filter that guided it no longer sees."""
+DEFAULT_LADDER = ("new_seed", "prompt_perturbation")
+"""A new seed first, which leaves the prompt as it is, for samples that were rejected by chance. Then other words, ever
+more of them: in ``benchmarks/ladder`` they free every memorised prompt, and what they draw is mostly what was asked for.
+Optimised embeddings free as many and often show something else; delayed guidance frees none there; some of what
+repulsion draws is still a copy, which the filter that guided it no longer sees."""
 
 
 @dataclass(frozen=True)
