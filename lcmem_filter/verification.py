@@ -1,39 +1,53 @@
-"""Second opinion on the head's shortlist: latents part by part; both statistics make one score."""
+"""Second opinion on the head's shortlist: as a whole and part by part, under every crop and turn; one score."""
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from .alignment import aligned_similarity, crops
 from .errors import FilterFailedError
+from .head import LCMemHead
 from .index import MemorizationIndex
-from .latents import NORMALISED_STD, normalise
+from .latents import normalise
 from .types import Neighbour
 
-SHORTLIST = 50
-"""Candidates that the head proposes; the right image of a copy is almost always among the first ten."""
+SHORTLIST = 25
+"""Candidates that the head proposes, for a sample as it is and again for it upside down."""
+
+CROPPED = 8
+"""The best of them that are compared as a few crops; the right image of a heavily transformed copy is mostly there."""
+
+TURNED = 2
+"""The best of those that are compared under every crop and turn."""
+
+EMBEDDING_WEIGHT = 0.4
+"""Of the embeddings' cosine in the likeness of two pictures; their parts have the rest."""
 
 BACKGROUND = slice(2, 10)
-"""Ranks whose mean similarity is a sample's background: beyond further images of the identity, near enough to be like
+"""Ranks whose mean likeness is a sample's background: beyond further images of the identity, near enough to be like
 it."""
+
+CROPPED_BACKGROUND = slice(2, CROPPED)
+"""The same among the candidates that were cropped and turned, which makes all of them more alike."""
 
 MOST_BACKGROUND = 0.85
 """Cap of the background, for repetitions that are not recognised as such."""
 
+RUNNER_UP_WEIGHT = 0.3
+"""Of how far a candidate stands out from the next best one; how far from the background has the rest."""
+
+UNDUE = 0.5
+"""How much is taken off where a sample upside down is more like a candidate than the candidate upside down is like the
+sample. Heads know few pictures upside down, and to them all such look alike."""
+
 SAME_IMAGE = 0.97
 """Cosine of stored embeddings from which one image is a repetition of the other."""
 
-STATISTIC = "mean of cosine and parts, each relative to ranks 3 to 10"
-"""Names the formula of ``combine``; change it with the formula, and thresholds set by the old one are refused."""
-
-ZOOMS = (1.0, 0.97, 0.94)
-TURNS = (-4.0, -2.0, 0.0, 2.0, 4.0)
-SHIFTS = (-0.06, 0.0, 0.06)
-"""Alignments that are tried: 2 flips x 3 zooms x 5 turns (degrees) x 3 x 3 shifts (the picture is 2 wide)."""
+STATISTIC = "likeness under crops, turns and upside down, beyond background and runner-up"
+"""Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,71 @@ class Scored:
     neighbours: tuple[Neighbour, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Samples as they are and upside down, described by a head.
+
+    Attributes:
+        canonical: (B, C, g, g).
+        embedding: (2, B, D), unit norm.
+        tokens: (2, B, T, E), or ``None`` from a head without.
+    """
+
+    canonical: torch.Tensor
+    embedding: torch.Tensor
+    tokens: torch.Tensor | None
+
+    @classmethod
+    def of(cls, head: LCMemHead, canonical: torch.Tensor, space: str) -> Query:
+        """Describe canonical latents (B, C, g, g) of ``space``."""
+        described = head.describe(torch.cat([canonical, canonical.flip(-2)]), space)
+        poses = (2, len(canonical))
+        tokens = described.tokens
+        return cls(
+            canonical,
+            described.embedding.unflatten(0, poses),
+            None if tokens is None else tokens.unflatten(0, poses),
+        )
+
+    def row(self, row: int) -> Query:
+        """One sample alone."""
+        which = slice(row, row + 1)
+        tokens = None if self.tokens is None else self.tokens[:, which]
+        return Query(self.canonical[which], self.embedding[:, which], tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What each of B samples is compared with.
+
+    Attributes:
+        embedding: (B, K, D), unit norm.
+        latents: (B, K, C, g, g), canonical; ``None`` where there are none to compare, then embeddings alone decide.
+        tokens: (B, K, T, E) of the same; ``None`` from a head without.
+        space: Latent space of ``latents``.
+    """
+
+    embedding: torch.Tensor
+    latents: torch.Tensor | None
+    tokens: torch.Tensor | None
+    space: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What ``compare`` finds of each candidate, (B, K).
+
+    Attributes:
+        score: The statistic that is calibrated; at most 1, which an exact copy has.
+        cosine: Of the embeddings, in [-1, 1], at its best over crops, turns and upside down.
+        parts: How alike their parts are, in [-1, 1], at its best; ``None`` where only embeddings were compared.
+    """
+
+    score: torch.Tensor
+    cosine: torch.Tensor
+    parts: torch.Tensor | None
+
+
 @torch.inference_mode()
 def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -> list[Scored]:
     """Embed, search, verify.
@@ -52,7 +131,7 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
         latents: (B, C, h, w) of latent space ``space``, of any positive per-channel scale and any shift.
 
     Returns:
-        One for each row; neighbours are sorted by the combined statistic, most alike first.
+        One for each row; neighbours are sorted by the statistic, most alike first.
 
     Raises:
         FilterFailedError: latents are not finite, or have no contrast that could be compared.
@@ -60,47 +139,113 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
     """
     _check(latents)
     with torch.autocast(latents.device.type, enabled=False):  # another precision is another threshold
-        canonical = index.head.canonical(latents)
-        described = index.head.describe(canonical, space)
-        hits = index.search(described.embedding, SHORTLIST)
-        verified = verify(index, canonical, described.tokens, hits.rows, space)
-        combined = combine(hits.similarity, verified, repeated(index, hits.rows))
-    if not torch.isfinite(combined).all():
+        query = Query.of(index.head, index.head.canonical(latents), space)
+        rows = torch.cat([index.search(pose, SHORTLIST).rows for pose in query.embedding], 1)
+        compared = compare(index.head, query, _stored(index, rows, space))
+    if not torch.isfinite(compared.score).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")
-    return [
-        _scored(index, row, hits.rows, combined, hits.similarity, verified) for row in range(len(latents))
-    ]
+    return [_scored(index, row, rows, compared) for row in range(len(latents))]
 
 
 @torch.inference_mode()
-def verify(
-    index: MemorizationIndex,
-    canonical: torch.Tensor,
-    tokens: torch.Tensor | None,
-    rows: torch.Tensor,
-    space: str,
-) -> torch.Tensor | None:
-    """The second statistic: samples compared part by part with the stored latents of ``rows``.
+def compare(head: LCMemHead, query: Query, candidates: Candidates) -> Compared:
+    """How far each candidate stands out, for samples that may be crops of it, turned, or upside down.
 
-    A head with tokens compares those, in whatever latent space either was encoded; another compares the latents
-    themselves, aligned, where both are of one space.
+    A sample and a candidate are as alike as they are at best: over poses of the sample, for the ``CROPPED`` most
+    promising candidates also over a few crops of the candidate, for ``TURNED`` of them over all ``alignment.crops``.
 
     Args:
-        canonical: (B, C, g, g) of ``space``.
-        tokens: (B, T, D) of the same, or ``None``; see ``head.Description``.
-        rows: (B, K) of the index.
+        query: B samples.
+        candidates: K of each.
+    """
+    found = _Found.of(query, candidates)
+    repeated = repeats(candidates.embedding).to(found.alike.device)
+    plain = torch.stack([background_of(pose, repeated) for pose in found.alike])
+    promise = _beyond(found.alike, plain).amax(0).masked_fill(repeated, -torch.inf)
+    best = promise.topk(min(CROPPED, promise.shape[1]), 1).indices
+    if candidates.latents is not None:
+        for row, chosen in enumerate(best):
+            found.look_upside_down(head, row, chosen)
+            found.look_closer(head, row, chosen, few=True)
+    alike = found.alike.amax(0)
+    cropped = background_of(alike.gather(1, best), repeated.gather(1, best), CROPPED_BACKGROUND)
+    if candidates.latents is not None:
+        for row, chosen in enumerate(best):
+            first = alike[row, chosen].topk(min(TURNED, len(chosen))).indices
+            found.look_closer(head, row, chosen[first])
+    score = stand_out(found.alike.amax(0), (plain.amax(0) + cropped) / 2, repeated)
+    return Compared(score, found.cosine.amax(0), None if found.parts is None else found.parts.amax(0))
+
+
+def likeness(cosine: torch.Tensor, parts: torch.Tensor | None) -> torch.Tensor:
+    """The mean, weighted by ``EMBEDDING_WEIGHT``, of the embeddings' cosine and of how alike the parts are."""
+    alike = cosine if parts is None else EMBEDDING_WEIGHT * cosine + (1 - EMBEDDING_WEIGHT) * parts
+    return alike.clamp_max(1)
+
+
+def background_of(
+    alike: torch.Tensor, repeated: torch.Tensor | None = None, ranks: slice = BACKGROUND
+) -> torch.Tensor:
+    """How alike a sample's further neighbours are in the mean, so that one threshold fits both domains whose images
+    resemble each other and domains whose images do not (after the score normalisation of SSCD, Pizzi et al., arXiv
+    2202.10261, and the ratio of distances of Carlini et al., arXiv 2301.13188).
+
+    Args:
+        alike: (B, K), at most 1.
+        repeated: (B, K) booleans: what is no background since it repeats another candidate.
+        ranks: Which neighbours count, the most alike being 0.
 
     Returns:
-        (B, K), at most 1; ``None`` where nothing can be compared.
+        (B, 1); 0 where nothing is left for a background, in an index of a few images.
     """
-    if not compares_latents(index, space):
-        return None
-    stored = index.latents(rows).to(canonical.device)
-    if tokens is None:
-        return torch.stack([aligned_similarity(c, s) for c, s in zip(canonical, stored, strict=True)])
-    theirs = index.head.describe(stored.flatten(0, 1), index.space).tokens
-    assert theirs is not None
-    return local_similarity(tokens, theirs.unflatten(0, stored.shape[:2]))
+    different = alike if repeated is None else alike.masked_fill(repeated, -torch.inf)
+    ordered = different.sort(dim=1, descending=True)[0][:, ranks]
+    counted = ordered.isfinite()
+    return ordered.where(counted, 0).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp_min(1)
+
+
+def stand_out(
+    alike: torch.Tensor, background: torch.Tensor, repeated: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How far candidates stand out from the background and from the next best one, (B, K); 1 for an exact copy.
+
+    Both are (s - b) / (1 - b), the distance covered from b to 1; their mean is weighted by ``RUNNER_UP_WEIGHT``. What
+    repeats a candidate is not its runner-up.
+
+    Args:
+        alike: (B, K), at most 1.
+        background: (B, 1).
+        repeated: (B, K) booleans, as of ``background_of``.
+    """
+    different = alike if repeated is None else alike.masked_fill(repeated, -torch.inf)
+    first, second = (F.pad(different, (0, 1), value=0.0).topk(2, 1).values.clamp_min(0)).split(1, 1)
+    at_the_top = alike >= first if repeated is None else (alike >= first) | repeated
+    runner_up = torch.where(at_the_top, second, first)
+    return (1 - RUNNER_UP_WEIGHT) * _beyond(alike, background) + RUNNER_UP_WEIGHT * _beyond(alike, runner_up)
+
+
+def relative_similarity(similarity: torch.Tensor, repeated: torch.Tensor | None = None) -> torch.Tensor:
+    """How far each candidate stands out from the sample's background alone: (s - b) / (1 - b), 1 for an exact copy.
+
+    Args:
+        similarity: (B, K), at most 1.
+        repeated: (B, K) booleans, as of ``background_of``.
+    """
+    return _beyond(similarity, background_of(similarity, repeated))
+
+
+def combine(
+    cosine: torch.Tensor, parts: torch.Tensor | None, repeated: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The statistic of ``compare`` without crops, turns and poses, for what has to be fast: (B, K), at most 1.
+
+    Args:
+        cosine: Of each sample's shortlist, (B, K).
+        parts: How alike their parts are, (B, K), or ``None``.
+        repeated: (B, K) booleans, as of ``background_of``.
+    """
+    alike = likeness(cosine, parts)
+    return stand_out(alike, background_of(alike, repeated), repeated)
 
 
 def compares_latents(index: MemorizationIndex, space: str) -> bool:
@@ -137,98 +282,101 @@ def local_similarity(query: torch.Tensor, candidates: torch.Tensor) -> torch.Ten
     return (means[0] + means[1]) / 2
 
 
-def repeated(index: MemorizationIndex, rows: torch.Tensor) -> torch.Tensor:
-    """Which of ``rows`` (B, K) hold an image that an earlier one of their sample holds too; booleans (B, K).
+def repeats(embeddings: torch.Tensor) -> torch.Tensor:
+    """Which of each shortlist's unit-norm embeddings (B, K, D) repeat an earlier one; booleans (B, K).
 
     Images that stand in a training set many times over are those that models memorise. Their repetitions must not
     pass for a background that a copy fails to stand out from.
     """
-    return repeats(index.embeddings(rows)).to(rows.device)
-
-
-def repeats(embeddings: torch.Tensor) -> torch.Tensor:
-    """Which of each shortlist's unit-norm embeddings (B, K, D) repeat an earlier one; booleans (B, K)."""
     alike = torch.einsum("bkd,bjd->bkj", embeddings, embeddings) >= SAME_IMAGE
     return alike.tril(-1).any(2)
 
 
-def combine(
-    embedding_similarity: torch.Tensor,
-    latent_similarity: torch.Tensor | None,
-    repeated: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The one statistic that is calibrated: how far each candidate stands out, by both similarities; at most 1.
-
-    Args:
-        embedding_similarity: Cosines of each sample's shortlist, (B, K).
-        latent_similarity: What ``verify`` says of the same, (B, K), or ``None``.
-        repeated: Which of them repeat another, (B, K); see ``repeated``.
-
-    Returns:
-        (B, K): the mean of both ``relative_similarity``, or that of the cosines alone.
-    """
-    by_embedding = relative_similarity(embedding_similarity, repeated)
-    if latent_similarity is None:
-        return by_embedding
-    return (by_embedding + relative_similarity(latent_similarity, repeated)) / 2
-
-
-def relative_similarity(similarity: torch.Tensor, repeated: torch.Tensor | None = None) -> torch.Tensor:
-    """How far each candidate stands out from the sample's background: (s - b) / (1 - b), 1 for an exact copy.
-
-    The background b is the mean similarity of the sample's further neighbours, so one threshold fits both domains
-    whose images resemble each other and domains whose images do not (after the score normalisation of SSCD, Pizzi et
-    al., arXiv 2202.10261, and the ratio of distances of Carlini et al., arXiv 2301.13188). Where nothing is left for a
-    background, in an index of a few images, it is 0.
-
-    Args:
-        similarity: (B, K), at most 1.
-        repeated: (B, K) booleans: what is no background since it repeats another candidate.
-    """
-    different = similarity if repeated is None else similarity.masked_fill(repeated, -torch.inf)
-    ordered = different.sort(dim=1, descending=True)[0][:, BACKGROUND]
-    counted = ordered.isfinite()
-    background = ordered.where(counted, 0).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp_min(1)
+def _beyond(alike: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
     background = background.clamp_max(MOST_BACKGROUND)
-    return (similarity - background) / (1 - background)
+    return (alike - background) / (1 - background)
 
 
-def aligned_similarity(query: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """The best correlation of a query with each candidate over small alignments of the query.
-
-    Args:
-        query: (C, g, g), canonical.
-        candidates: (K, C, g, g), canonical.
-
-    Returns:
-        (K,): Pearson correlation per channel, averaged, at the best alignment; in [-1, 1].
-    """
-    moved = normalise(alignments(query)).flatten(1)
-    elements = query[0].numel()
-    # normalised channels have sums of squares (elements - 1) * NORMALISED_STD ** 2
-    full = len(query) * (elements - 1) * NORMALISED_STD**2
-    return (moved @ candidates.flatten(1).T).amax(0).div(full).clamp(-1, 1)
+def _stored(index: MemorizationIndex, rows: torch.Tensor, space: str) -> Candidates:
+    """What the index holds of ``rows`` (B, K)."""
+    device = index.head.device
+    embedding = index.embeddings(rows).to(device)
+    if not compares_latents(index, space):
+        return Candidates(embedding, None, None, index.space)
+    latents = index.latents(rows).to(device)
+    tokens = index.head.describe(latents.flatten(0, 1), index.space).tokens
+    return Candidates(
+        embedding, latents, None if tokens is None else tokens.unflatten(0, rows.shape), index.space
+    )
 
 
-def alignments(latent: torch.Tensor) -> torch.Tensor:
-    """A latent (C, g, g) flipped, zoomed, turned and shifted a little in every combination: (270, C, g, g)."""
-    where = _grids(latent.shape[-1]).to(latent.device)
-    spread = latent.expand(len(where), *latent.shape)
-    return F.grid_sample(spread, where, mode="bilinear", padding_mode="reflection", align_corners=False)
+@dataclass(slots=True)
+class _Found:
+    """What is known so far of each pose and candidate, (2, B, K); ``undue`` is taken off what is found upside down."""
+
+    query: Query
+    candidates: Candidates
+    cosine: torch.Tensor
+    parts: torch.Tensor | None
+    alike: torch.Tensor
+    undue: torch.Tensor
+
+    @classmethod
+    def of(cls, query: Query, candidates: Candidates) -> _Found:
+        cosine = torch.einsum("pbd,bkd->pbk", query.embedding, candidates.embedding).clamp(-1, 1)
+        parts = _parts(query, candidates)
+        alike = likeness(cosine, parts)
+        return cls(query, candidates, cosine, parts, alike, torch.zeros_like(alike))
+
+    def look_upside_down(self, head: LCMemHead, row: int, chosen: torch.Tensor) -> None:
+        """Compare sample ``row`` with candidates ``chosen`` (k,) as they lie upside down; see ``UNDUE``."""
+        assert self.candidates.latents is not None
+        lying = normalise(self.candidates.latents[row, chosen].flip(-2))
+        alike = self._seen(head, row, chosen, lying[:, None])[2][0, :, 0]
+        undue = UNDUE * (self.alike[1, row, chosen] - alike).clamp_min(0)
+        self.undue[1, row, chosen] = undue
+        self.alike[1, row, chosen] -= undue
+
+    def look_closer(self, head: LCMemHead, row: int, chosen: torch.Tensor, few: bool = False) -> None:
+        """Compare sample ``row`` with crops of the candidates ``chosen`` (k,), and keep what is best."""
+        assert self.candidates.latents is not None
+        views = crops(self.candidates.latents[row, chosen], few)
+        cosine, parts, alike = (seen.amax(2) for seen in self._seen(head, row, chosen, views))
+        alike = alike - self.undue[:, row, chosen]
+        self.alike[:, row, chosen] = torch.maximum(self.alike[:, row, chosen], alike)
+        self.cosine[:, row, chosen] = torch.maximum(self.cosine[:, row, chosen], cosine)
+        if self.parts is not None:
+            self.parts[:, row, chosen] = torch.maximum(self.parts[:, row, chosen], parts)
+
+    def _seen(
+        self, head: LCMemHead, row: int, chosen: torch.Tensor, views: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Cosine, parts and likeness of sample ``row`` and ``views`` (k, V, C, g, g) of candidates, each (2, k, V)."""
+        assert self.parts is not None
+        described = head.describe(views.flatten(0, 1), self.candidates.space)
+        shape = views.shape[:2]
+        cosine = (self.query.embedding[:, row] @ described.embedding.T).clamp(-1, 1).unflatten(1, shape)
+        if self.query.tokens is None or described.tokens is None:
+            parts = self.parts[:, row, chosen, None].expand_as(cosine)
+        else:
+            tokens = described.tokens[None]
+            parts = local_similarity(self.query.tokens[:, row], tokens).unflatten(1, shape)
+        return cosine, parts, likeness(cosine, parts)
 
 
-@functools.cache
-def _grids(side: int) -> torch.Tensor:
-    theta = [
-        [[cos * flip, -sin, x], [sin * flip, cos, y]]
-        for flip in (1.0, -1.0)
-        for zoom in ZOOMS
-        for turn in TURNS
-        for cos, sin in [(math.cos(math.radians(turn)) * zoom, math.sin(math.radians(turn)) * zoom)]
-        for x in SHIFTS
-        for y in SHIFTS
-    ]
-    return F.affine_grid(torch.tensor(theta), [len(theta), 1, side, side], align_corners=False)
+def _parts(query: Query, candidates: Candidates) -> torch.Tensor | None:
+    """How alike the parts of each pose and candidate are, (2, B, K); of a head without tokens, aligned latents."""
+    if query.tokens is not None and candidates.tokens is not None:
+        return torch.stack([local_similarity(pose, candidates.tokens) for pose in query.tokens])
+    if candidates.latents is None:
+        return None
+    poses = (query.canonical, query.canonical.flip(-2))
+    return torch.stack(
+        [
+            torch.stack([aligned_similarity(c, s) for c, s in zip(pose, candidates.latents, strict=True)])
+            for pose in poses
+        ]
+    )
 
 
 def _check(latents: torch.Tensor) -> None:
@@ -241,22 +389,18 @@ def _check(latents: torch.Tensor) -> None:
         raise FilterFailedError("a latent is constant, so it cannot be judged; no image is returned")
 
 
-def _scored(
-    index: MemorizationIndex,
-    row: int,
-    rows: torch.Tensor,
-    combined: torch.Tensor,
-    embedding_similarity: torch.Tensor,
-    latent_similarity: torch.Tensor | None,
-) -> Scored:
-    order = combined[row].argsort(descending=True, stable=True).tolist()
+def _scored(index: MemorizationIndex, row: int, rows: torch.Tensor, compared: Compared) -> Scored:
+    """Sample ``row``; a training image that both poses proposed counts once."""
+    order = compared.score[row].argsort(descending=True, stable=True).tolist()
+    first = {int(rows[row, i]): i for i in reversed(order)}
     neighbours = tuple(
         Neighbour(
             index.records[int(rows[row, i])].id,
-            float(combined[row, i]),
-            float(embedding_similarity[row, i]),
-            None if latent_similarity is None else float(latent_similarity[row, i]),
+            float(compared.score[row, i]),
+            float(compared.cosine[row, i]),
+            None if compared.parts is None else float(compared.parts[row, i]),
         )
         for i in order
+        if first[int(rows[row, i])] == i
     )
     return Scored(neighbours[0].score, neighbours)

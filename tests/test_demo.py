@@ -19,7 +19,7 @@ from lcmem_filter.demo.small_vae import VaeRecipe, train_small_vae
 from lcmem_filter.demo.story import draw_story
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import canonical, weights_sha256
-from lcmem_filter.verification import aligned_similarity
+from lcmem_filter.alignment import aligned_similarity
 
 MOST_BYTES = 12_000_000
 

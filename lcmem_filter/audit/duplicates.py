@@ -10,7 +10,7 @@ from ..calibration import NEAR_DUPLICATE
 from ..index import MemorizationIndex
 from ..index.exact import ExactBackend
 from ..report import DuplicateGroup
-from ..verification import SHORTLIST, aligned_similarity, combine, compares_latents, local_similarity
+from ..verification import SHORTLIST, Candidates, Query, compare, compares_latents
 
 EMBED_BATCH = 64
 FEW = 6
@@ -59,29 +59,30 @@ def _same_files(sha256: Sequence[str]) -> list[tuple[int, int, float]]:
 def _alike(
     index: MemorizationIndex, space: str, threshold: float, canonical: torch.Tensor
 ) -> list[tuple[int, int, float]]:
-    device = index.head.device
-    described = [index.head.describe(part.to(device).float(), space) for part in canonical.split(EMBED_BATCH)]
+    head, verified = index.head, compares_latents(index, space)  # as the threshold was calibrated
+    device = head.device
+    batches = [part.to(device).float() for part in canonical.split(EMBED_BATCH)]
+    described = [head.describe(part, space) for part in batches]
     embeddings = torch.cat([part.embedding for part in described])
-    parts = [part.tokens for part in described if part.tokens is not None]
-    tokens = torch.cat(parts) if parts else None
+    tokens = torch.cat([part.tokens for part in described]) if verified and head.has_tokens else None
     backend = ExactBackend(embeddings.half())
-    verified = compares_latents(index, space)  # as the threshold was calibrated
     links = []
-    for start in range(0, len(embeddings), EMBED_BATCH):
-        queries = embeddings[start : start + EMBED_BATCH]
-        proposed = backend.propose(queries, min(SHORTLIST + 1, len(embeddings)))
-        for row, near in enumerate(proposed, start=start):
-            others = near[near != row][:SHORTLIST]
+    for number, part in enumerate(batches):
+        query = Query.of(head, part, space)
+        count = min(SHORTLIST + 1, len(embeddings))
+        proposed = torch.cat([backend.propose(pose, count) for pose in query.embedding], 1)
+        for place, near in enumerate(proposed):
+            row = number * EMBED_BATCH + place
+            others = near[near != row].unique()
             if not len(others):
                 continue
-            verified_by = None
-            if verified and tokens is not None:
-                verified_by = local_similarity(tokens[row][None], tokens[others][None])
-            elif verified:
-                latents = canonical[others.cpu()].to(device).float()
-                verified_by = aligned_similarity(canonical[row].to(device).float(), latents)[None]
-            cosine = (embeddings[others] @ embeddings[row]).clamp(-1, 1)[None]
-            score = combine(cosine, verified_by)[0]
+            candidates = Candidates(
+                embeddings[others][None],
+                canonical[others.cpu()].to(device).float()[None] if verified else None,
+                None if tokens is None else tokens[others][None],
+                space,
+            )
+            score = compare(head, query.row(place), candidates).score[0]
             least = threshold if len(others) >= FEW else max(threshold, NEAR_DUPLICATE)
             links += [(row, int(o), float(s)) for o, s in zip(others, score, strict=True) if s > least]
     return links

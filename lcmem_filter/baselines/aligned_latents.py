@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..verification import SHORTLIST, aligned_similarity
+from ..alignment import aligned_similarity
+from ..verification import SHORTLIST
 from .common import unit
 from .registry import Sees
 

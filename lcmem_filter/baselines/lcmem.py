@@ -7,8 +7,7 @@ import os
 import torch
 
 from ..head import LCMemHead
-from ..verification import SHORTLIST, combine, local_similarity, repeats
-from .aligned_latents import aligned
+from ..verification import SHORTLIST, Candidates, Query, compare
 from .common import Cosine
 from .registry import Sees
 
@@ -33,7 +32,7 @@ class LCMemEmbedding(Cosine):
 
 
 class LCMem:
-    """The filter's whole statistic: the head proposes, and then pictures as a whole and part by part decide together.
+    """The filter's whole statistic: the head proposes, then crops and turns of what it proposed are compared.
 
     Args:
         head: As for ``LCMemEmbedding``.
@@ -49,24 +48,31 @@ class LCMem:
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        described = self.head.describe(images.to(self.head.device), self.space)
-        parts = self.head.canonical(images) if described.tokens is None else described.tokens
-        return torch.cat([described.embedding.cpu(), parts.flatten(1).cpu()], 1)
+        canonical = self.head.canonical(images.to(self.head.device))
+        embedding = self.head.embed(canonical, self.space)
+        return torch.cat([embedding, canonical.flatten(1)], 1).cpu()
 
     def key(self, kept: torch.Tensor) -> torch.Tensor:
         return kept[:, : self.head.embedding_dim]
 
     def query(self, kept: torch.Tensor) -> torch.Tensor:
-        return self.key(kept)
+        """Upright and upside down: (2, B, E)."""
+        return self._asked(kept).embedding.cpu()
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-        size = self.head.embedding_dim
-        embeddings = stored[..., :size]
-        cosine = torch.einsum("bd,bkd->bk", queries[:, :size], embeddings)
-        return combine(cosine, self._parts(queries[:, size:], stored[..., size:]), repeats(embeddings))
+        latents = self._latents(stored)
+        tokens = self.head.describe(latents.flatten(0, 1), self.space).tokens
+        candidates = Candidates(
+            stored[..., : self.head.embedding_dim].to(self.head.device),
+            latents,
+            None if tokens is None else tokens.unflatten(0, latents.shape[:2]),
+            self.space,
+        )
+        return compare(self.head, self._asked(queries), candidates).score.cpu()
 
-    def _parts(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-        if not self.head.has_tokens:
-            return aligned(queries, stored, int(self.head.config.spaces[self.space]))
-        shape = (-1, int(self.head.config.token_dim))
-        return local_similarity(queries.unflatten(-1, shape), stored.unflatten(-1, shape))
+    def _asked(self, kept: torch.Tensor) -> Query:
+        return Query.of(self.head, self._latents(kept), self.space)
+
+    def _latents(self, kept: torch.Tensor) -> torch.Tensor:
+        side = self.head.grid
+        return kept[..., self.head.embedding_dim :].unflatten(-1, (-1, side, side)).to(self.head.device)

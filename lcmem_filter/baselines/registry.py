@@ -66,7 +66,7 @@ class Baseline(Protocol):
         ...
 
     def query(self, kept: torch.Tensor) -> torch.Tensor:
-        """The asking side (B, E) of the inner product, of what was kept (B, D)."""
+        """The asking side (B, E) of the inner product, of what was kept (B, D); (P, B, E) where it asks in P ways."""
         ...
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:

@@ -54,11 +54,23 @@ class Searcher:
         return Found(torch.cat([part.rows for part in parts]), torch.cat([part.similarity for part in parts]))
 
     def _search(self, queries: torch.Tensor, k: int, but: torch.Tensor | None) -> Found:
-        proposed = min(max(k, self.baseline.shortlist) + (but is not None), len(self._stored))
-        rows = self._backend.propose(self.baseline.query(queries), proposed)
-        if but is not None:
-            others_first = (rows == but[:, None]).to(torch.uint8).argsort(dim=1, stable=True)
-            rows = rows.gather(1, others_first)[:, : proposed - 1]
+        asked = self.baseline.query(queries)
+        poses = asked if asked.ndim == 3 else asked[None]
+        rows = torch.cat([self._proposed(pose, k, but) for pose in poses], 1)
         similarity = self.baseline.similarity(queries, self._stored[rows])
+        similarity = similarity.masked_fill(_seen_before(rows), -torch.inf)
         similarity, order = similarity.sort(dim=1, descending=True, stable=True)
         return Found(rows.gather(1, order)[:, :k], similarity[:, :k])
+
+    def _proposed(self, asked: torch.Tensor, k: int, but: torch.Tensor | None) -> torch.Tensor:
+        proposed = min(max(k, self.baseline.shortlist) + (but is not None), len(self._stored))
+        rows = self._backend.propose(asked, proposed)
+        if but is None:
+            return rows
+        others_first = (rows == but[:, None]).to(torch.uint8).argsort(dim=1, stable=True)
+        return rows.gather(1, others_first)[:, : proposed - 1]
+
+
+def _seen_before(rows: torch.Tensor) -> torch.Tensor:
+    """Where a row (B, K) stands for a second time; booleans."""
+    return (rows[:, :, None] == rows[:, None, :]).tril(-1).any(2)

@@ -29,7 +29,7 @@ RUNGS = {
 
 DEFAULT_LADDER = ("new_seed", "prompt_perturbation")
 """A new seed first, which leaves the prompt as it is, for samples that were rejected by chance. Then other words, ever
-more of them: in ``benchmarks/ladder`` they free every memorised prompt, and what they draw is mostly what was asked for.
+more of them: by ``benchmarks/ladder`` they free nearly every memorised prompt, and mostly draw what was asked for.
 Optimised embeddings free as many and often show something else; delayed guidance frees none there; some of what
 repulsion draws is still a copy, which the filter that guided it no longer sees."""
 
