@@ -164,15 +164,13 @@ def compare(head: LCMemHead, query: Query, candidates: Candidates) -> Compared:
     promise = _beyond(found.alike, plain).amax(0).masked_fill(repeated, -torch.inf)
     best = promise.topk(min(CROPPED, promise.shape[1]), 1).indices
     if candidates.latents is not None:
-        for row, chosen in enumerate(best):
-            found.look_upside_down(head, row, chosen)
-            found.look_closer(head, row, chosen, few=True)
+        found.look_upside_down(head, best)
+        found.look_closer(head, best, few=True)
     alike = found.alike.amax(0)
     cropped = background_of(alike.gather(1, best), repeated.gather(1, best), CROPPED_BACKGROUND)
     if candidates.latents is not None:
-        for row, chosen in enumerate(best):
-            first = alike[row, chosen].topk(min(TURNED, len(chosen))).indices
-            found.look_closer(head, row, chosen[first])
+        first = alike.gather(1, best).topk(min(TURNED, best.shape[1]), 1).indices
+        found.look_closer(head, best.gather(1, first))
     score = stand_out(found.alike.amax(0), (plain.amax(0) + cropped) / 2, repeated)
     return Compared(score, found.cosine.amax(0), None if found.parts is None else found.parts.amax(0))
 
@@ -268,18 +266,17 @@ def local_similarity(query: torch.Tensor, candidates: torch.Tensor) -> torch.Ten
         (B, K), in [-1, 1].
     """
     (b, t, d), k = query.shape, candidates.shape[1]
-    ours, theirs = F.normalize(query, dim=-1), F.normalize(candidates, dim=-1)
+    our_weights, their_weights = query.square().sum(-1).sqrt(), candidates.square().sum(-1).sqrt()
+    ours = query / our_weights.clamp_min(1e-12)[..., None]
+    theirs = candidates / their_weights.clamp_min(1e-12)[..., None]
     if len(candidates) == 1:
         cosines = ours.reshape(b * t, d) @ theirs.reshape(k * t, d).T
     else:
         cosines = ours @ theirs.reshape(b, k * t, d).transpose(1, 2)
     cosines = cosines.reshape(b, t, k, t)
-    found = [  # max, not amax: its gradient goes to one match, and costs a third
-        (cosines.max(3).values, query.norm(dim=-1)[:, :, None], 1),
-        (cosines.max(1).values, candidates.norm(dim=-1), 2),
-    ]
-    means = [(best * weight).sum(over) / weight.sum(over) for best, weight, over in found]
-    return (means[0] + means[1]) / 2
+    ours_found = (cosines.amax(3) * our_weights[:, :, None]).sum(1) / our_weights.sum(1)[:, None]
+    theirs_found = (cosines.amax(1) * their_weights).sum(2) / their_weights.sum(2)
+    return (ours_found + theirs_found) / 2
 
 
 def repeats(embeddings: torch.Tensor) -> torch.Tensor:
@@ -328,39 +325,47 @@ class _Found:
         alike = likeness(cosine, parts)
         return cls(query, candidates, cosine, parts, alike, torch.zeros_like(alike))
 
-    def look_upside_down(self, head: LCMemHead, row: int, chosen: torch.Tensor) -> None:
-        """Compare sample ``row`` with candidates ``chosen`` (k,) as they lie upside down; see ``UNDUE``."""
-        assert self.candidates.latents is not None
-        lying = normalise(self.candidates.latents[row, chosen].flip(-2))
-        alike = self._seen(head, row, chosen, lying[:, None])[2][0, :, 0]
-        undue = UNDUE * (self.alike[1, row, chosen] - alike).clamp_min(0)
-        self.undue[1, row, chosen] = undue
-        self.alike[1, row, chosen] -= undue
+    def look_upside_down(self, head: LCMemHead, chosen: torch.Tensor) -> None:
+        """Compare each sample with its candidates ``chosen`` (B, k) as they lie upside down; see ``UNDUE``."""
+        lying = normalise(self._latents(chosen).flip(-2))
+        alike = self._seen(head, chosen, lying[:, :, None])[2][0, ..., 0]
+        undue = UNDUE * (self.alike[1].gather(1, chosen) - alike).clamp_min(0)
+        self.undue[1].scatter_(1, chosen, undue)
+        self.alike -= self.undue
 
-    def look_closer(self, head: LCMemHead, row: int, chosen: torch.Tensor, few: bool = False) -> None:
-        """Compare sample ``row`` with crops of the candidates ``chosen`` (k,), and keep what is best."""
-        assert self.candidates.latents is not None
-        views = crops(self.candidates.latents[row, chosen], few)
-        cosine, parts, alike = (seen.amax(2) for seen in self._seen(head, row, chosen, views))
-        alike = alike - self.undue[:, row, chosen]
-        self.alike[:, row, chosen] = torch.maximum(self.alike[:, row, chosen], alike)
-        self.cosine[:, row, chosen] = torch.maximum(self.cosine[:, row, chosen], cosine)
+    def look_closer(self, head: LCMemHead, chosen: torch.Tensor, few: bool = False) -> None:
+        """Compare each sample with crops of its candidates ``chosen`` (B, k), and keep what is best."""
+        latents = self._latents(chosen)
+        views = crops(latents.flatten(0, 1), few).unflatten(0, latents.shape[:2])
+        cosine, parts, alike = (seen.amax(3) for seen in self._seen(head, chosen, views))
+        poses = chosen.expand(2, -1, -1)
+        alike = alike - self.undue.gather(2, poses)
+        self.alike.scatter_reduce_(2, poses, alike, "amax")
+        self.cosine.scatter_reduce_(2, poses, cosine, "amax")
         if self.parts is not None:
-            self.parts[:, row, chosen] = torch.maximum(self.parts[:, row, chosen], parts)
+            self.parts.scatter_reduce_(2, poses, parts, "amax")
+
+    def _latents(self, chosen: torch.Tensor) -> torch.Tensor:
+        assert self.candidates.latents is not None
+        rows = torch.arange(len(chosen), device=chosen.device)[:, None]
+        return self.candidates.latents[rows, chosen]
 
     def _seen(
-        self, head: LCMemHead, row: int, chosen: torch.Tensor, views: torch.Tensor
+        self, head: LCMemHead, chosen: torch.Tensor, views: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Cosine, parts and likeness of sample ``row`` and ``views`` (k, V, C, g, g) of candidates, each (2, k, V)."""
+        """Cosine, parts and likeness of samples and ``views`` (B, k, V, C, g, g) of candidates, each (2, B, k, V)."""
         assert self.parts is not None
-        described = head.describe(views.flatten(0, 1), self.candidates.space)
-        shape = views.shape[:2]
-        cosine = (self.query.embedding[:, row] @ described.embedding.T).clamp(-1, 1).unflatten(1, shape)
+        shape = views.shape[:3]
+        described = head.describe(views.flatten(0, 2), self.candidates.space)
+        embedding = described.embedding.unflatten(0, (shape[0], -1))
+        cosine = torch.einsum("pbd,bnd->pbn", self.query.embedding, embedding).clamp(-1, 1)
+        cosine = cosine.unflatten(2, shape[1:])
         if self.query.tokens is None or described.tokens is None:
-            parts = self.parts[:, row, chosen, None].expand_as(cosine)
+            parts = self.parts.gather(2, chosen.expand(2, -1, -1))[..., None].expand_as(cosine)
         else:
-            tokens = described.tokens[None]
-            parts = local_similarity(self.query.tokens[:, row], tokens).unflatten(1, shape)
+            tokens = described.tokens.unflatten(0, (shape[0], -1))
+            poses = [local_similarity(pose, tokens) for pose in self.query.tokens]
+            parts = torch.stack(poses).unflatten(2, shape[1:])
         return cosine, parts, likeness(cosine, parts)
 
 

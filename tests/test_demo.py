@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lcmem_filter.alignment import aligned_similarity
 from lcmem_filter.demo import build
 from lcmem_filter.demo.phantoms import FINDINGS, SIZE, Visit, draw_scan, scans
 from lcmem_filter.demo.roster import HEAD_TRAINING, HELD_OUT, NAMED, ONCE, VAE_TRAINING, caption_of, lessons
@@ -19,7 +20,6 @@ from lcmem_filter.demo.small_vae import VaeRecipe, train_small_vae
 from lcmem_filter.demo.story import draw_story
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import canonical, weights_sha256
-from lcmem_filter.alignment import aligned_similarity
 
 MOST_BYTES = 12_000_000
 

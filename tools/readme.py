@@ -137,7 +137,14 @@ DETECTION_TASKS = {
 
 def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str, str]) -> str:
     cells = row["methods"]
-    apart = ("lcmem", "lcmem_embedding", "lcmem_embedding_relative", "raw_latents", "dlib_faces")
+    apart = (
+        "lcmem",
+        "lcmem_without_crops",
+        "lcmem_embedding",
+        "lcmem_embedding_relative",
+        "raw_latents",
+        "dlib_faces",
+    )
     others = {name: cell for name, cell in cells.items() if name not in apart}
     best = max(others, key=lambda name: others[name]["recall"], default=None)
     lead = (

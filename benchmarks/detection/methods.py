@@ -66,7 +66,12 @@ ROWS = (
     Row(
         "lcmem",
         "LCMem (the filter)",
-        note="scores relative to each query's background",
+        note="scores relative to each query's background and runner-up",
+    ),
+    Row(
+        "lcmem_without_crops",
+        "LCMem, without crops and turns",
+        note="the same scores, of pictures as they lie",
     ),
     Row("lcmem_embedding", "LCMem, embedding only"),
     Row("lcmem_embedding", "LCMem, embedding only, relative", note=RELATIVE, relative=True),

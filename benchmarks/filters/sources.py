@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from data import RESOLUTION, Row, data_folder
 
 import lcmem_filter
+from lcmem_filter.verification import STATISTIC
 
 HELD_OUT, RATE = 300, 0.01  # images that calibrate the small index, and the share of them that it may reject
 
@@ -43,7 +44,7 @@ def small_index(rows: dict[str, list[Row]], encoder: Any, head: str, cache: Path
     index = build_index(
         open_rows(rows["pipeline"], cache / "pipeline.parquet"), encoder, head, cache / "index"
     )
-    if index.calibration is None:
+    if index.calibration is None or index.calibration.statistic != STATISTIC:
         held_out = open_rows(rows["calibration"][:HELD_OUT], cache / "calibration.parquet")
         lcmem_filter.calibrate(index, held_out, false_rejection_rate=RATE)
     return index

@@ -64,7 +64,8 @@ def _alike(
     batches = [part.to(device).float() for part in canonical.split(EMBED_BATCH)]
     described = [head.describe(part, space) for part in batches]
     embeddings = torch.cat([part.embedding for part in described])
-    tokens = torch.cat([part.tokens for part in described]) if verified and head.has_tokens else None
+    parts = [part.tokens for part in described if verified and part.tokens is not None]
+    tokens = torch.cat(parts) if parts else None
     backend = ExactBackend(embeddings.half())
     links = []
     for number, part in enumerate(batches):

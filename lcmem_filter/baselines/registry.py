@@ -22,6 +22,7 @@ BASELINES = {
     "random_head": "random_head:RandomHead",
     "lcmem_embedding": "lcmem:LCMemEmbedding",
     "lcmem": "lcmem:LCMem",
+    "lcmem_without_crops": "lcmem_without_crops:LCMemWithoutCrops",
     "clip": "transformers_features:CLIP",
     "dinov2": "transformers_features:DINOv2",
     "dinov3": "transformers_features:DINOv3",

@@ -1,0 +1,54 @@
+"""What the filter's crops, turns and poses add: LCMem without them."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..head import LCMemHead
+from ..verification import SHORTLIST, combine, local_similarity, repeats
+from .aligned_latents import aligned
+from .registry import Sees
+
+
+class LCMemWithoutCrops:
+    """The head proposes, pictures as a whole and part by part decide together, as they lie.
+
+    Tokens are kept in place of latents, so that samples of one latent space find those of another.
+
+    Args:
+        head: A head, its folder, or the name of one that ships.
+        space: Latent space of the latents, as the head calls it.
+    """
+
+    sees: Sees = "normalised_latents"
+    shortlist = SHORTLIST
+
+    def __init__(self, head: LCMemHead | str | os.PathLike[str] = "lcmem-small", space: str = "sd") -> None:
+        self.head = head if isinstance(head, LCMemHead) else LCMemHead.from_pretrained(head)
+        self.space = space
+
+    @torch.inference_mode()
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        described = self.head.describe(images.to(self.head.device), self.space)
+        parts = self.head.canonical(images) if described.tokens is None else described.tokens
+        return torch.cat([described.embedding.cpu(), parts.flatten(1).cpu()], 1)
+
+    def key(self, kept: torch.Tensor) -> torch.Tensor:
+        return kept[:, : self.head.embedding_dim]
+
+    def query(self, kept: torch.Tensor) -> torch.Tensor:
+        return self.key(kept)
+
+    def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+        size = self.head.embedding_dim
+        embeddings = stored[..., :size]
+        cosine = torch.einsum("bd,bkd->bk", queries[:, :size], embeddings)
+        return combine(cosine, self._parts(queries[:, size:], stored[..., size:]), repeats(embeddings))
+
+    def _parts(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+        if not self.head.has_tokens:
+            return aligned(queries, stored, int(self.head.config.spaces[self.space]))
+        shape = (-1, int(self.head.config.token_dim))
+        return local_similarity(queries.unflatten(-1, shape), stored.unflatten(-1, shape))
