@@ -18,10 +18,8 @@ SHORTLIST = 25
 """Candidates that the head proposes, for a sample as it is and again for it upside down."""
 
 CROPPED = 8
-"""The best of them that are compared as a few crops; the right image of a heavily transformed copy is mostly there."""
-
-TURNED = 2
-"""The best of those that are compared under every crop and turn."""
+"""The best of them that are compared as a few crops, the first of those then under every crop and turn. The right image of
+a heavily transformed copy is mostly among them."""
 
 EMBEDDING_WEIGHT = 0.4
 """Of the embeddings' cosine in the likeness of two pictures; their parts have the rest."""
@@ -152,7 +150,7 @@ def compare(head: LCMemHead, query: Query, candidates: Candidates) -> Compared:
     """How far each candidate stands out, for samples that may be crops of it, turned, or upside down.
 
     A sample and a candidate are as alike as they are at best: over poses of the sample, for the ``CROPPED`` most
-    promising candidates also over a few crops of the candidate, for ``TURNED`` of them over all ``alignment.crops``.
+    promising candidates also over a few crops of the candidate, for the first of them over all ``alignment.crops``.
 
     Args:
         query: B samples.
@@ -169,7 +167,7 @@ def compare(head: LCMemHead, query: Query, candidates: Candidates) -> Compared:
     alike = found.alike.amax(0)
     cropped = background_of(alike.gather(1, best), repeated.gather(1, best), CROPPED_BACKGROUND)
     if candidates.latents is not None:
-        first = alike.gather(1, best).topk(min(TURNED, best.shape[1]), 1).indices
+        first = alike.gather(1, best).argmax(1, keepdim=True)
         found.look_closer(head, best.gather(1, first))
     score = stand_out(found.alike.amax(0), (plain.amax(0) + cropped) / 2, repeated)
     return Compared(score, found.cosine.amax(0), None if found.parts is None else found.parts.amax(0))

@@ -47,7 +47,8 @@ class Validation:
         transformed_copies: Of enrolled images strongly augmented before they were encoded; no queries in stage 1.
         half_formed_copies: Of enrolled images of which a model returns no more than the outlines
             (``views.half_formed``); no queries in stage 1.
-        threshold: Mean score (``verification.combine``) above which a query counts as found, over the two halves.
+        threshold: Mean score (``verification.combine``, without crops) above which a query counts as found, over the
+            two halves.
         strangers: Identities that the threshold was set on, both halves together.
         stranger_median: Median cosine of an unseen identity's nearest neighbour.
     """
@@ -242,7 +243,7 @@ def top_scores(
     cosine: bool = False,
     batch: int = 64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the filter would say of queries: scores and rows of their shortlists, both (Q, K).
+    """Scores (``verification.combine``: without crops, which take too long here) and rows of shortlists, both (Q, K).
 
     Args:
         cosine: Plain cosines in place of the statistic that the filter calibrates.
