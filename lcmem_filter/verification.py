@@ -18,8 +18,8 @@ SHORTLIST = 25
 """Candidates that the head proposes, for a sample as it is and again for it upside down."""
 
 CROPPED = 8
-"""The best of them, among which the right image of a heavily transformed copy mostly is, are compared as a few crops; the
-best of those then under every crop and turn."""
+"""The best of them, among which the right image of a heavily transformed copy mostly is, are compared as a few crops;
+the best of those then under every crop and turn."""
 
 EMBEDDING_WEIGHT = 0.4
 """Of the embeddings' cosine in the likeness of two pictures; their parts have the rest."""
