@@ -13,7 +13,7 @@ import torch
 from ..rows import BoundCall
 from . import Redraw
 
-WORDS = 4
+WORDS = 6
 EMBEDDING_NOISE = 0.3
 TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
 EMBEDS = ("prompt_embeds", "prompt_embeds_2")
