@@ -14,23 +14,19 @@ from lcmem_filter.alignment import aligned_similarity, alignments, crops
 from lcmem_filter.errors import FilterFailedError, LatentSpaceError
 from lcmem_filter.head import Description
 from lcmem_filter.latents import normalise
-from lcmem_filter.training.validation import mild_copies
-from lcmem_filter.training.views import generator_for
-from lcmem_filter.verification import (
+from lcmem_filter.standing import (
     BACKGROUND,
     RUNNER_UP_WEIGHT,
     SAME_IMAGE,
-    SHORTLIST,
-    Candidates,
-    Query,
     combine,
-    compare,
     local_similarity,
     relative_similarity,
     repeats,
-    score_latents,
     stand_out,
 )
+from lcmem_filter.training.validation import mild_copies
+from lcmem_filter.training.views import generator_for
+from lcmem_filter.verification import SHORTLIST, Candidates, Query, compare, score_latents
 
 from tests.index.material import build, head, pictures, saved_encoder
 

@@ -7,7 +7,8 @@ import os
 import torch
 
 from ..head import LCMemHead
-from ..verification import SHORTLIST, combine, local_similarity, repeats
+from ..standing import combine, local_similarity, repeats
+from ..verification import SHORTLIST
 from .aligned_latents import aligned
 from .registry import Sees
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..verification import SHORTLIST, relative_similarity
+from ..standing import relative_similarity
+from ..verification import SHORTLIST
 from .registry import Baseline
 
 
 class Relative:
-    """Another baseline's similarities, each relative to its query's background (``verification.relative_similarity``).
+    """Another baseline's similarities, each relative to its query's background (``standing.relative_similarity``).
 
     What normalisation by background neighbours adds to a baseline, and the fair rival of LCMem, which has it too.
 

@@ -48,7 +48,7 @@ encodes a fixed set of probe images; how much it costs was not measured here.
 ## Metrics
 
 Share of queries found at {rate:.0%} false rejection of unseen identities, by the score that the filter calibrates
-(`verification.combine`). No identity here was trained on. {strangers} of them set the threshold, in two halves
+(`standing.combine`). No identity here was trained on. {strangers} of them set the threshold, in two halves
 that take turns; the index holds {index_rows:,} training images and the other half. They also chose the checkpoint
 (step {step} of {steps}), so the figures are slightly optimistic.
 

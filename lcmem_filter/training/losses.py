@@ -72,7 +72,7 @@ def copies_nt_xent(
 
 
 def token_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``verification.local_similarity`` of all pairs, in a quarter of the time when gradients are taken.
+    """``standing.local_similarity`` of all pairs, in a quarter of the time when gradients are taken.
 
     Args:
         a: (P, T, D) tokens.

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from ..head import Description, LCMemHead
 from ..latents import canonical
-from ..verification import SHORTLIST, combine, local_similarity, repeats
+from ..standing import combine, local_similarity, repeats
+from ..verification import SHORTLIST
 from .data import LatentSet
 from .views import generator_for, half_formed
 
@@ -47,7 +48,7 @@ class Validation:
         transformed_copies: Of enrolled images strongly augmented before they were encoded; no queries in stage 1.
         half_formed_copies: Of enrolled images of which a model returns no more than the outlines
             (``views.half_formed``); no queries in stage 1.
-        threshold: Mean score (``verification.combine``, without crops) above which a query counts as found, over the
+        threshold: Mean score (``standing.combine``, without crops) above which a query counts as found, over the
             two halves.
         strangers: Identities that the threshold was set on, both halves together.
         stranger_median: Median cosine of an unseen identity's nearest neighbour.
@@ -243,7 +244,7 @@ def top_scores(
     cosine: bool = False,
     batch: int = 64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (``verification.combine``: without crops, which take too long here) and rows of shortlists, both (Q, K).
+    """Scores (``standing.combine``: without crops, which take too long here) and rows of shortlists, both (Q, K).
 
     Args:
         cosine: Plain cosines in place of the statistic that the filter calibrates.

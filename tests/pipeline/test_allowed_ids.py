@@ -66,8 +66,8 @@ def test_each_row_may_resemble_its_own(kind: str, output_type: str, index: Memor
 
 def test_rows_keep_theirs_when_they_are_drawn_again(index: MemorizationIndex) -> None:
     pipe = attach(tiny_pipeline(), index, rungs=["new_seed"], max_resamples=2)
-    allowed = [["003.png"], ["004.png"], ["005.png"], ["006.png"]]
-    first, second, third = latents_of(3, 0, 5, 0), latents_of(4, 5), latents_of(6)
+    allowed = [["003.png"], ["007.png"], ["005.png"], ["006.png"]]
+    first, second, third = latents_of(3, 0, 5, 0), latents_of(7, 5), latents_of(6)
     out = call(pipe, first, second, third, allowed_ids=allowed)
     assert [d.accepted for d in out.memorization] == [True] * 4
     assert [d.attempts for d in out.memorization] == [1, 2, 1, 3]
@@ -85,8 +85,8 @@ def test_rows_keep_theirs_when_the_whole_batch_is_drawn_again(index: Memorizatio
 
     pipe.__class__ = type("Custom", (type(pipe),), {"__call__": with_names})
     attach(pipe, index, rungs=["new_seed"], max_resamples=1)
-    allowed = [["003.png"], ["004.png"], ["005.png"], ["006.png"]]
-    passes = latents_of(3, 0, 5, 6), latents_of(0, 4, 0, 0)
+    allowed = [["003.png"], ["007.png"], ["005.png"], ["006.png"]]
+    passes = latents_of(3, 0, 5, 6), latents_of(0, 7, 0, 0)
     out = call(pipe, *passes, allowed_ids=allowed, extra=torch.zeros(5))
     assert [d.accepted for d in out.memorization] == [True] * 4
     assert [d.attempts for d in out.memorization] == [1, 2, 1, 1]

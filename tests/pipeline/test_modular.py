@@ -55,7 +55,7 @@ def decode(pipe: Any, latents: torch.Tensor) -> Any:
 
 
 def test_memorised_latents_do_not_reach_the_decode_step(index: MemorizationIndex) -> None:
-    latents = latents_of(3, 100, 7, 101)
+    latents = latents_of(3, 100, 7, 104)
     plain = decoding(FluxDecodeStep())(latents=latents, output_type="pt", output="images")
     blank = decoding(FluxDecodeStep())(latents=torch.zeros_like(latents), output_type="pt", output="images")
     pipe = decoding(MemorizationFilterStep(index), FluxDecodeStep())
@@ -68,7 +68,7 @@ def test_memorised_latents_do_not_reach_the_decode_step(index: MemorizationIndex
 
 
 def test_nothing_memorised_is_bit_identical(index: MemorizationIndex) -> None:
-    latents = latents_of(100, 101)
+    latents = latents_of(100, 104)
     plain = decoding(FluxDecodeStep())(latents=latents, output_type="pt", output="images")
     out = decode(decoding(MemorizationFilterStep(index), FluxDecodeStep()), latents)
     assert torch.equal(out["images"], plain) and [d.accepted for d in out["memorization"]] == [True, True]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from lcmem_filter.standing import local_similarity
 from lcmem_filter.training.losses import nt_xent, spread, token_similarity, verification
-from lcmem_filter.verification import local_similarity
 
 IDENTITIES = torch.tensor([0, 1, 0, 2, 3])
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lcmem_filter.head import Description, LCMemHead
+from lcmem_filter.standing import combine, repeats
 from lcmem_filter.training.data import LatentSet
 from lcmem_filter.training.validation import Validator, mild_copies
 from lcmem_filter.training.views import generator_for
-from lcmem_filter.verification import combine, repeats
 
 
 def noise_set(identities: list[str], seed: int, sets: int = 1) -> LatentSet:
