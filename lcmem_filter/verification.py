@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,9 @@ CROPPED_BACKGROUND = slice(2, CROPPED)
 UNDUE = 0.5
 """How much is taken off where a sample upside down is more like a candidate than the candidate upside down is like the
 sample. Heads know few pictures upside down, and to them all such look alike."""
+
+AT_ONCE = 8
+"""Samples that are compared at once: more would not fit a processor's cache."""
 
 STATISTIC = "likeness under crops, turns and upside down, beyond background and runner-up"
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
@@ -66,11 +70,10 @@ class Query:
             None if tokens is None else tokens.unflatten(0, poses),
         )
 
-    def row(self, row: int) -> Query:
-        """One sample alone."""
-        which = slice(row, row + 1)
-        tokens = None if self.tokens is None else self.tokens[:, which]
-        return Query(self.canonical[which], self.embedding[:, which], tokens)
+    def of_rows(self, rows: slice) -> Query:
+        """Some of the samples."""
+        tokens = None if self.tokens is None else self.tokens[:, rows]
+        return Query(self.canonical[rows], self.embedding[:, rows], tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,12 @@ class Candidates:
     tokens: torch.Tensor | None
     space: str
 
+    def of_rows(self, rows: slice) -> Candidates:
+        """Those of some of the samples."""
+        latents = None if self.latents is None else self.latents[rows]
+        tokens = None if self.tokens is None else self.tokens[rows]
+        return Candidates(self.embedding[rows], latents, tokens, self.space)
+
 
 @dataclass(frozen=True, slots=True)
 class Compared:
@@ -103,6 +112,16 @@ class Compared:
     score: torch.Tensor
     cosine: torch.Tensor
     parts: torch.Tensor | None
+
+    @classmethod
+    def of(cls, compared: Sequence[Compared]) -> Compared:
+        """Of further samples each, together."""
+        parts = [one.parts for one in compared if one.parts is not None]
+        return cls(
+            torch.cat([one.score for one in compared]),
+            torch.cat([one.cosine for one in compared]),
+            torch.cat(parts) if parts else None,
+        )
 
 
 @torch.inference_mode()
@@ -140,6 +159,10 @@ def compare(head: LCMemHead, query: Query, candidates: Candidates) -> Compared:
         query: B samples.
         candidates: K of each.
     """
+    count = query.canonical.shape[0]
+    if count > AT_ONCE:
+        some = [slice(first, first + AT_ONCE) for first in range(0, count, AT_ONCE)]
+        return Compared.of([compare(head, query.of_rows(rows), candidates.of_rows(rows)) for rows in some])
     found = _Found.of(query, candidates)
     repeated = repeats(candidates.embedding).to(found.alike.device)
     plain = torch.stack([background_of(pose, repeated) for pose in found.alike])
@@ -169,10 +192,9 @@ def _stored(index: MemorizationIndex, rows: torch.Tensor, space: str) -> Candida
     if not compares_latents(index, space):
         return Candidates(embedding, None, None, index.space)
     latents = index.latents(rows).to(device)
-    tokens = index.head.describe(latents.flatten(0, 1), index.space).tokens
-    return Candidates(
-        embedding, latents, None if tokens is None else tokens.unflatten(0, rows.shape), index.space
-    )
+    parts = [index.head.describe(some, index.space).tokens for some in latents]
+    tokens = [part for part in parts if part is not None]
+    return Candidates(embedding, latents, torch.stack(tokens) if tokens else None, index.space)
 
 
 @dataclass(slots=True)

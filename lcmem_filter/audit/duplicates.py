@@ -83,7 +83,7 @@ def _alike(
                 None if tokens is None else tokens[others][None],
                 space,
             )
-            score = compare(head, query.row(place), candidates).score[0]
+            score = compare(head, query.of_rows(slice(place, place + 1)), candidates).score[0]
             least = threshold if len(others) >= FEW else max(threshold, NEAR_DUPLICATE)
             links += [(row, int(o), float(s)) for o, s in zip(others, score, strict=True) if s > least]
     return links

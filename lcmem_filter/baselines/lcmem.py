@@ -61,13 +61,10 @@ class LCMem:
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         latents = self._latents(stored)
-        tokens = self.head.describe(latents.flatten(0, 1), self.space).tokens
-        candidates = Candidates(
-            stored[..., : self.head.embedding_dim].to(self.head.device),
-            latents,
-            None if tokens is None else tokens.unflatten(0, latents.shape[:2]),
-            self.space,
-        )
+        parts = [self.head.describe(some, self.space).tokens for some in latents]
+        tokens = [part for part in parts if part is not None]
+        embedding = stored[..., : self.head.embedding_dim].to(self.head.device)
+        candidates = Candidates(embedding, latents, torch.stack(tokens) if tokens else None, self.space)
         return compare(self.head, self._asked(queries), candidates).score.cpu()
 
     def _asked(self, kept: torch.Tensor) -> Query:

@@ -47,10 +47,10 @@ encodes a fixed set of probe images; how much it costs was not measured here.
 
 ## Metrics
 
-Share of queries found at {rate:.0%} false rejection of unseen identities, by the score that the filter calibrates
-(`standing.combine`). No identity here was trained on. {strangers} of them set the threshold, in two halves
-that take turns; the index holds {index_rows:,} training images and the other half. They also chose the checkpoint
-(step {step} of {steps}), so the figures are slightly optimistic.
+Share of queries found at {rate:.0%} false rejection of unseen identities, by the filter's score for pictures as they
+lie (`standing.combine`); the filter also compares crops, turned and upside down. No identity here was trained on.
+{strangers} of them set the threshold, in two halves that take turns; the index holds {index_rows:,} training images
+and the other half. They also chose the checkpoint (step {step} of {steps}), so the figures are slightly optimistic.
 
 {metrics}
 

@@ -303,7 +303,7 @@ def test_duplicates_are_those_of_every_pair_compared(folder):
         others = [other for other in range(30) if other != row]
         tokens = None if described.tokens is None else described.tokens[others][None]
         candidates = Candidates(described.embedding[others][None], canonical[others][None], tokens, "sd")
-        scores[row, others] = compare(index.head, query.row(row), candidates).score[0]
+        scores[row, others] = compare(index.head, query.of_rows(slice(row, row + 1)), candidates).score[0]
     largest = scores.flatten().sort().values[-20:-4]
     gap = int(largest.diff().argmax())  # where rounding cannot matter
     threshold = float(largest[gap : gap + 2].mean())
