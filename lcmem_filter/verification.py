@@ -23,7 +23,7 @@ CROPPED = 8
 the best of those then under every crop and turn."""
 
 CROPPED_BACKGROUND = slice(2, CROPPED)
-"""The same among the candidates that were cropped and turned, which makes all of them more alike."""
+"""Ranks whose mean likeness is the background among the candidates that were cropped, which makes all more alike."""
 
 UNDUE = 0.5
 """How much is taken off where a sample upside down is more like a candidate than the candidate upside down is like the
@@ -91,6 +91,13 @@ class Candidates:
     latents: torch.Tensor | None
     tokens: torch.Tensor | None
     space: str
+
+    @classmethod
+    def of(cls, head: LCMemHead, embedding: torch.Tensor, latents: torch.Tensor, space: str) -> Candidates:
+        """Describe canonical ``latents`` (B, K, C, g, g) of ``space``, whose embeddings are known."""
+        parts = [head.describe(some, space).tokens for some in latents]
+        tokens = [part for part in parts if part is not None]
+        return cls(embedding, latents, torch.stack(tokens) if tokens else None, space)
 
     def of_rows(self, rows: slice) -> Candidates:
         """Those of some of the samples."""
@@ -192,9 +199,7 @@ def _stored(index: MemorizationIndex, rows: torch.Tensor, space: str) -> Candida
     if not compares_latents(index, space):
         return Candidates(embedding, None, None, index.space)
     latents = index.latents(rows).to(device)
-    parts = [index.head.describe(some, index.space).tokens for some in latents]
-    tokens = [part for part in parts if part is not None]
-    return Candidates(embedding, latents, torch.stack(tokens) if tokens else None, index.space)
+    return Candidates.of(index.head, embedding, latents, index.space)
 
 
 @dataclass(slots=True)

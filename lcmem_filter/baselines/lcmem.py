@@ -12,8 +12,8 @@ from .common import Cosine
 from .registry import Sees
 
 
-class LCMemEmbedding(Cosine):
-    """Cosine of the head's embeddings, in [-1, 1].
+class OfHead:
+    """What a head says of latents.
 
     Args:
         head: A head, its folder, or the name of one that ships.
@@ -26,25 +26,22 @@ class LCMemEmbedding(Cosine):
         self.head = head if isinstance(head, LCMemHead) else LCMemHead.from_pretrained(head)
         self.space = space
 
+
+class LCMemEmbedding(OfHead, Cosine):
+    """Cosine of the head's embeddings, in [-1, 1]; arguments as of ``OfHead``."""
+
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         return self.head.embed(images.to(self.head.device), self.space).cpu()
 
 
-class LCMem:
+class LCMem(OfHead):
     """The filter's whole statistic: the head proposes, then crops and turns of what it proposed are compared.
 
-    Args:
-        head: As for ``LCMemEmbedding``.
-        space: As for ``LCMemEmbedding``.
+    Arguments as of ``OfHead``.
     """
 
-    sees: Sees = "normalised_latents"
     shortlist = SHORTLIST
-
-    def __init__(self, head: LCMemHead | str | os.PathLike[str] = "lcmem-small", space: str = "sd") -> None:
-        self.head = head if isinstance(head, LCMemHead) else LCMemHead.from_pretrained(head)
-        self.space = space
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -60,11 +57,8 @@ class LCMem:
         return self._asked(kept).embedding.cpu()
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-        latents = self._latents(stored)
-        parts = [self.head.describe(some, self.space).tokens for some in latents]
-        tokens = [part for part in parts if part is not None]
         embedding = stored[..., : self.head.embedding_dim].to(self.head.device)
-        candidates = Candidates(embedding, latents, torch.stack(tokens) if tokens else None, self.space)
+        candidates = Candidates.of(self.head, embedding, self._latents(stored), self.space)
         return compare(self.head, self._asked(queries), candidates).score.cpu()
 
     def _asked(self, kept: torch.Tensor) -> Query:

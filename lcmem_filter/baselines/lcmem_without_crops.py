@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
-from ..head import LCMemHead
 from ..standing import combine, local_similarity, repeats
 from ..verification import SHORTLIST
 from .aligned_latents import aligned
-from .registry import Sees
+from .lcmem import OfHead
 
 
-class LCMemWithoutCrops:
+class LCMemWithoutCrops(OfHead):
     """The head proposes, pictures as a whole and part by part decide together, as they lie.
 
-    Tokens are kept in place of latents, so that samples of one latent space find those of another.
-
-    Args:
-        head: A head, its folder, or the name of one that ships.
-        space: Latent space of the latents, as the head calls it.
+    Tokens are kept in place of latents, so that samples of one latent space find those of another. Arguments as of
+    ``OfHead``.
     """
 
-    sees: Sees = "normalised_latents"
     shortlist = SHORTLIST
-
-    def __init__(self, head: LCMemHead | str | os.PathLike[str] = "lcmem-small", space: str = "sd") -> None:
-        self.head = head if isinstance(head, LCMemHead) else LCMemHead.from_pretrained(head)
-        self.space = space
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
