@@ -96,6 +96,16 @@ def test_thresholds_rest_on_accepted_samples(index: MemorizationIndex, early: An
         assert 5 <= len(shared) <= 7, "the samples of the same seeds, but for those that were made copies"
 
 
+def test_nothing_is_stopped_for_a_score_that_would_be_accepted_at_the_end(
+    index: MemorizationIndex, early: Any
+) -> None:
+    own = index.calibration.threshold  # type: ignore[union-attr]
+    stages = early().stages
+    # what a random denoiser draws resembles the index less than held-out pictures do, so its own scores ask for less
+    assert all(max(stage.calibration.scores) < own for stage in stages)
+    assert [stage.calibration.threshold for stage in stages] == [own] * len(stages)
+
+
 def test_fitting_needs_a_filter_enough_samples_and_prompts_that_are_not_memorised(
     index: MemorizationIndex,
 ) -> None:
