@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from transformers import ConvNextConfig, ConvNextModel
 
+from .branches import DenseBranch, LocalBranch, Stem, in_float32
 from .errors import ArtifactNotFoundError, CorruptArtifactError, LatentSpaceError
 from .latents import canonical, channel_agreement, check_latents, probe_latents, weights_sha256
 
@@ -64,6 +65,9 @@ SIZES: dict[str, dict[str, Any]] = {
 MINIMUM_AGREEMENT = 0.6
 """Two encoders speak one latent space where their probe latents agree at least so much (``channel_agreement``)."""
 
+LATER = ("token_dim", "match_dim", "match_spaces")
+"""Entries of the configuration that heads of before lack; empty, they change no fingerprint."""
+
 SHIPPED = Path(__file__).parent / "heads"
 
 
@@ -90,52 +94,6 @@ class Description:
     tokens: torch.Tensor | None
 
 
-class ChannelsFirstNorm(nn.LayerNorm):
-    """LayerNorm over the channels of (B, C, H, W)."""
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class Stem(nn.Module):
-    """Latents of one space to the trunk's token grid: an optional 3x3 convolution, then patches and a norm."""
-
-    def __init__(self, channels: int, width: int, patch_size: int, hidden: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(channels, hidden, 3, padding=1) if hidden else None
-        self.patch_embeddings = nn.Conv2d(hidden or channels, width, patch_size, stride=patch_size)
-        self.layernorm = ChannelsFirstNorm(width, eps=1e-6)
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        if self.convolution is not None:
-            latents = F.gelu(self.convolution(latents))
-        return self.layernorm(self.patch_embeddings(latents))
-
-
-class LocalBranch(nn.Module):
-    """Every stage of the trunk to one token for each cell of its first (a feature pyramid, Lin et al., 2017)."""
-
-    def __init__(self, hidden_sizes: tuple[int, ...], token_dim: int) -> None:
-        super().__init__()
-        width = hidden_sizes[0]
-        self.lateral = nn.ModuleList(nn.Conv2d(size, width, 1) for size in hidden_sizes)
-        self.norms = nn.ModuleList(ChannelsFirstNorm(width, eps=1e-6) for _ in range(2))
-        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-        self.tokens = nn.Conv2d(width, token_dim, 1)
-        self.weight = nn.Conv2d(width, 1, 1)
-
-    def forward(self, stages: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stages (B, C_s, H_s, W_s), the finest first, to tokens (B, H_0 W_0, token_dim)."""
-        size = stages[0].shape[-2:]
-        features = torch.stack(
-            [F.interpolate(one(s), size) for one, s in zip(self.lateral, stages, strict=True)]
-        ).sum(0)
-        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
-            features = features + F.gelu(convolution(norm(features)))
-        tokens = F.normalize(self.tokens(features), dim=1) * torch.sigmoid(self.weight(features))
-        return tokens.flatten(2).transpose(1, 2)
-
-
 class LCMemHead(ModelMixin, ConfigMixin):
     """One stem per latent space over one shared ConvNeXt trunk and projection (after LCMem, arXiv 2512.14421).
 
@@ -151,6 +109,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
         layer_scale: Initial residual scale of a block.
         score: Which score the head was trained for.
         token_dim: Length of a token of the local branch; 0 for none, as in the paper.
+        match_dim: Length of a descriptor of the dense branch; 0 for none.
+        match_spaces: Spaces whose stems the dense branch was trained on.
     """
 
     config_name = "config.json"
@@ -170,6 +130,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
         layer_scale: float = 0.1,
         score: str = "cosine",
         token_dim: int = 0,
+        match_dim: int = 0,
+        match_spaces: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         width = hidden_sizes[0]
@@ -191,6 +153,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         self.projection = nn.Linear(hidden_sizes[-1], embedding_dim)
         self.fc_end = nn.Linear(embedding_dim, 1)
         self.local = LocalBranch(tuple(hidden_sizes), token_dim) if token_dim else None
+        self.dense = DenseBranch(width, match_dim) if match_dim else None
         self.probes = nn.ParameterDict(
             {
                 name: nn.Parameter(torch.zeros(12, c, grid, grid), requires_grad=False)
@@ -258,6 +221,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
         """SHA-256 of what decides on latents of ``space``; spaces that are added later do not change it."""
         config = self._described_config()
         config["spaces"] = {space: config["spaces"][space]}
+        if "match_spaces" in config:
+            config["match_spaces"] = [name for name in config["match_spaces"] if name == space]
         others = tuple(
             f"{kind}.{name}" for kind in ("stems", "probes") for name in self.spaces if name != space
         )
@@ -265,9 +230,9 @@ class LCMemHead(ModelMixin, ConfigMixin):
         return weights_sha256(self, prefix, but=others)
 
     def _described_config(self) -> dict[str, Any]:
-        """Configuration without what says nothing: private entries, and a local branch that is not there."""
+        """Configuration without what says nothing: private entries, and branches that are not there."""
         given = {key: value for key, value in dict(self.config).items() if not key.startswith("_")}
-        return {key: value for key, value in given.items() if key != "token_dim" or value}
+        return {key: value for key, value in given.items() if key not in LATER or value}
 
     def canonical(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, h, w) resized to the head's grid and normalised, float32; see ``latents.canonical``."""
@@ -277,6 +242,10 @@ class LCMemHead(ModelMixin, ConfigMixin):
     def has_tokens(self) -> bool:
         """Whether the head describes parts of a picture too; see ``Description``."""
         return self.local is not None
+
+    def has_descriptors(self, space: str) -> bool:
+        """Whether the head describes every cell of latents of ``space``; see ``descriptors``."""
+        return self.dense is not None and space in self.config.match_spaces
 
     def features(self, latents: torch.Tensor, space: str) -> torch.Tensor:
         """Latents (B, C, h, w) of ``space`` to features (B, embedding_dim), float32, outside any autocast.
@@ -303,18 +272,33 @@ class LCMemHead(ModelMixin, ConfigMixin):
         """Latents (B, C, h, w) of ``space`` to unit-norm embeddings (B, embedding_dim); see ``features``."""
         return self.describe(latents, space).embedding
 
+    def descriptors(self, latents: torch.Tensor, space: str) -> torch.Tensor:
+        """Latents (B, C, h, w) of ``space`` to a descriptor of each cell, (B, match_dim, grid, grid), float32.
+
+        A descriptor's norm, in (0, 1), is its weight.
+
+        Raises:
+            LatentSpaceError: no stem for ``space``, or latents of another shape.
+            ValueError: the dense branch was not trained on ``space``.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            given = self._given(latents, space)
+            if self.dense is None or not self.has_descriptors(space):
+                raise ValueError(f"the head has no descriptors of latent space {space!r}")
+            return in_float32(self.dense, in_float32(self.stems[space], given, True))
+
     def _checked(self, latents: torch.Tensor, space: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with torch.autocast(latents.device.type, enabled=False):
+            return in_float32(self, self._given(latents, space), space)
+
+    def _given(self, latents: torch.Tensor, space: str) -> torch.Tensor:
+        """Checked and canonical."""
         if space not in self.stems:
             raise LatentSpaceError(
                 f"the head has no stem for latent space {space!r}; it has {', '.join(self.spaces)}"
             )
         check_latents(latents, int(self.config.spaces[space]), space)
-        with torch.autocast(latents.device.type, enabled=False):
-            given = self.canonical(latents)
-            if self.dtype == torch.float32:
-                return self(given, space)
-            upcast = {name: value.float() for name, value in self.state_dict().items()}
-            return torch.func.functional_call(self, upcast, (given, space))
+        return self.canonical(latents)
 
     def verification_score(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """The paper's score: the probability in [0, 1] that two features (..., embedding_dim) are of one identity.

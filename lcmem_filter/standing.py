@@ -110,7 +110,7 @@ def relative_similarity(similarity: torch.Tensor, repeated: torch.Tensor | None 
 def combine(
     cosine: torch.Tensor, parts: torch.Tensor | None, repeated: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The statistic of ``compare`` without crops, turns and poses, for what has to be fast: (B, K), at most 1.
+    """How far candidates stand out by embeddings and parts as they lie: (B, K), at most 1.
 
     Args:
         cosine: Of each sample's shortlist, (B, K).

@@ -25,11 +25,11 @@ class Neighbour:
     Attributes:
         id: The record's id in the index.
         score: The statistic that was calibrated (``verification.compare``); larger is more alike.
-        embedding_similarity: Cosine of the two head embeddings, in [-1, 1], at its best over crops and turns of the
-            training image and over the sample as it is and upside down.
-        latent_similarity: How alike their parts are, in [-1, 1], at its best over the same: by the head's tokens, or
-            from a head without tokens the aligned correlation of the canonical latents; ``None`` where the index keeps
-            no latents, or a head without tokens meets a sample of another latent space.
+        embedding_similarity: Cosine of the two head embeddings, in [-1, 1], the better of the sample as it is
+            and upside down.
+        latent_similarity: How alike their parts are, in [-1, 1], the better of the same: by the head's descriptors
+            under the best warp of the training image, else by its tokens, else the aligned correlation of the canonical
+            latents; ``None`` where the index keeps no latents, or a head without tokens meets another latent space.
     """
 
     id: str

@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from lcmem_filter import demo
 from lcmem_filter.errors import ArtifactNotFoundError, CorruptArtifactError, LatentSpaceError
 from lcmem_filter.head import SIZES, LCMemHead, shipped_heads
+from lcmem_filter.training import TrainingConfig
+from lcmem_filter.training.weights import with_descriptors
 
 from tests.tiny import tiny_vae
 
@@ -129,6 +132,35 @@ def test_fingerprints_tell_heads_apart(head: LCMemHead) -> None:
     with torch.no_grad():
         head.projection.bias[0] += 1e-6
     assert tiny_head().fingerprint != head.fingerprint
+
+
+def test_fingerprints_of_heads_without_branches_are_those_that_they_always_had() -> None:
+    shipped = LCMemHead.from_pretrained(Path(demo.__file__).parent / "weights" / "head")
+    assert shipped.fingerprint_of("phantoms").startswith("85973ac3447e97be")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_descriptors_are_float32_unit_weighted_and_for_the_spaces_of_the_branch(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    made = with_descriptors(
+        LCMemHead.create("micro", {"sd": 4, "other": 6}), ("sd",), TrainingConfig(match_dim=8)
+    )
+    latents = torch.randn(3, 4, 20, 24)
+    whole = made.descriptors(latents, "sd")
+    found = made.to(dtype).descriptors(latents, "sd")
+    assert found.dtype == torch.float32 and found.shape == (3, 8, 16, 16)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-2 if dtype == torch.float16 else 0)
+    assert found.norm(dim=1).min() > 0 and found.norm(dim=1).max() < 1
+    with pytest.raises(ValueError, match="no descriptors of latent space 'other'"):
+        made.descriptors(torch.randn(3, 6, 16, 16), "other")
+    with pytest.raises(LatentSpaceError, match="no stem for latent space 'flux'"):
+        made.descriptors(latents, "flux")
+
+
+def test_every_second_dense_token_is_the_patchs_own() -> None:
+    stem = LCMemHead.create("micro").stems["sd"]
+    latents = torch.randn(2, 4, 16, 16)
+    torch.testing.assert_close(stem(latents, True)[..., ::2, ::2], stem(latents), rtol=0, atol=1e-5)
 
 
 def test_spaces_are_known_by_behaviour(head: LCMemHead) -> None:

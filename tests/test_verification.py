@@ -1,7 +1,8 @@
-"""Alignments, crops, the background and the runner-up, and the whole statistic, against loops written out."""
+"""Alignments, the background and the runner-up, and the whole statistic, against loops written out."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcmem_filter.alignment import aligned_similarity, alignments, crops
+from lcmem_filter.alignment import aligned_similarity, alignments
 from lcmem_filter.errors import FilterFailedError, LatentSpaceError
-from lcmem_filter.head import Description
+from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import normalise
+from lcmem_filter.matching import alike_under_warps, all_warps
 from lcmem_filter.standing import (
     BACKGROUND,
+    MOST_BACKGROUND,
     RUNNER_UP_WEIGHT,
     SAME_IMAGE,
     combine,
@@ -24,11 +27,25 @@ from lcmem_filter.standing import (
     repeats,
     stand_out,
 )
+from lcmem_filter.training import TrainingConfig
 from lcmem_filter.training.validation import mild_copies
 from lcmem_filter.training.views import generator_for
-from lcmem_filter.verification import SHORTLIST, Candidates, Query, compare, score_latents
+from lcmem_filter.training.weights import with_descriptors
+from lcmem_filter.verification import (
+    BACKGROUND_UNDER_WARPS,
+    SHORTLIST,
+    Candidates,
+    Parts,
+    Query,
+    compare,
+    compared_by,
+    describe_parts,
+    parts_between,
+    score_latents,
+)
 
 from tests.index.material import build, head, pictures, saved_encoder
+from tests.tiny import tiny_vae
 
 
 def smooth(rows: int, seed: int = 0, channels: int = 4, side: int = 16) -> torch.Tensor:
@@ -57,73 +74,98 @@ def test_alignments_are_all_different_and_hold_the_latent_itself():
     assert min((moved - smooth(1)[0].flip(-1)).flatten(1).norm(dim=1)) < 1e-4
 
 
-def test_crops_are_all_different_and_hold_the_latent_itself():
-    latents = smooth(2)
-    every, few = crops(latents), crops(latents, few=True)
-    assert every.shape == (2, 75, 4, 16, 16) and few.shape == (2, 6, 4, 16, 16)
-    distance = torch.cdist(every[1].flatten(1), every[1].flatten(1)) + torch.eye(75) * 99
-    assert distance.min() > 0.1
-    for latent, own, larger in zip(latents, every, few, strict=True):
-        assert (own - latent).flatten(1).norm(dim=1).min() < 1e-3
-        assert torch.cdist(larger.flatten(1), own.flatten(1)).min(1).values.max() < 1e-2
+@functools.cache
+def head_with(kind: Parts) -> LCMemHead:
+    """An untrained head that compares by ``kind``."""
+    torch.manual_seed(0)
+    if kind == "descriptors":
+        return with_descriptors(head(), ("sd",), TrainingConfig(match_dim=16))
+    return head() if kind == "tokens" else LCMemHead.create("micro", {"sd": 4}, token_dim=0)
 
 
-def compared(samples: torch.Tensor, stored: torch.Tensor, with_latents: bool = True):
+def compared(samples: torch.Tensor, stored: torch.Tensor, kind: Parts, with_parts: bool = True):
     """``compare`` of each sample with all of ``stored``."""
-    network = head()
-    described = network.describe(stored, "sd")
-    embedding, latents, tokens = (
-        one.expand(len(samples), *one.shape) for one in (described.embedding, stored, described.tokens)
-    )
-    candidates = Candidates(embedding, latents, tokens, "sd")
-    if not with_latents:
-        candidates = Candidates(embedding, None, None, "sd")
-    return compare(network, Query.of(network, samples, "sd"), candidates)
+    network = head_with(kind)
+    given = [network.embed(stored, "sd"), describe_parts(network, stored, "sd", kind)]
+    embedding, parts = (one.expand(len(samples), *one.shape) for one in given)
+    query = Query.of(network, samples, "sd", kind)
+    return compare(query, Candidates(embedding, parts if with_parts else None))
 
 
-@pytest.mark.parametrize("move", [5, 40, 74])
-def test_a_crop_that_was_turned_is_found(move):
-    stored, other = smooth(2)[:, None]
-    sample = crops(stored)[:, move]
-    found, wrong = compared(sample, stored), compared(sample, other)
-    for value in (found.score, found.cosine, found.parts):
-        torch.testing.assert_close(value, torch.ones(1, 1), rtol=0, atol=1e-3)
-    assert wrong.score < 0.95 and wrong.cosine < 0.98
+KINDS = pytest.mark.parametrize("kind", ["descriptors", "tokens", "latents"])
 
 
-@pytest.mark.parametrize("with_latents", [True, False])
-def test_a_copy_upside_down_is_found(with_latents):
+@KINDS
+def test_a_head_compares_by_the_best_that_it_has(kind):
+    network = head_with(kind)
+    assert parts_between(network, "sd", "sd") == kind
+    assert network.has_descriptors("sd") == (kind == "descriptors")
+    if kind != "descriptors":
+        with pytest.raises(ValueError, match="no descriptors of latent space 'sd'"):
+            network.descriptors(smooth(1), "sd")
+
+
+def test_spaces_that_a_head_has_no_descriptors_for_are_compared_by_tokens():
+    torch.manual_seed(0)
+    two = LCMemHead.create("micro", {"sd": 4, "other": 4})
+    network = with_descriptors(two, ("sd",), TrainingConfig(match_dim=16))
+    found = [parts_between(network, a, b) for a in network.spaces for b in network.spaces]
+    assert found == ["descriptors", "tokens", "tokens", "tokens"]
+    bare = LCMemHead.create("micro", {"sd": 4, "other": 4}, token_dim=0)
+    assert [parts_between(bare, "sd", b) for b in bare.spaces] == ["latents", None]
+
+
+@KINDS
+@pytest.mark.parametrize("with_parts", [True, False])
+def test_a_copy_upside_down_is_found(kind, with_parts):
     stored = smooth(12)
-    found = compared(stored[:3].flip(-2), stored, with_latents)
+    found = compared(stored[:3].flip(-2), stored, kind, with_parts)
     assert found.score.argmax(1).tolist() == [0, 1, 2]
-    torch.testing.assert_close(found.cosine[:, :3].diagonal(), torch.ones(3), rtol=0, atol=1e-4)
-    if with_latents:  # upside down both ways, so nothing is undue
-        torch.testing.assert_close(found.score[:, :3].diagonal(), torch.ones(3), rtol=0, atol=2e-3)
+    for value in (found.score, found.cosine):
+        torch.testing.assert_close(value[:, :3].diagonal(), torch.ones(3), rtol=0, atol=2e-3)
 
 
-class Upright:
-    """A head that knows pictures whose lower half is the larger one; upside down they all look alike to it."""
+def test_under_warps_parts_alone_decide():
+    stored, network = smooth(30), head_with("descriptors")
+    samples = smooth(2, seed=5)
+    found = compared(samples, stored, "descriptors")
+    poses = [network.descriptors(pose, "sd") for pose in (samples, samples.flip(-2))]
+    candidates = network.descriptors(stored, "sd").expand(2, -1, -1, -1, -1)
+    alike = torch.stack([alike_under_warps(pose, candidates) for pose in poses]).amax(0)
+    torch.testing.assert_close(found.parts, alike, rtol=0, atol=1e-4)
+    for row in range(2):
+        ordered = sorted(alike[row].tolist(), reverse=True)
+        background = min(math.fsum(ordered[BACKGROUND_UNDER_WARPS]) / 4, MOST_BACKGROUND)
+        second = min(ordered[1], MOST_BACKGROUND)
+        expected = (1 - RUNNER_UP_WEIGHT) * (ordered[0] - background) / (1 - background)
+        expected += RUNNER_UP_WEIGHT * (ordered[0] - second) / (1 - second)
+        assert float(found.score[row].max()) == pytest.approx(expected, abs=1e-3)
 
-    def describe(self, latents: torch.Tensor, space: str) -> Description:
-        lower, upper = latents[:, 0, 8:].mean((1, 2)), latents[:, 0, :8].mean((1, 2))
-        flat = torch.nn.functional.normalize(latents.flatten(1), dim=1)
-        strange = torch.nn.functional.normalize(torch.ones_like(flat), dim=1)
-        embedding = torch.where((lower > upper)[:, None], flat, strange)
-        return Description(embedding, embedding[:, None])
+
+def test_a_crop_that_was_turned_and_mirrored_is_found_under_warps():
+    stored = smooth(20)
+    where = torch.nn.functional.affine_grid(
+        all_warps(torch.device("cpu"))[301].expand(20, 2, 3), [20, 1, 16, 16], align_corners=False
+    )
+    crops = normalise(
+        torch.nn.functional.grid_sample(stored, where, padding_mode="reflection", align_corners=False)
+    )
+    laid_over, as_they_lie = (compared(crops, stored, kind).score for kind in ("descriptors", "tokens"))
+    found, lost = ((s.argmax(1) == torch.arange(20)).float().mean() for s in (laid_over, as_they_lie))
+    assert found > 0.8 > 0.6 > lost
 
 
-def test_what_only_looks_alike_upside_down_is_worth_less(monkeypatch):
-    latents = smooth(12)
-    latents[:, 0, 8:] += 2
-    latents = normalise(latents)
-    sample, stored = latents[:1], torch.cat([latents[1:], latents[1:2].flip(-2)])
-    described = Upright().describe(stored, "sd")
-    candidates = Candidates(described.embedding[None], stored[None], described.tokens[None], "sd")
-    query = Query.of(Upright(), sample, "sd")
-    fair = compare(Upright(), query, candidates).score[0, -1]
-    monkeypatch.setattr("lcmem_filter.verification.UNDUE", 0.0)
-    naive = compare(Upright(), query, candidates).score[0, -1]
-    assert naive > 0.99 and fair < 0.75
+@KINDS
+def test_portions_change_nothing(kind, monkeypatch):
+    samples, stored = smooth(5, seed=2), smooth(12)
+    one_by_one = compared(samples, stored, kind)
+    monkeypatch.setattr("lcmem_filter.verification.AT_ONCE", {"cpu": 3})
+    for a, b in zip(
+        (one_by_one.score, one_by_one.parts),
+        (lambda c: (c.score, c.parts))(compared(samples, stored, kind)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
 def test_mild_copies_are_more_alike_aligned_than_as_they_are():
@@ -223,9 +265,13 @@ def test_repetitions_in_an_index_are_recognised(tmp_path):
     )
 
 
+@KINDS
 @pytest.mark.parametrize("keep_latents", [True, False])
-def test_an_images_own_copy_is_found_first(tmp_path, keep_latents):
+def test_an_images_own_copy_is_found_first(tmp_path, monkeypatch, keep_latents, kind):
+    head_with(kind).add_probes("sd", tiny_vae())
+    monkeypatch.setattr("tests.index.material.head", lambda: head_with(kind))
     index = build(tmp_path, images=60, keep_latents=keep_latents)
+    assert compared_by(index, "sd") == (kind if keep_latents else None)
     source = pictures(tmp_path / "train", range(60))
     encoder = saved_encoder(tmp_path)
     from lcmem_filter.latents import encode_images

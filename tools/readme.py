@@ -139,7 +139,7 @@ def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str
     cells = row["methods"]
     apart = (
         "lcmem",
-        "lcmem_without_crops",
+        "lcmem_without_warps",
         "lcmem_embedding",
         "lcmem_embedding_relative",
         "raw_latents",

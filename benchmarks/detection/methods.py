@@ -69,9 +69,9 @@ ROWS = (
         note="scores relative to each query's background and runner-up",
     ),
     Row(
-        "lcmem_without_crops",
-        "LCMem, without crops and turns",
-        note="the same scores, of pictures as they lie",
+        "lcmem_without_warps",
+        "LCMem, without warps",
+        note="embeddings and parts of pictures as they lie",
     ),
     Row("lcmem_embedding", "LCMem, embedding only"),
     Row("lcmem_embedding", "LCMem, embedding only, relative", note=RELATIVE, relative=True),

@@ -9,8 +9,8 @@ Images, split, copies and figure are those of ``benchmarks/detection``: recall a
 unseen images, per domain and on average, and the area under the curve over pairs; but the index holds
 validation images and half of the test identities only, so that each encoder sees a few thousand images.
 Copies are made once, with the first autoencoder at its resolution, and then encoded by each. Pictures that are smaller
-than a resolution are upsampled. Pictures are compared as they lie, without the filter's crops and turns, which would
-take hours: the cells tell what a change of space costs, not how much the filter finds. Writes
+than a resolution are upsampled. Pictures are compared as they lie, by embeddings and parts, which every space has: the
+cells tell what a change of space costs, not how much the filter finds where it lays pictures over each other. Writes
 ``benchmarks/results/spaces.json``.
 """
 
@@ -56,7 +56,7 @@ def main() -> None:
         latents = arguments.latents or arguments.cache / "latents"
         resolution = int(side or arguments.resolution)
         keepers[name] = Keeper(arguments.cache, latents, encoder, resolution, grid)
-        (methods[name],), _ = open_methods(["lcmem_without_crops"], arguments.head, space, {}, False)
+        (methods[name],), _ = open_methods(["lcmem_without_warps"], arguments.head, space, {}, False)
     base = Images("validation", splits["validation"].sources)
     design = Design(base, splits["test"], SEED, arguments.copies)
     tasks = main_tasks(design, next(iter(keepers.values())))

@@ -10,7 +10,14 @@ from ..calibration import NEAR_DUPLICATE
 from ..index import MemorizationIndex
 from ..index.exact import ExactBackend
 from ..report import DuplicateGroup
-from ..verification import SHORTLIST, Candidates, Query, compare, compares_latents
+from ..verification import (
+    SHORTLIST,
+    Candidates,
+    Query,
+    compare,
+    compared_by,
+    describe_parts,
+)
 
 EMBED_BATCH = 64
 FEW = 6
@@ -59,17 +66,13 @@ def _same_files(sha256: Sequence[str]) -> list[tuple[int, int, float]]:
 def _alike(
     index: MemorizationIndex, space: str, threshold: float, canonical: torch.Tensor
 ) -> list[tuple[int, int, float]]:
-    head, verified = index.head, compares_latents(index, space)  # as the threshold was calibrated
-    device = head.device
-    batches = [part.to(device).float() for part in canonical.split(EMBED_BATCH)]
-    described = [head.describe(part, space) for part in batches]
-    embeddings = torch.cat([part.embedding for part in described])
-    parts = [part.tokens for part in described if verified and part.tokens is not None]
-    tokens = torch.cat(parts) if parts else None
+    head, kind = index.head, compared_by(index, space)  # as the threshold was calibrated
+    batches = [part.to(head.device).float() for part in canonical.split(EMBED_BATCH)]
+    embeddings = torch.cat([head.embed(part, space) for part in batches])
     backend = ExactBackend(embeddings.half())
     links = []
     for number, part in enumerate(batches):
-        query = Query.of(head, part, space)
+        query = Query.of(head, part, space, kind)
         count = min(SHORTLIST + 1, len(embeddings))
         proposed = torch.cat([backend.propose(pose, count) for pose in query.embedding], 1)
         for place, near in enumerate(proposed):
@@ -77,13 +80,12 @@ def _alike(
             others = near[near != row].unique()
             if not len(others):
                 continue
-            candidates = Candidates(
-                embeddings[others][None],
-                canonical[others.cpu()].to(device).float()[None] if verified else None,
-                None if tokens is None else tokens[others][None],
-                space,
-            )
-            score = compare(head, query.of_rows(slice(place, place + 1)), candidates).score[0]
+            parts = None
+            if kind:
+                stored = canonical[others.cpu()].to(head.device).float()
+                parts = describe_parts(head, stored, space, kind)[None]
+            candidates = Candidates(embeddings[others][None], parts)
+            score = compare(query.of_rows(slice(place, place + 1)), candidates).score[0]
             least = threshold if len(others) >= FEW else max(threshold, NEAR_DUPLICATE)
             links += [(row, int(o), float(s)) for o, s in zip(others, score, strict=True) if s > least]
     return links

@@ -18,12 +18,18 @@ from ..images import ImageSource
 from ..index import MemorizationIndex
 from ..latents import Encoder
 from ..report import AllowEntry, Pictures, Results, Run, Sample, results_of
-from ..verification import compares_latents
+from ..verification import compared_by
 from .allow import apply_allow_list
 from .certificate import SENSITIVITY_IMAGES, SENSITIVITY_SEEDS, Judge, certify
 from .duplicates import find_duplicates
 
 VERSIONS = ("lcmem-filter", "torch", "diffusers", "transformers", "numpy", "pillow")
+COMPARED_BY = {
+    "descriptors": "head, then training images laid over each sample",
+    "tokens": "head, picture as a whole and part by part",
+    "latents": "head, and aligned latents",
+    None: "head alone",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +159,7 @@ def _run(judge: Judge, images: ImageSource, training: ImageSource | None, unseen
         resolution=index.resolution,
         space=judge.filter.space,
         settings={
-            "compared by": "head, picture as a whole and part by part"
-            if compares_latents(index, judge.filter.space)
-            else "head alone",
+            "compared by": COMPARED_BY[compared_by(index, judge.filter.space)],
             "held-out images": f"{judge.filter.calibration.n:,}",
             "unseen images": f"{len(unseen):,}" if unseen else "none given",
         },

@@ -7,7 +7,7 @@ import os
 import torch
 
 from ..head import LCMemHead
-from ..verification import SHORTLIST, Candidates, Query, compare
+from ..verification import SHORTLIST, Candidates, Parts, Query, compare, describe_parts, parts_between
 from .common import Cosine
 from .registry import Sees
 
@@ -36,7 +36,7 @@ class LCMemEmbedding(OfHead, Cosine):
 
 
 class LCMem(OfHead):
-    """The filter's whole statistic: the head proposes, then crops and turns of what it proposed are compared.
+    """The filter's whole statistic: the head proposes, then what it proposed is laid over the sample.
 
     Arguments as of ``OfHead``.
     """
@@ -58,11 +58,15 @@ class LCMem(OfHead):
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         embedding = stored[..., : self.head.embedding_dim].to(self.head.device)
-        candidates = Candidates.of(self.head, embedding, self._latents(stored), self.space)
-        return compare(self.head, self._asked(queries), candidates).score.cpu()
+        parts = describe_parts(self.head, self._latents(stored), self.space, self._kind)
+        return compare(self._asked(queries), Candidates(embedding, parts)).score.cpu()
+
+    @property
+    def _kind(self) -> Parts:
+        return parts_between(self.head, self.space, self.space) or "latents"
 
     def _asked(self, kept: torch.Tensor) -> Query:
-        return Query.of(self.head, self._latents(kept), self.space)
+        return Query.of(self.head, self._latents(kept), self.space, self._kind)
 
     def _latents(self, kept: torch.Tensor) -> torch.Tensor:
         side = self.head.grid

@@ -22,7 +22,7 @@ BASELINES = {
     "random_head": "random_head:RandomHead",
     "lcmem_embedding": "lcmem:LCMemEmbedding",
     "lcmem": "lcmem:LCMem",
-    "lcmem_without_crops": "lcmem_without_crops:LCMemWithoutCrops",
+    "lcmem_without_warps": "lcmem_without_warps:LCMemWithoutWarps",
     "clip": "transformers_features:CLIP",
     "dinov2": "transformers_features:DINOv2",
     "dinov3": "transformers_features:DINOv3",

@@ -45,13 +45,18 @@ _RECIPE: dict[str, dict[str, Any]] = {
         "type": int,
         "help": "augmented views of each image that are encoded beside the clean one",
     },
-    "mild_views": {"type": int, "help": "views as a memorising model returns them that stage 2 encodes"},
+    "mild_views": {"type": int, "help": "views as a memorising model returns them, from stage 2 on"},
     "token_weight": {"type": float, "help": "weight of the loss on tokens; 0 for none"},
-    "strong_views": {"type": int, "help": "strongly augmented views of each image that stage 2 encodes"},
+    "strong_views": {"type": int, "help": "strongly augmented views of each image, from stage 2 on"},
     "half_formed": {"type": float, "help": "stage 2: share of copies made to look half-denoised, in [0, 1]"},
     "hard_negatives": {"type": float, "help": "share of stage 2's groups that are neighbours of one image"},
     "stage2_steps": {"type": int, "help": "optimiser steps of stage 2"},
     "stage2_learning_rate": {"type": float, "help": "peak of stage 2"},
+    "upside_down_views": {"type": int, "help": "stage 3: strongly augmented views of each image upside down"},
+    "stage3_steps": {"type": int, "help": "optimiser steps of stage 3"},
+    "stage3_learning_rate": {"type": float, "help": "peak of stage 3"},
+    "stage3_batch_pairs": {"type": int, "help": "pairs of one step of stage 3"},
+    "match_dim": {"type": int, "help": "length of the descriptors that stage 3 trains"},
     "gradient_accumulation": {"type": int, "help": "batches that one optimiser step is divided into"},
     "mixed_precision": {"choices": ["no", "fp16", "bf16"], "help": "of the trunk while training"},
     "validation_fraction": {
@@ -99,8 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stages",
         type=_stages,
         default=(1,),
-        metavar="1|2|1,2",
-        help="1: identity consistency; 2: strong augmentation of one side, which finds transformed copies (default: 1)",
+        metavar="1,2,3",
+        help="1: identity consistency; 2: strong augmentation of one side, which finds transformed copies; 3: what "
+        "lies where, which tells a copy from images that are merely alike; or some of them (default: 1)",
     )
     parser.add_argument("--initial", metavar="HEAD", help="folder or shipped name of a head to go on from")
     parser.add_argument(
@@ -166,7 +172,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 def _train(args: argparse.Namespace, config: TrainingConfig, encoder: Encoder) -> LCMemHead:
     from ..head import LCMemHead
-    from ..training import train_head
+    from ..training import train_head, training_record
 
     return train_head(
         _open(args, args.data, args.where),
@@ -178,6 +184,7 @@ def _train(args: argparse.Namespace, config: TrainingConfig, encoder: Encoder) -
         validation=_validation(args),
         cache=args.cache,
         terms=args.terms,
+        record=training_record(args.initial) if args.initial else None,
     )
 
 
@@ -207,8 +214,10 @@ def _validation(args: argparse.Namespace) -> list[ImageSource] | None:
 
 
 def _stages(text: str) -> tuple[int, ...]:
-    if text not in ("1", "2", "1,2"):
-        raise argparse.ArgumentTypeError(f"stages are 1, 2, or 1,2, got {text!r}")
+    if text not in ("1", "2", "3", "1,2", "2,3", "1,2,3"):
+        raise argparse.ArgumentTypeError(
+            f"stages are 1, 2 and 3, or some of them in that order, got {text!r}"
+        )
     return tuple(int(one) for one in text.split(","))
 
 

@@ -1,6 +1,7 @@
 """Training a head on one's own images, in stages, and teaching it further latent spaces."""
 
-from .add_space import AddSpaceConfig, add_space, training_record
+from .add_space import AddSpaceConfig, add_space
+from .checkpoint import training_record
 from .config import TrainingConfig
 from .trainer import train_head
 

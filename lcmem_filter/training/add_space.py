@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..errors import ArtifactError
-from ..head import SHIPPED, LCMemHead
+from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import Encoder, canonical
 from .card import write_card
@@ -27,7 +26,7 @@ from .config import TrainingConfig
 from .data import LatentSet
 from .losses import nt_xent
 from .prepare import prepare_data
-from .validation import Validator
+from .validation import MOST_QUERIES, Validator
 from .views import augment_latents, generator_for
 from .weights import take_weights
 
@@ -115,10 +114,16 @@ def add_space(
         grid=initial.grid,
         progress=progress,
     )
-    head = _with_stem(initial, space, train.latents[space].shape[2], config.seed)
+    head = _with_stem(initial, space, known, train.latents[space].shape[2], config.seed)
     head.add_probes(space, encoder.vae)
     _train_stem(head.to(accelerator.device), space, known, train, config, progress=progress)
-    validator = Validator(train, held, false_rejection_rate=recipe.false_rejection_rate, seed=config.seed)
+    validator = Validator(
+        train,
+        held,
+        false_rejection_rate=recipe.false_rejection_rate,
+        seed=config.seed,
+        most_queries=MOST_QUERIES if head.has_descriptors(space) else None,
+    )
     between = {
         f"{query} in {index}": validator.measure_between(head, query, index, accelerator.device).to_dict()
         for query, index in ((known, known), (space, known), (known, space), (space, space))
@@ -137,19 +142,12 @@ def add_space(
     return head
 
 
-def training_record(head: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """``training.json`` of a head's folder or of one that ships, if it lies there."""
-    for folder in (Path(head), SHIPPED / os.fspath(head)):
-        if (folder / RESULT).exists():
-            record: dict[str, Any] = json.loads((folder / RESULT).read_text())
-            return record
-    return None
-
-
-def _with_stem(initial: LCMemHead, space: str, channels: int, seed: int) -> LCMemHead:
-    """``initial`` with an untrained stem for ``space``; only that is trainable."""
+def _with_stem(initial: LCMemHead, space: str, known: str, channels: int, seed: int) -> LCMemHead:
+    """``initial`` with an untrained stem for ``space``, learned from ``known``; only that is trainable."""
     config = {key: value for key, value in dict(initial.config).items() if not key.startswith("_")}
     config["spaces"] = {**config["spaces"], space: channels}
+    if initial.has_descriptors(known):
+        config["match_spaces"] = [*config["match_spaces"], space]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = LCMemHead(**config)
@@ -162,7 +160,7 @@ def _with_stem(initial: LCMemHead, space: str, channels: int, seed: int) -> LCMe
 def _train_stem(
     head: LCMemHead, space: str, known: str, train: LatentSet, config: AddSpaceConfig, *, progress: bool
 ) -> None:
-    """Same picture, same embedding and same tokens, whichever encoder it came through."""
+    """Same picture, same embedding, tokens and descriptors, whichever encoder it came through."""
     stem = [parameter for parameter in head.stems[space].parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(stem, lr=config.learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -172,20 +170,32 @@ def _train_stem(
         rows = generator_for(config.seed, "stem", step).choice(
             len(train), min(config.batch_images, len(train))
         )
+        latents = [_moved(head, train, one, rows, config.seed, step) for one in (space, known)]
         with torch.no_grad():
-            wanted, wanted_tokens = head(_moved(head, train, known, rows, config.seed, step), known)
-        given, tokens = head(_moved(head, train, space, rows, config.seed, step), space)
+            wanted, *wanted_parts = _described(head, latents[1], known, head.has_descriptors(space))
+        given, *parts = _described(head, latents[0], space, head.has_descriptors(space))
         loss = (1 - F.cosine_similarity(given, wanted)).mean()
         same = torch.from_numpy(np.unique(rows, return_inverse=True)[1]).to(given.device)
         loss = loss + 0.1 * nt_xent(given, wanted, same, config.temperature)
-        if tokens is not None:
-            loss = loss + (1 - F.cosine_similarity(tokens, wanted_tokens, dim=-1)).mean()
-            loss = loss + (tokens.norm(dim=-1) - wanted_tokens.norm(dim=-1)).square().mean()
+        for ours, theirs in zip(parts, wanted_parts, strict=True):
+            loss = loss + (1 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
+            loss = loss + (ours.norm(dim=-1) - theirs.norm(dim=-1)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(stem, 1.0)
         optimizer.step()
         schedule.step()
+
+
+def _described(
+    head: LCMemHead, latents: torch.Tensor, space: str, with_descriptors: bool
+) -> tuple[torch.Tensor, ...]:
+    """Features, and what describes parts: tokens (B, T, E), descriptors (B, cells, E), as far as there are any."""
+    features, tokens = head(latents, space)
+    parts = [] if tokens is None else [tokens]
+    if with_descriptors and head.dense is not None:
+        parts.append(head.dense(head.stems[space](latents, True)).flatten(2).transpose(1, 2))
+    return features, *parts
 
 
 def _moved(

@@ -16,11 +16,18 @@ from tqdm.auto import tqdm
 from ..errors import EmptyDataError, UnreadableImageError
 from ..images import ImageSource, to_pixels
 from ..latents import Encoder, canonical
-from .views import augment_image, augment_mildly, augment_strongly, generator_for
+from .views import augment_image, augment_mildly, augment_strongly, augment_upside_down, generator_for
 
 SHARD_ROWS = 256
 ENCODE_BATCH = 8
-AUGMENTATIONS = {"light": augment_image, "mild": augment_mildly, "strong": augment_strongly}
+AUGMENTATIONS = {
+    "light": augment_image,
+    "mild": augment_mildly,
+    "strong": augment_strongly,
+    "upside-down": augment_upside_down,
+}
+TURNED_BACK = "upside-down"
+"""The kind whose latents are kept upside down, so that the picture lies in them as it is."""
 VIEWS_VERSION = 1
 """Raise it when one of them changes: cached views of another version are not used."""
 
@@ -123,7 +130,8 @@ def _encode_shard(plan: CachePlan, first: int) -> None:
             readable[rows] = True
             batch = torch.stack(pixels).contiguous(memory_format=torch.channels_last)
             device = next(iter(plan.encoder.vae.parameters())).device
-            parts.append((rows, canonical(plan.encoder.encode(batch.to(device)), plan.grid).cpu()))
+            encoded = canonical(plan.encoder.encode(batch.to(device)), plan.grid).cpu()
+            parts.append((rows, encoded.flip(-2) if plan.kind == TURNED_BACK else encoded))
     channels = parts[0][1].shape[1] if parts else 1
     latents = np.zeros((count, channels, plan.grid, plan.grid), dtype=np.float16)
     for rows, values in parts:

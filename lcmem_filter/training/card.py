@@ -47,10 +47,12 @@ encodes a fixed set of probe images; how much it costs was not measured here.
 
 ## Metrics
 
-Share of queries found at {rate:.0%} false rejection of unseen identities, by the filter's score for pictures as they
-lie (`standing.combine`); the filter also compares crops, turned and upside down. No identity here was trained on.
-{strangers} of them set the threshold, in two halves that take turns; the index holds {index_rows:,} training images
-and the other half. They also chose the checkpoint (step {step} of {steps}), so the figures are slightly optimistic.
+Share of queries found at {rate:.0%} false rejection of unseen identities, by the filter's score
+(`verification.compare`). {compared}
+
+No identity here was trained on. {strangers} of them set the threshold, in two halves that take turns; the index holds
+{index_rows:,} training images and the other half. They also chose the checkpoint (step {step} of {steps}), so the
+figures are slightly optimistic.
 
 {metrics}
 
@@ -89,7 +91,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         ),
         added=_added(record.get("added_spaces", {})),
         mild="pictures zoomed to 8 %, shifted to 4 %, softened, with noise to 0.03"
-        if config.get("stage") == 2 and config.get("mild_views")
+        if config.get("stage", 1) > 1 and config.get("mild_views")
         else "latents zoomed to 6 %, shifted to 3 %, with noise to 0.1",
         data=_data(record["data"]),
         terms=f"Terms: {record['terms']}"
@@ -97,6 +99,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         else "Terms of the data: not stated by who trained it.",
         recipe=_table(("setting", "value"), [*config.items(), ("seconds", round(record["seconds"]))])
         + (f"\n\nWent on from: {record['went_on_from']}" if record.get("went_on_from") else ""),
+        compared=_compared(head),
         strangers=best["strangers"],
         index_rows=best["index_rows"],
         rate=best["false_rejection_rate"],
@@ -111,6 +114,31 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         ),
     )
     (folder / "README.md").write_text(text)
+
+
+def went_on_from(before: Mapping[str, Any], stage: int) -> dict[str, Any]:
+    """What a run's record keeps of the one before, ``{}`` if there was none: how that was trained, and what a frozen
+    trunk leaves as it was."""
+    if not before:
+        return {}
+    config, earlier = before["plan"]["config"], before.get("went_on_from")
+    told = f"stage {config['stage']} for {before['step']:,} steps of {config['batch_pairs']} pairs"
+    kept = {"went_on_from": f"{told}; before that: {earlier}" if earlier else told}
+    if stage == 3 and "added_spaces" in before:
+        return {**kept, "added_spaces": before["added_spaces"]}
+    return kept
+
+
+def _compared(head: LCMemHead) -> str:
+    """How the filter compares two pictures with this head, in a sentence or two."""
+    parts = "their tokens, wherever they lie" if head.has_tokens else "their aligned latents"
+    if not head.config.match_spaces:
+        return f"Pictures are compared by their embeddings and {parts}."
+    spaces = ", ".join(head.config.match_spaces)
+    return (
+        f"In the latent spaces {spaces}, pictures are laid over each other, cropped, turned and mirrored for the best "
+        f"fit (`matching`); in any other they are compared by their embeddings and {parts}."
+    )
 
 
 def _added(spaces: Mapping[str, Any]) -> str:

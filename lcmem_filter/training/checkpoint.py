@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..errors import ArtifactError, CorruptArtifactError
+from ..head import SHIPPED
 
 WORK = ".training"
 RESULT = "training.json"
@@ -132,6 +133,15 @@ class Checkpoints:
         raise ArtifactError(
             f"{self.output} holds another run ({changes}); give another --output, or remove that folder"
         )
+
+
+def training_record(head: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """``training.json`` of a head's folder or of one that ships, if it lies there."""
+    for folder in (Path(head), SHIPPED / os.fspath(head)):
+        if (folder / RESULT).exists():
+            record: dict[str, Any] = json.loads((folder / RESULT).read_text())
+            return record
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:

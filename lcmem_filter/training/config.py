@@ -7,6 +7,10 @@ from typing import Any, Literal
 
 Loss = Literal["nt-xent", "verification"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
+Stage = Literal[1, 2, 3]
+
+MATCHED_AMONG = 24
+"""Images, neighbours of each other, among which stage 3 has to find each one's copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +19,8 @@ class TrainingConfig:
 
     Stage 1 is identity consistency on cached latents, lightly augmented. Stage 2 goes on from its head with one
     side of each pair strongly augmented as a picture, before it is encoded, so that copies are found however they
-    were transformed (LCMem, arXiv 2512.14421, section 3).
+    were transformed (LCMem, arXiv 2512.14421, section 3). Stage 3, which is not the paper's, trains the dense branch
+    alone, so that a copy is told from its image's neighbours by what ``matching`` finds when it lays them over it.
 
     Attributes:
         size: Named size of the head (``head.SIZES``).
@@ -39,14 +44,22 @@ class TrainingConfig:
         same_image: Share of pairs that are two views of one image although the identity has another image.
         augment: Latent-space augmentation of the pairs.
         image_views: Lightly augmented views of each image that are encoded and cached beside the clean one.
-        stage: 1 or 2.
-        mild_views: In stage 2, views of each image as a memorising model returns it that are encoded and cached.
-        strong_views: In stage 2, strongly augmented views of each image that are encoded and cached.
-        half_formed: In stage 2, share of side b that is made to look as if a model had got no further than its
+        stage: 1, 2 or 3.
+        mild_views: From stage 2 on, views of each image as a memorising model returns it that are encoded and cached.
+        strong_views: From stage 2 on, strongly augmented views of each image that are encoded and cached.
+        upside_down_views: In stage 3, strongly augmented views of each image upside down that are encoded and cached.
+        half_formed: From stage 2 on, share of side b that is made to look as if a model had got no further than its
             outlines (``views.half_formed``).
         stage2_steps: Optimiser steps of stage 2, in place of ``steps``.
         stage2_learning_rate: Peak of stage 2, in place of ``learning_rate``.
         stage2_same_image: Stage 2's ``same_image``.
+        stage3_steps: Optimiser steps of stage 3.
+        stage3_learning_rate: Peak of stage 3.
+        stage3_batch_pairs: Pairs of a step of stage 3, in groups of ``MATCHED_AMONG`` neighbours.
+        stage3_same_image: Stage 3's ``same_image``.
+        stage3_half_formed: Stage 3's ``half_formed``.
+        match_dim: Length of the descriptors that stage 3 trains.
+        match_temperature: Of their likeness in stage 3's loss.
         gradient_accumulation: Batches that one optimiser step is divided into; negatives stay within a batch.
         mixed_precision: For the trunk; losses and the finished head are in float32.
         validation_fraction: Share of identities held out where no validation data is given.
@@ -74,13 +87,21 @@ class TrainingConfig:
     same_image: float = 0.3
     augment: bool = True
     image_views: int = 1
-    stage: Literal[1, 2] = 1
+    stage: Stage = 1
     mild_views: int = 1
     strong_views: int = 2
+    upside_down_views: int = 1
     half_formed: float = 0.3
     stage2_steps: int = 1500
     stage2_learning_rate: float = 3e-4
     stage2_same_image: float = 0.7
+    stage3_steps: int = 2400
+    stage3_learning_rate: float = 1e-3
+    stage3_batch_pairs: int = 3 * MATCHED_AMONG
+    stage3_same_image: float = 0.9
+    stage3_half_formed: float = 0.15
+    match_dim: int = 32
+    match_temperature: float = 0.05
     gradient_accumulation: int = 1
     mixed_precision: MixedPrecision = "no"
     validation_fraction: float = 0.1
@@ -96,7 +117,7 @@ class TrainingConfig:
                 f"got {self.batch_pairs}"
             )
         counts = ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience", "resolution")
-        for name in (*counts, "stage2_steps", "strong_views"):
+        for name in (*counts, "stage2_steps", "stage3_steps", "match_dim", "strong_views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if any(side < 1 for side in self.further_resolutions):
@@ -104,26 +125,38 @@ class TrainingConfig:
         for name in ("validation_fraction", "false_rejection_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
-        for name in ("same_image", "hard_negatives", "half_formed"):
+        for name in ("same_image", "hard_negatives", "half_formed", "stage3_half_formed"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("image_views", "mild_views", "spread", "token_weight"):
+        for name in ("image_views", "mild_views", "upside_down_views", "spread", "token_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("temperature", "token_temperature"):
+        for name in ("temperature", "token_temperature", "match_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
-    def for_stage(self, stage: Literal[1, 2]) -> TrainingConfig:
-        """The recipe of one stage of a run of both."""
+    def for_stage(self, stage: Stage) -> TrainingConfig:
+        """The recipe of one stage of a run of several."""
         if stage == 1:
             return replace(self, stage=1)
+        if stage == 2:
+            return replace(
+                self,
+                stage=2,
+                steps=self.stage2_steps,
+                learning_rate=self.stage2_learning_rate,
+                same_image=self.stage2_same_image,
+            )
         return replace(
             self,
-            stage=2,
-            steps=self.stage2_steps,
-            learning_rate=self.stage2_learning_rate,
-            same_image=self.stage2_same_image,
+            stage=3,
+            steps=self.stage3_steps,
+            learning_rate=self.stage3_learning_rate,
+            batch_pairs=self.stage3_batch_pairs,
+            sets_per_batch=-(-self.stage3_batch_pairs // MATCHED_AMONG),
+            hard_negatives=1.0,
+            same_image=self.stage3_same_image,
+            half_formed=self.stage3_half_formed,
         )
 
     def to_dict(self) -> dict[str, Any]:

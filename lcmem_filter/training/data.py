@@ -116,6 +116,9 @@ class Pairs:
     identities: np.ndarray
 
 
+CHANGED = ("mild", "strong", "upside-down")
+"""Kinds of views that side b of a pair mostly is."""
+
 NEIGHBOURHOOD = 3
 """A group of hard negatives is drawn from so many times its number of nearest identities."""
 
@@ -126,7 +129,7 @@ class PairSampler:
     Identities are drawn in proportion to 1 / sqrt(images of their set), those with two images twice as often.
     A batch comes from ``sets_per_batch`` sets, so that most negatives are of the same kind. An image without
     a partner is paired with itself (another view, augmented otherwise), and so is a share ``same_image`` of
-    the rest. Side b is a mild or strong view in four pairs of five, where there are any.
+    the rest. Side b is one of ``CHANGED`` in four pairs of five, where there are any.
 
     Once ``mine`` was told where the images lie, a share ``hard_negatives`` of the groups that a batch is made of are
     neighbours of one image, so that each has its hardest negatives beside it.
@@ -149,7 +152,7 @@ class PairSampler:
         self.hard_negatives = hard_negatives
         self._embeddings: torch.Tensor | None = None
         self._set = data.sets
-        self._changed = np.flatnonzero(np.isin(data.views, ("mild", "strong")))
+        self._changed = np.flatnonzero(np.isin(data.views, CHANGED))
         self._light = len(data.views) - len(self._changed)
         names, self._identity = np.unique(data.identities.astype(str), return_inverse=True)
         if len(names) < 2:

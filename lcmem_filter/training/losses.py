@@ -8,12 +8,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..matching import alike_under, all_warps, vote
+
 VERIFICATION_WEIGHT = 0.8
 """Share of binary cross-entropy in the paper's objective (arXiv 2512.14421); NT-Xent has the rest."""
 
 
 TOKEN_GROUP = 64
 """Rows whose tokens are compared with each other."""
+
+HARDEST = 7
+"""Wrong candidates of each sample, those that the vote likes best, that are laid over it."""
+
+APART = 0.5
+"""Weight of a sample's place among the wrong pairs of the whole group, beside its place among its own."""
+
+MERE_IDENTITY = 0.3
+"""Weight of a pair that are two images of one identity, beside a copy's."""
 
 
 def nt_xent(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -69,6 +80,40 @@ def copies_nt_xent(
         for one in (logits, logits.T):
             total = total + F.cross_entropy(one[copy], own[copy], reduction="sum")
     return total / (2 * copies.sum().clamp_min(1))
+
+
+def matched(
+    samples: torch.Tensor, candidates: torch.Tensor, copies: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """How far each sample is from being most like its own image, once both are laid over each other.
+
+    A sample's own candidate and its ``HARDEST`` wrong ones are compared under the warp that the vote gives; through
+    that comparison alone gradients flow. The own one shall be above all the sample's wrong ones together (softplus of
+    their log-sum-exp less its own likeness), and above the wrong pairs of the whole group, so that one threshold
+    serves all samples.
+
+    Args:
+        samples: (n, E, g, g) descriptors.
+        candidates: (n, E, g, g); row i is of sample i, the others are wrong for it.
+        copies: (n,) booleans: of the same image, not of the same identity merely.
+        temperature: Likenesses are divided by it; positive.
+
+    Returns:
+        (n,), at least 0.
+    """
+    n = len(samples)
+    with torch.no_grad():
+        votes, warps = vote(samples, candidates[None].expand(n, *candidates.shape))
+        own = torch.arange(n, device=samples.device)[:, None]
+        wrong = votes.scatter(1, own, -torch.inf).topk(min(HARDEST, n - 1), 1).indices
+        chosen = torch.cat([own, wrong], 1)
+        where = all_warps(samples.device)[warps.gather(1, chosen)].flatten(0, 1)[:, None]
+    spread = samples[:, None].expand(n, chosen.shape[1], *samples.shape[1:]).flatten(0, 1)
+    alike = alike_under(spread, candidates[chosen.flatten()], where).view_as(chosen) / temperature
+    right, others = alike[:, 0], alike[:, 1:]
+    among_own = F.softplus(others.logsumexp(1) - right)
+    among_all = F.softplus(others.flatten().logsumexp(0) - right)
+    return (among_own + APART * among_all) * torch.where(copies, 1.0, MERE_IDENTITY)
 
 
 def token_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

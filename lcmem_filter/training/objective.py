@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ..head import LCMemHead
-from .config import TrainingConfig
-from .losses import VERIFICATION_WEIGHT, copies_nt_xent, nt_xent, spread, verification
+from .config import MATCHED_AMONG, TrainingConfig
+from .losses import VERIFICATION_WEIGHT, copies_nt_xent, matched, nt_xent, spread, verification
 
 
 class Objective(nn.Module):
@@ -67,8 +67,43 @@ class Objective(nn.Module):
         total = contrast + config.spread * spread(a, b, identities) if config.spread else contrast
         if config.loss == "nt-xent":
             return total
-        matched = verification(a, b, identities, self.head.fc_end, offsets)
-        return VERIFICATION_WEIGHT * matched + (1 - VERIFICATION_WEIGHT) * total
+        verified = verification(a, b, identities, self.head.fc_end, offsets)
+        return VERIFICATION_WEIGHT * verified + (1 - VERIFICATION_WEIGHT) * total
+
+
+class MatchObjective(nn.Module):
+    """Stage 3's loss of a batch of pairs, ``losses.matched``; several processes have groups of their own."""
+
+    def __init__(self, head: LCMemHead, config: TrainingConfig) -> None:
+        super().__init__()
+        self.head = head
+        self.config = config
+
+    def forward(
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        spaces: tuple[str, str],
+        identities: torch.Tensor,
+        offsets: torch.Tensor,
+        copies: torch.Tensor,
+    ) -> torch.Tensor:
+        """Arguments as of ``Objective``; of them ``identities``, of which a group has none twice, and ``offsets`` are
+        not used."""
+        described = [self._describe(one, space) for one, space in zip((a, b), spaces, strict=True)]
+        with torch.autocast(a.device.type, enabled=False):
+            groups = zip(*(one.float().split(MATCHED_AMONG) for one in (*described, copies)), strict=True)
+            losses = [
+                matched(sample, candidates, copied.bool(), self.config.match_temperature)
+                for candidates, sample, copied in groups
+            ]
+            return torch.cat(losses).mean()
+
+    def _describe(self, latents: torch.Tensor, space: str) -> torch.Tensor:
+        with torch.no_grad():
+            features = self.head.stems[space](latents, True)
+        assert self.head.dense is not None
+        return cast(torch.Tensor, self.head.dense(features))
 
 
 def _gather(values: torch.Tensor) -> torch.Tensor:

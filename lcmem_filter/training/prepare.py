@@ -34,29 +34,40 @@ def prepare_data(
 
     Returns:
         Images to train on, and images to validate on that share no identity with them: those of ``validation``,
-            or a share of ``sources`` where that is empty. In stage 2 mild and then strong views come last.
+            or a share of ``sources`` where that is empty. From stage 2 on mild and then strong views come last.
 
     Raises:
         EmptyDataError: a source without readable images.
         DataError: too few identities.
     """
     grid = grid or int(SIZES[config.size]["grid"])
-    mild, strong = (config.mild_views, config.strong_views) if config.stage == 2 else (0, 0)
+    mild, strong = (config.mild_views, config.strong_views) if config.stage > 1 else (0, 0)
+
+    upside_down = config.upside_down_views if config.stage == 3 else 0
 
     def plans(
-        images: Sequence[ImageSource], further: Sequence[int] = (), **views: int
+        images: Sequence[ImageSource], further: Sequence[int] = (), **kinds: int
     ) -> dict[str, list[list[CachePlan]]]:
         def of(source: ImageSource, encoder: Encoder) -> list[CachePlan]:
             def view(number: int, kind: str, resolution: int = config.resolution) -> CachePlan:
                 return CachePlan(cache, source, encoder, resolution, grid, number, config.seed, kind)
 
+            views = {kind.replace("_", "-"): count for kind, count in kinds.items()}
             sides = [side if side <= _shorter_side(source) else config.resolution for side in further]
-            numbered = [view(v, kind) for kind in views for v in range(1, 1 + views[kind])]
+            numbered = [view(v, kind) for kind, count in views.items() for v in range(1, 1 + count)]
             return [view(0, "light"), *(view(0, "light", side) for side in sides), *numbered]
 
         return {space: [of(source, encoder) for source in images] for space, encoder in encoders.items()}
 
-    train = plans(sources, config.further_resolutions, light=config.image_views, mild=mild, strong=strong)
+    lightly = config.image_views
+    train = plans(
+        sources,
+        config.further_resolutions,
+        light=lightly,
+        mild=mild,
+        strong=strong,
+        upside_down=upside_down,
+    )
     held = plans(validation, mild=min(mild, 1), strong=min(strong, 1))
     every = [plan for part in (train, held) for images in part.values() for views in images for plan in views]
     for encoder in encoders.values():

@@ -1,4 +1,5 @@
-"""Training on cached latents, under accelerate: stage 1, one identity, one place; stage 2, copies however changed."""
+"""Training on cached latents, under accelerate: stage 1, one identity, one place; stage 2, copies however changed;
+stage 3, what lies where in them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -21,15 +22,15 @@ from ..errors import DataError
 from ..head import LCMemHead, Size
 from ..images import ImageSource
 from ..latents import Encoder, canonical
-from .card import write_card
-from .checkpoint import RESULT, Checkpoints, Progress, write_json
-from .config import TrainingConfig
+from .card import went_on_from, write_card
+from .checkpoint import RESULT, Checkpoints, Progress, training_record, write_json
+from .config import Stage, TrainingConfig
 from .data import LatentSet, Pairs, PairSampler
-from .objective import Objective
+from .objective import MatchObjective, Objective
 from .prepare import prepare_data
-from .validation import Validator, embed_all
-from .views import augment_latents, generator_for, half_formed
-from .weights import decay_groups, take_weights
+from .validation import MOST_QUERIES, Validator, embed_all
+from .views import augment_latents, generator_for, half_formed, mirror_some
+from .weights import decay_groups, take_weights, with_descriptors
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
 
@@ -40,11 +41,12 @@ def train_head(
     output: str | os.PathLike[str],
     config: TrainingConfig | None = None,
     *,
-    stages: Sequence[Literal[1, 2]] = (1,),
+    stages: Sequence[Stage] = (1,),
     initial: LCMemHead | None = None,
     validation: Sources | None = None,
     cache: str | os.PathLike[str] | None = None,
     terms: str = "",
+    record: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> LCMemHead:
     """Train a head and save the best one, by recall on unseen identities, into ``output``.
@@ -56,11 +58,13 @@ def train_head(
         sources: Training images; several are balanced against each other.
         encoders: The encoder of each latent space, by the space's name.
         output: Folder of the head; checkpoints lie in a subfolder until it is finished.
-        stages: 1, identity consistency; 2, strong augmentation of one side; or both, one after the other.
+        stages: 1, identity consistency; 2, strong augmentation of one side; 3, descriptors of every cell, all else
+            frozen; or several, one after the other.
         initial: A trained head to go on from; without it, weights are drawn.
         validation: Images whose identities are not trained on; a share of the training identities by default.
         cache: Folder of encoded latents, for use by other runs too; inside ``output`` by default.
         terms: Terms of the data, for the model card.
+        record: ``training.json`` of ``initial``, for the card.
         progress: Show progress on stderr.
 
     Returns:
@@ -72,11 +76,12 @@ def train_head(
         ArtifactError: ``output`` holds something else than an unfinished run of the same plan.
     """
     output, config = Path(output), config or TrainingConfig()
-    first = output / "stage1"  # kept: it says that its stage is done
-    if not stages or set(stages) - {1, 2} or list(stages) != sorted(set(stages)):
-        raise ValueError(f"stages are 1, 2, or 1 and then 2, got {tuple(stages)}")
-    for stage in stages:
-        folder = first if stage == 1 and len(stages) == 2 else output
+    if not stages or set(stages) - {1, 2, 3} or list(stages) != sorted(set(stages)):
+        raise ValueError(f"stages are 1, 2 and 3, or some of them in that order, got {tuple(stages)}")
+    if stages[0] == 3 and initial is None:
+        raise ValueError("stage 3 needs a trained head to go on from: run stages 1 and 2 before it")
+    for stage in stages:  # folders of earlier stages are kept: they say that their stage is done
+        folder = output if stage == stages[-1] else output / f"stage{stage}"
         run = _Run(
             _listed(sources),
             dict(encoders),
@@ -86,9 +91,10 @@ def train_head(
             _listed(validation or ()),
             Path(cache) if cache else output / ".latents",
             terms,
+            record,
             progress,
         )
-        initial = run.run()
+        initial, record = run.run(), training_record(folder)
     if PartialState().is_main_process:
         shutil.rmtree(output / ".latents", ignore_errors=True)
     return cast(LCMemHead, initial)
@@ -105,17 +111,20 @@ class _Run:
         validation: Sequence[ImageSource],
         cache: Path,
         terms: str,
+        before: Mapping[str, Any] | None,
         progress: bool,
     ) -> None:
         if not sources or not encoders:
             raise DataError("training needs at least one data source and one encoder")
         self.sources, self.encoders, self.validation, self.config = sources, encoders, validation, config
         self.terms, self.checkpoints = terms, Checkpoints(output)
-        self.initial, self.cache = initial, cache
+        self.initial, self.before, self.cache = initial, before or {}, cache
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=len(encoders) > 1)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=len(encoders) > 1 and config.stage < 3)
+            ],
         )
         self.show = progress and self.accelerator.is_main_process
         portion = config.gradient_accumulation * self.accelerator.num_processes
@@ -145,6 +154,7 @@ class _Run:
             self.config,
             self.cache,
             self.accelerator,
+            grid=self.initial.grid if self.initial is not None else None,
             progress=self.show,
         )
         sampler = PairSampler(
@@ -153,13 +163,14 @@ class _Run:
             sets_per_batch=self.config.sets_per_batch,
             same_image=self.config.same_image,
             seed=self.config.seed,
-            hard_negatives=self.config.hard_negatives if self.config.stage == 2 else 0.0,
+            hard_negatives=self.config.hard_negatives if self.config.stage > 1 else 0.0,
         )
         validator = Validator(
             train,
             held_out,
             false_rejection_rate=self.config.false_rejection_rate,
             seed=self.config.seed,
+            most_queries=MOST_QUERIES if self.config.stage == 3 else None,
         )
         self._say(
             f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
@@ -171,11 +182,15 @@ class _Run:
 
     def _prepare(self, standing: Progress, train: LatentSet) -> tuple[Any, Any]:
         """Objective and optimiser under accelerate, as of ``standing``."""
-        head = self._starting_head({space: values.shape[2] for space, values in train.latents.items()})
+        if self.config.stage == 3 and self.initial is not None:
+            head = with_descriptors(self.initial, tuple(self.encoders), self.config)
+        else:
+            head = self._starting_head({space: values.shape[2] for space, values in train.latents.items()})
         optimizer = torch.optim.AdamW(
             decay_groups(head.parameters(), self.config.weight_decay), lr=self.config.learning_rate
         )
-        objective, prepared = self.accelerator.prepare(Objective(head, self.config), optimizer)
+        made = (MatchObjective if self.config.stage == 3 else Objective)(head, self.config)
+        objective, prepared = self.accelerator.prepare(made, optimizer)
         if standing.step:
             self.checkpoints.restore(self.accelerator, standing.step)
             self._say(f"going on from step {standing.step}")
@@ -261,15 +276,18 @@ class _Run:
         offsets = shared.random(part.stop - part.start)[rank * size : (rank + 1) * size]
         own = generator_for(self.config.seed, "augment", step, i, rank)
         sides = []
-        half = self.config.half_formed if self.config.stage == 2 else 0.0
+        half = self.config.half_formed if self.config.stage > 1 else 0.0
         for space, images, views, clean, share in zip(
             spaces, (pairs.a, pairs.b), (pairs.view_a, pairs.view_b), (0.5, 0.1), (0.0, half), strict=True
         ):
             latents = train.latents[space][images[rows], views[rows]].float().to(self.accelerator.device)
             if share:
                 latents = half_formed(latents, own, share=share)
-            moved = augment_latents(latents, own, clean=clean) if self.config.augment else latents
-            sides.append(canonical(moved, moved.shape[-1]))
+            if self.config.stage == 3:
+                latents = mirror_some(latents, own)
+            elif self.config.augment:
+                latents = augment_latents(latents, own, clean=clean)
+            sides.append(canonical(latents, latents.shape[-1]))
         device = self.accelerator.device
         identities = torch.from_numpy(pairs.identities[rows]).to(device)
         copies = torch.from_numpy(pairs.a[rows] == pairs.b[rows]).to(device)
@@ -332,6 +350,7 @@ class _Run:
                     name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate")
                 },
                 "terms": self.terms,
+                **went_on_from(self.before, self.config.stage),
             }
             write_card(output, head, record)
             write_json(output / RESULT, record)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..head import Description, LCMemHead
+from ..head import LCMemHead
 from ..latents import canonical
-from ..standing import combine, local_similarity, repeats
-from ..verification import SHORTLIST
+from ..verification import SHORTLIST, Candidates, Parts, Query, compare, describe_parts, parts_between
 from .data import LatentSet
 from .views import generator_for, half_formed
 
 MOST_INDEX_ROWS = 20_000
 MOST_VALIDATION_ROWS = 5_000
+MOST_QUERIES = 300
+"""Of each kind and half, where images are laid over each other, which takes long."""
+
 COPIES = ("mild", "strong", "half")
 
 
@@ -48,8 +49,7 @@ class Validation:
         transformed_copies: Of enrolled images strongly augmented before they were encoded; no queries in stage 1.
         half_formed_copies: Of enrolled images of which a model returns no more than the outlines
             (``views.half_formed``); no queries in stage 1.
-        threshold: Mean score (``standing.combine``, without crops) above which a query counts as found, over the
-            two halves.
+        threshold: Mean score (``verification.compare``) above which a query counts as found, over the two halves.
         strangers: Identities that the threshold was set on, both halves together.
         stranger_median: Median cosine of an unseen identity's nearest neighbour.
     """
@@ -83,6 +83,23 @@ def mild_copies(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tenso
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """Images as an index holds them, on the CPU: embeddings (N, D), and parts (N, ...) in float16."""
+
+    embedding: torch.Tensor
+    parts: torch.Tensor
+
+    def of_rows(self, rows: np.ndarray) -> Stored:
+        """Some of the images."""
+        where = torch.from_numpy(rows)
+        return Stored(self.embedding[where], self.parts[where])
+
+    def and_(self, other: Stored) -> Stored:
+        """These images and then ``other``'s."""
+        return Stored(torch.cat([self.embedding, other.embedding]), torch.cat([self.parts, other.parts]))
+
+
+@dataclass(frozen=True, slots=True)
 class _Half:
     """One half's index: its threshold, the strangers' largest cosines, and which rows of each kind were found."""
 
@@ -101,12 +118,19 @@ class Validator:
         train: Images that the head is trained on: the index.
         validation: Images of other identities. A mild or strong view is a copy to be found; without a mild one,
             latents are moved (``mild_copies``).
+        most_queries: Of each kind and half; all by default. Strangers are always all asked for.
     """
 
     def __init__(
-        self, train: LatentSet, validation: LatentSet, *, false_rejection_rate: float, seed: int
+        self,
+        train: LatentSet,
+        validation: LatentSet,
+        *,
+        false_rejection_rate: float,
+        seed: int,
+        most_queries: int | None = None,
     ) -> None:
-        self.rate, self.seed = false_rejection_rate, seed
+        self.rate, self.seed, self.most_queries = false_rejection_rate, seed, most_queries
         self.index = _at_most(train, MOST_INDEX_ROWS, seed)
         self.validation = _at_most(validation, MOST_VALIDATION_ROWS, seed)
         self._number = np.unique(self.validation.identities.astype(str), return_inverse=True)[1]
@@ -126,55 +150,56 @@ class Validator:
     ) -> Validation:
         """Recall of samples of ``space`` in an index of ``index_space``."""
         device = torch.device(device)
-        latents, views = self.validation.latents[space], self.validation.views
+        kind = parts_between(head, space, index_space)
+        asked, kept = self.validation.latents[space], self.validation.latents[index_space]
+        views = self.validation.views
         queries: dict[str, torch.Tensor] = {
-            kind: latents[:, views.index(kind)].float()
-            for kind in ("clean", "mild", "strong")
-            if kind in views
+            name: asked[:, views.index(name)].float() for name in ("clean", "mild", "strong") if name in views
         }
         queries.setdefault("mild", mild_copies(queries["clean"], generator_for(self.seed, "mild")))
         if "strong" in queries:
             queries["half"] = half_formed(queries["clean"], generator_for(self.seed, "half-formed"))
-        described: dict[str, Description] = {
-            kind: describe_all(head, one, space, device) for kind, one in queries.items()
-        }
-        index = describe_all(head, self.index.latents[index_space][:, 0], index_space, device)
-        stored = described["clean"]
-        if index_space != space:
-            stored = describe_all(
-                head, self.validation.latents[index_space][:, 0].float(), index_space, device
-            )
-        halves = [self._measure_half(half, index, stored, described, device) for half in (0, 1)]
+        index = store(head, self.index.latents[index_space][:, 0], index_space, kind, device)
+        stored = store(head, kept[:, 0], index_space, kind, device)
+        halves = []
+        for half in (0, 1):
+            enrolled, query = self._enrol(half)
+            search = _Search(head, space, kind, index.and_(stored.of_rows(enrolled)), device)
+            halves.append(self._measure_half(half, search, queries, enrolled, query))
         return self._recalls(halves)
 
     def _measure_half(
         self,
         half: int,
-        index: Description,
-        stored: Description,
-        described: Mapping[str, Description],
-        device: torch.device,
+        search: _Search,
+        queries: Mapping[str, torch.Tensor],
+        enrolled: np.ndarray,
+        query: np.ndarray,
     ) -> _Half:
         """The threshold that ``half``'s index sets, and what is found there."""
-        enrolled, query = self._enrol(half)
         strangers = _first_of_each(self._number, self._half != half)
-        clean = described["clean"]
-        whole = _joined(index, _rows(stored, enrolled))
-        number = np.concatenate([np.full(len(index.embedding), -1), self._number[enrolled]])
-        score = partial(top_scores, whole, device=device)
-        unseen = score(_rows(clean, strangers))[0].amax(1).numpy() if len(strangers) else np.empty(0)
+        number = np.concatenate([np.full(len(self.index), -1), self._number[enrolled]])
+        unseen = search(queries["clean"][strangers])[0].amax(1).numpy() if len(strangers) else np.empty(0)
         rank = max(int(self.rate * (len(unseen) + 1)), 1) - 1
         threshold = float(np.sort(unseen)[::-1][rank]) if len(unseen) else 1.0
         found = {}
-        for name, rows in (*((kind, enrolled) for kind in COPIES), ("clean", query)):
-            if name in described and len(rows):
-                scores, hits = score(_rows(described[name], rows))
+        for name, every in (*((kind, enrolled) for kind in COPIES), ("clean", query)):
+            rows = self._some(every, name)
+            if name in queries and len(rows):
+                scores, hits = search(queries[name][rows])
                 right = number[hits.numpy()] == self._number[rows][:, None]
                 if name != "clean":
-                    right = hits.numpy() == (len(index.embedding) + np.arange(len(rows)))[:, None]
+                    place = len(self.index) + np.searchsorted(enrolled, rows)
+                    right = hits.numpy() == place[:, None]
                 found[name] = (rows, np.where(right, scores.numpy(), -np.inf).max(1) > threshold)
-        nearest = score(_rows(clean, strangers), cosine=True)[0].amax(1).numpy() if len(strangers) else unseen
+        nearest = search.nearest(queries["clean"][strangers]) if len(strangers) else unseen
         return _Half(threshold, nearest, found)
+
+    def _some(self, rows: np.ndarray, name: str) -> np.ndarray:
+        """At most ``most_queries`` of ``rows``, in order."""
+        if self.most_queries is None or len(rows) <= self.most_queries:
+            return rows
+        return np.sort(generator_for(self.seed, "queries", name).permutation(rows)[: self.most_queries])
 
     def _recalls(self, halves: Sequence[_Half]) -> Validation:
         shares = {}
@@ -216,63 +241,67 @@ class Validator:
         return Recall(float(np.mean([share for share, _ in per_set.values()])) if per_set else None, per_set)
 
 
+class _Search:
+    """Asks an index as the filter does."""
+
+    def __init__(
+        self,
+        head: LCMemHead,
+        space: str,
+        kind: Parts | None,
+        index: Stored,
+        device: torch.device,
+        batch: int = 32,
+    ) -> None:
+        self.head, self.space, self.kind = head, space, kind
+        self.index, self.device, self.batch = index, device, batch
+
+    def __call__(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (Q, C, g, g) to scores (``verification.compare``) and rows of their candidates, both (Q, K)."""
+        found = [self._few(part.to(self.device)) for part in latents.split(self.batch)]
+        return torch.cat([scores for scores, _ in found]), torch.cat([rows for _, rows in found])
+
+    def nearest(self, latents: torch.Tensor) -> np.ndarray:
+        """The largest cosine of each of (Q, C, g, g) to an embedding of the index, (Q,)."""
+        embeddings = embed_all(self.head, latents, self.space, self.device)
+        return (embeddings @ self.index.embedding.T).amax(1).numpy()
+
+    def _few(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        query = Query.of(self.head, canonical(latents, self.head.grid), self.space, self.kind)
+        depth = min(SHORTLIST, len(self.index.embedding))
+        rows = torch.cat(
+            [(pose.cpu() @ self.index.embedding.T).topk(depth).indices for pose in query.embedding], 1
+        )
+        parts = self.index.parts[rows].to(self.device).float() if self.kind else None
+        candidates = Candidates(self.index.embedding[rows].to(self.device), parts)
+        return compare(query, candidates).score.cpu(), rows
+
+
 @torch.inference_mode()
-def describe_all(
-    head: LCMemHead, latents: torch.Tensor, space: str, device: torch.device | str, batch: int = 256
-) -> Description:
-    """Canonical latents (N, C, g, g) to embeddings and tokens (in float16), on the CPU."""
-    parts = [head.describe(canonical(part.to(device), head.grid), space) for part in latents.split(batch)]
-    tokens = [part.tokens.half().cpu() for part in parts if part.tokens is not None]
-    return Description(
-        torch.cat([part.embedding.cpu() for part in parts]), torch.cat(tokens) if tokens else None
-    )
+def store(
+    head: LCMemHead,
+    latents: torch.Tensor,
+    space: str,
+    kind: Parts | None,
+    device: torch.device | str,
+    batch: int = 256,
+) -> Stored:
+    """Canonical latents (N, C, g, g) as an index would hold them."""
+    embeddings, parts = [], []
+    for some in latents.split(batch):
+        given = canonical(some.to(device), head.grid)
+        embeddings.append(head.embed(given, space).cpu())
+        parts.append(describe_parts(head, given, space, kind or "latents").half().cpu())
+    return Stored(torch.cat(embeddings), torch.cat(parts))
 
 
+@torch.inference_mode()
 def embed_all(
     head: LCMemHead, latents: torch.Tensor, space: str, device: torch.device | str, batch: int = 256
 ) -> torch.Tensor:
     """Canonical latents (N, C, g, g) to unit-norm embeddings (N, D), float32, on the CPU."""
-    return describe_all(head, latents, space, device, batch).embedding
-
-
-@torch.inference_mode()
-def top_scores(
-    index: Description,
-    queries: Description,
-    *,
-    device: torch.device | str,
-    cosine: bool = False,
-    batch: int = 64,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (``standing.combine``: without crops, which take too long here) and rows of shortlists, both (Q, K).
-
-    Args:
-        cosine: Plain cosines in place of the statistic that the filter calibrates.
-    """
-    scores, rows = [], []
-    for first in range(0, len(queries.embedding), batch):
-        one = _rows(queries, np.arange(first, min(first + batch, len(queries.embedding))))
-        found = (one.embedding @ index.embedding.T).topk(min(SHORTLIST, len(index.embedding)))
-        local = None
-        if one.tokens is not None and index.tokens is not None and not cosine:
-            theirs = index.tokens[found.indices].to(device).float()
-            local = local_similarity(one.tokens.to(device).float(), theirs).cpu()
-        near = index.embedding[found.indices]
-        scores.append(found.values if cosine else combine(found.values, local, repeats(near)))
-        rows.append(found.indices)
-    return torch.cat(scores), torch.cat(rows)
-
-
-def _rows(described: Description, rows: np.ndarray) -> Description:
-    where = torch.from_numpy(rows)
-    return Description(
-        described.embedding[where], None if described.tokens is None else described.tokens[where]
-    )
-
-
-def _joined(a: Description, b: Description) -> Description:
-    tokens = None if a.tokens is None or b.tokens is None else torch.cat([a.tokens, b.tokens])
-    return Description(torch.cat([a.embedding, b.embedding]), tokens)
+    parts = [head.embed(canonical(part.to(device), head.grid), space).cpu() for part in latents.split(batch)]
+    return torch.cat(parts)
 
 
 def _at_most(data: LatentSet, rows: int, seed: int) -> LatentSet:

@@ -109,6 +109,12 @@ def augment_strongly(image: Image.Image, resolution: int, draw: np.random.Genera
     return _through_jpeg(image, int(draw.integers(10, 96)))
 
 
+def augment_upside_down(image: Image.Image, resolution: int, draw: np.random.Generator) -> Image.Image:
+    """``augment_strongly`` of the picture upside down. Encoders do not see it as they see the picture upright, so what
+    the filter makes of it, its latents turned back, has to be learned."""
+    return augment_strongly(image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), resolution, draw)
+
+
 def augment_latents(latents: torch.Tensor, draw: np.random.Generator, *, clean: float = 0.0) -> torch.Tensor:
     """Zoom (to 0.75), shift, turn (to 14 degrees), flip, soften and noise (to 0.1) each latent.
 
@@ -132,6 +138,12 @@ def augment_latents(latents: torch.Tensor, draw: np.random.Generator, *, clean: 
     noise = torch.from_numpy(draw.standard_normal(latents.shape, dtype=np.float32)).to(latents)
     level = torch.from_numpy(draw.uniform(0, MOST_NOISE, b)).to(latents)[:, None, None, None]
     return torch.where(untouched, latents, moved.lerp(soft, softness) + noise * level)
+
+
+def mirror_some(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """Latents (B, C, g, g), half of them left to right."""
+    some = torch.from_numpy(draw.random(len(latents)) < 0.5).to(latents.device)
+    return torch.where(some[:, None, None, None], latents.flip(-1), latents)
 
 
 def half_formed(latents: torch.Tensor, draw: np.random.Generator, *, share: float = 1.0) -> torch.Tensor:

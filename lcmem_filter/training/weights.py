@@ -9,10 +9,11 @@ import torch
 
 from ..errors import ArtifactError
 from ..head import LCMemHead
+from .config import TrainingConfig
 
 
 def take_weights(head: LCMemHead, initial: LCMemHead) -> None:
-    """Start from ``initial``; what it lacks, a space or the local branch, stays as it was drawn.
+    """Start from ``initial``; what it lacks, a space or a branch, stays as it was drawn.
 
     Raises:
         ArtifactError: it has another shape, or a space that is not trained.
@@ -23,12 +24,37 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> None:
         raise ArtifactError(
             f"the head to go on from has another shape than this recipe's ({error}); give its size"
         ) from error
-    wrong = [*foreign, *(key for key in lacking if key.split(".")[0] not in ("local", "stems", "probes"))]
+    wrong = [
+        *foreign,
+        *(key for key in lacking if key.split(".")[0] not in ("local", "dense", "stems", "probes")),
+    ]
     if wrong:
         raise ArtifactError(
             f"the head to go on from has another shape than this recipe's ({', '.join(wrong[:3])} do not match); "
             "give its size, and an encoder of each of its spaces"
         )
+
+
+def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: TrainingConfig) -> LCMemHead:
+    """``initial`` with a dense branch for ``spaces``, its own or an untrained one; only that is trainable.
+
+    Raises:
+        ArtifactError: ``initial`` lacks one of the spaces.
+    """
+    if unknown := [space for space in spaces if space not in initial.spaces]:
+        raise ArtifactError(
+            f"the head to go on from has no stem for latent space {unknown[0]!r}; it has {', '.join(initial.spaces)}"
+        )
+    options = {key: value for key, value in dict(initial.config).items() if not key.startswith("_")}
+    options |= {"match_dim": config.match_dim, "match_spaces": list(spaces)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        head = LCMemHead(**options)
+    take_weights(head, initial)
+    head.requires_grad_(False)
+    assert head.dense is not None
+    head.dense.requires_grad_(True)
+    return head.eval()
 
 
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

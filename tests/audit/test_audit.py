@@ -19,7 +19,7 @@ from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import encode_images
 from lcmem_filter.report import AllowEntry, Results
-from lcmem_filter.verification import Candidates, Query, compare, score_latents
+from lcmem_filter.verification import Candidates, Query, compare, compared_by, describe_parts, score_latents
 
 from ..tiny import RESOLUTION, fussy_encode, picture, tiny_pipeline, write_pictures, write_unjudgeable
 from .material import FRESH, HELD_OUT, UNSEEN, encoder, head, material, opened, planted
@@ -297,13 +297,14 @@ def test_duplicates_are_those_of_every_pair_compared(folder):
     encoded = encode_images(source, range(30), encoder(folder), index.resolution)
     assert encoded.latents is not None
     canonical = index.head.canonical(encoded.latents)
-    described, query = index.head.describe(canonical, "sd"), Query.of(index.head, canonical, "sd")
+    embedding, kind = index.head.embed(canonical, "sd"), compared_by(index, "sd")
+    query = Query.of(index.head, canonical, "sd", kind)
+    parts = describe_parts(index.head, canonical, "sd", kind)
     scores = torch.full((30, 30), -torch.inf)
     for row in range(30):
         others = [other for other in range(30) if other != row]
-        tokens = None if described.tokens is None else described.tokens[others][None]
-        candidates = Candidates(described.embedding[others][None], canonical[others][None], tokens, "sd")
-        scores[row, others] = compare(index.head, query.of_rows(slice(row, row + 1)), candidates).score[0]
+        candidates = Candidates(embedding[others][None], parts[others][None])
+        scores[row, others] = compare(query.of_rows(slice(row, row + 1)), candidates).score[0]
     largest = scores.flatten().sort().values[-20:-4]
     gap = int(largest.diff().argmax())  # where rounding cannot matter
     threshold = float(largest[gap : gap + 2].mean())

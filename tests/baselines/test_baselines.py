@@ -15,7 +15,7 @@ from PIL import Image
 
 from lcmem_filter.baselines import BASELINES, Searcher, make_baseline
 from lcmem_filter.baselines.lcmem import LCMem
-from lcmem_filter.baselines.lcmem_without_crops import LCMemWithoutCrops
+from lcmem_filter.baselines.lcmem_without_warps import LCMemWithoutWarps
 from lcmem_filter.errors import ArtifactNotFoundError, LcmemFilterError, MissingExtraError
 from lcmem_filter.images import to_pixels
 from lcmem_filter.latents import canonical
@@ -44,7 +44,7 @@ def images_for(baseline: Any, count: int = COUNT) -> torch.Tensor:
 
 def naive(baseline: Any, asked: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Every pair's similarity (B, N), one at a time; as a whole shortlist where scores are relative to it."""
-    if isinstance(baseline, LCMem | LCMemWithoutCrops):
+    if isinstance(baseline, LCMem | LCMemWithoutWarps):
         return torch.cat([baseline.similarity(a[None], kept[None]) for a in asked])
     return torch.stack(
         [torch.stack([baseline.similarity(a[None], b[None, None])[0, 0] for b in kept]) for a in asked]

@@ -21,7 +21,7 @@ OPTIONS = {"num_inference_steps": 2, "height": RESOLUTION, "width": RESOLUTION, 
 PROMPTS = ["a cat", "a dog", "a picture of a bird and a house"] * 4
 
 
-def material(folder: Path, rejected: float = 0.6) -> None:
+def material(folder: Path, rejected: float = 0.4) -> None:
     """Write ``pipeline`` and ``index`` so that about that share of draws matches."""
     pipe = tiny_pipeline()
     pipe.save_pretrained(folder / "pipeline")

@@ -87,7 +87,7 @@ def test_thresholds_rest_on_accepted_samples(index: MemorizationIndex, early: An
         scores = stage.calibration.scores
         assert (
             len(scores) == 8
-            and stage.calibration.dropped == {"rejected": 2}
+            and 2 <= stage.calibration.dropped["rejected"] <= 3  # the planted copies, and one of its own
             and stage.calibration.given == 16
         )
         # 0.125 of the 8 samples and the one to come may lie above

@@ -16,6 +16,7 @@ from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import to_pixels
 from lcmem_filter.latents import Encoder
 from lcmem_filter.training import AddSpaceConfig, add_space, train_head, training_record
+from lcmem_filter.training.weights import with_descriptors
 
 from tests.tiny import picture, tiny_vae
 from tests.training.pictures import QUICK, Pictures
@@ -81,6 +82,23 @@ def test_a_stem_learns_and_nothing_else_moves(
         "other in other",
     }
     assert "| other in sd |" in (tmp_path / "after" / "README.md").read_text()
+
+
+def test_a_stem_learns_descriptors_too(tmp_path: Path, trained: Path, known: Encoder, other: Encoder) -> None:
+    initial = with_descriptors(LCMemHead.from_pretrained(trained), ("sd",), replace(QUICK, match_dim=8))
+    short, after = (
+        add_space(initial, "other", other, known, SOURCES, tmp_path / str(steps), config, progress=False)
+        for steps, config in ((1, replace(STEM, steps=1)), (80, STEM))
+    )
+    assert after.has_descriptors("sd") and after.has_descriptors("other")
+    pixels = torch.stack([to_pixels(picture(1000 + i), 32) for i in range(12)])
+    alike = []
+    for head in (short, after):
+        with torch.no_grad():
+            a, b = (head.descriptors(e.encode(pixels), s) for e, s in ((known, "sd"), (other, "other")))
+        alike.append(float(torch.cosine_similarity(a, b, dim=1).mean()))
+    assert alike[1] > alike[0] + 0.1
+    assert after.fingerprint_of("sd") == initial.fingerprint_of("sd")
 
 
 def test_names_and_references_are_checked(

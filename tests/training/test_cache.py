@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lcmem_filter.errors import EmptyDataError
 from lcmem_filter.images import to_pixels
@@ -75,6 +76,19 @@ def test_a_harmed_shard_is_encoded_again(tmp_path: Path, harm: str) -> None:
         receipt.write_text("{")
     assert encode_plans([one], progress=False) == 1
     assert torch.equal(read_plan(one)[0], before)
+
+
+def test_upside_down_views_lie_as_the_picture_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        cache.AUGMENTATIONS,
+        "upside-down",
+        lambda image, resolution, draw: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    )
+    one = plan(tmp_path, view=1, kind="upside-down")
+    encode_plans([one], progress=False)
+    pixels = torch.stack([to_pixels(one.source.image(row), 32).flip(-2) for row in range(10)])
+    turned_back = canonical(ENCODER.encode(pixels), 16).flip(-2)
+    torch.testing.assert_close(read_plan(one)[0].float(), turned_back, rtol=0, atol=2e-3)
 
 
 def test_augmented_views_are_repeatable_and_differ(tmp_path: Path) -> None:

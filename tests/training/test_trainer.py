@@ -197,8 +197,37 @@ def test_stage_2_goes_on_from_stage_1_and_finds_transformed_copies(tmp_path: Pat
     assert again.fingerprint == head.fingerprint
     with pytest.raises(ArtifactError, match="another shape"):
         train(tmp_path / "third", cache, config, stages=(2,), initial=LCMemHead.create("small"))
-    with pytest.raises(ValueError, match="stages are 1, 2"):
+    with pytest.raises(ValueError, match="stages are 1, 2 and 3"):
         train(tmp_path / "fourth", cache, config, stages=(2, 1))  # type: ignore[arg-type]
+
+
+def test_stage_3_trains_descriptors_and_nothing_else(tmp_path: Path, cache: Path) -> None:
+    config = replace(QUICK, stage2_steps=4, stage3_steps=12, stage3_batch_pairs=12, evaluate_every=4)
+    head = train(tmp_path / "all", cache, config, stages=(1, 2, 3))
+    before = LCMemHead.from_pretrained(tmp_path / "all" / "stage2")
+    assert head.has_descriptors("sd") and not before.has_descriptors("sd")
+    for name, value in before.state_dict().items():
+        torch.testing.assert_close(head.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    losses = [entry["loss"] for entry in record(tmp_path / "all")["history"]]
+    assert losses[-1] < 0.8 * losses[0]
+    card = (tmp_path / "all" / "README.md").read_text()
+    assert "In the latent spaces sd, pictures are laid over each other" in card
+    assert "Went on from: stage 2 for 4 steps of 8 pairs; before that: stage 1" in card
+    alone = train(tmp_path / "third", cache, config, stages=(3,), initial=before)
+    assert alone.fingerprint == head.fingerprint
+
+
+def test_stage_3_keeps_the_spaces_that_it_does_not_train_on(tmp_path: Path, cache: Path) -> None:
+    torch.manual_seed(0)
+    initial = LCMemHead.create("micro", {"sd": 4, "other": 6})
+    config = replace(QUICK, stage3_steps=4, stage3_batch_pairs=12)
+    head = train(tmp_path / "head", cache, config, stages=(3,), initial=initial)
+    assert {space: head.has_descriptors(space) for space in head.spaces} == {"sd": True, "other": False}
+    assert head.fingerprint_of("other") != initial.fingerprint_of("other")  # the branch is new to it too
+    with pytest.raises(ArtifactError, match="no stem for latent space 'sd'"):
+        train(tmp_path / "b", cache, config, stages=(3,), initial=LCMemHead.create("micro", {"x": 4}))
+    with pytest.raises(ValueError, match="stage 3 needs a trained head"):
+        train(tmp_path / "c", cache, config, stages=(3,))
 
 
 def test_two_spaces_train_together(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from lcmem_filter.head import Description, LCMemHead
-from lcmem_filter.standing import combine, repeats
+from lcmem_filter.head import LCMemHead
+from lcmem_filter.latents import canonical
 from lcmem_filter.training.data import LatentSet
-from lcmem_filter.training.validation import Validator, mild_copies
+from lcmem_filter.training.validation import Validator, mild_copies, store
 from lcmem_filter.training.views import generator_for
+from lcmem_filter.verification import SHORTLIST, Candidates, Query, compare
 
 
 def noise_set(identities: list[str], seed: int, sets: int = 1) -> LatentSet:
@@ -41,27 +44,23 @@ def test_recalls_are_those_of_a_plain_loop(head: LCMemHead) -> None:
     found = validator.measure(head)
 
     every = torch.cat([train.latents["sd"][:, 0], held.latents["sd"][:, 0]]).float()
-    with torch.no_grad():
-        kept = head.describe(every, "sd")
-        moved = head.describe(mild_copies(every[20:], generator_for(0, "mild")), "sd")
+    moved = mild_copies(every[20:], generator_for(0, "mild"))
+    stored = store(head, every, "sd", "tokens", "cpu")
 
-    def scores_of(query: Description, row: int, gallery: list[int]) -> list[float]:
-        """Score of each row of the gallery, in plain loops but for the score's own formula."""
-        cosines = torch.stack([query.embedding[row] @ kept.embedding[i] for i in gallery])
-        local = []
-        for i in gallery:
-            a, b = query.tokens[row], kept.tokens[i].half().float()
-            cosine = (
-                torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(b, dim=1).T
-            ).tolist()
-            heavy = a.norm(dim=1).tolist(), b.norm(dim=1).tolist()
-            forth = sum(w * max(line) for w, line in zip(heavy[0], cosine, strict=True))
-            back = sum(w * max(line[j] for line in cosine) for j, w in enumerate(heavy[1]))
-            local.append((forth / sum(heavy[0]) + back / sum(heavy[1])) / 2)
-        near = torch.stack([kept.embedding[i] for i in gallery])
-        order = cosines.argsort(descending=True)
-        found = combine(cosines[order][None], torch.tensor(local)[order][None], repeats(near[order][None]))[0]
-        return [float(found[list(order).index(i)]) for i in range(len(gallery))]
+    def scores_of(latents: torch.Tensor, row: int, gallery: list[int]) -> list[float]:
+        """The largest score of each row of the gallery, of the shortlists of both poses one after the other."""
+        query = Query.of(head, canonical(latents[row : row + 1], 16), "sd", "tokens")
+        near = torch.stack([stored.embedding[i] for i in gallery])
+        order = [
+            int(i) for pose in query.embedding for i in (near @ pose[0]).argsort(descending=True)[:SHORTLIST]
+        ]
+        chosen = [gallery[i] for i in order]
+        candidates = Candidates(stored.embedding[chosen][None], stored.parts[chosen].float()[None])
+        score = compare(query, candidates).score[0]
+        return [
+            max((float(score[place]) for place, i in enumerate(order) if i == one), default=-math.inf)
+            for one in range(len(gallery))
+        ]
 
     names, half = list(held.identities), validator._half
     mild_found, same_found, thresholds = [], [], []
@@ -74,13 +73,13 @@ def test_recalls_are_those_of_a_plain_loop(head: LCMemHead) -> None:
         enrolled = [i for i in range(30) if half[i] == side and i not in queries]
         strangers = [i for i in range(30) if half[i] != side and names.index(names[i]) == i]
         gallery = [*range(20), *(20 + i for i in enrolled)]
-        scores = sorted((max(scores_of(kept, 20 + i, gallery)) for i in strangers), reverse=True)
+        scores = sorted((max(scores_of(every, 20 + i, gallery)) for i in strangers), reverse=True)
         thresholds.append(scores[int(0.2 * (len(scores) + 1)) - 1])
         for i in enrolled:
             found_at = scores_of(moved, i, gallery)[gallery.index(20 + i)]
             mild_found.append(found_at > thresholds[-1])
         for i in queries:
-            alike = zip(gallery, scores_of(kept, 20 + i, gallery), strict=True)
+            alike = zip(gallery, scores_of(every, 20 + i, gallery), strict=True)
             own = max(s for j, s in alike if j >= 20 and names[j - 20] == names[i])
             same_found.append(own > thresholds[-1])
     assert found.mild_copies.per_set["set0"] == (pytest.approx(np.mean(mild_found)), 20)

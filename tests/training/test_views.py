@@ -6,8 +6,16 @@ import math
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from lcmem_filter.training.views import _blurred, generator_for, half_formed
+from lcmem_filter.training.views import (
+    _blurred,
+    augment_strongly,
+    augment_upside_down,
+    generator_for,
+    half_formed,
+    mirror_some,
+)
 
 
 def latents(rows: int = 12) -> torch.Tensor:
@@ -47,3 +55,18 @@ def test_each_latent_is_blurred_by_its_own_gaussian() -> None:
         line = torch.tensor(weights) / sum(weights)
         torch.testing.assert_close(row[4:13, 4:13], line[:, None] * line[None])
     torch.testing.assert_close(_blurred(torch.ones(1, 3, 8, 8), torch.tensor([1.0])), torch.ones(1, 3, 8, 8))
+
+
+def test_half_of_the_latents_are_mirrored() -> None:
+    given = latents(200)
+    found = mirror_some(given, generator_for(0, "mirror"))
+    mirrored, kept = ((found == other).flatten(1).all(1) for other in (given.flip(-1), given))
+    assert (mirrored | kept).all() and 70 < int(mirrored.sum()) < 130
+
+
+def test_a_view_upside_down_is_a_strong_view_of_the_picture_upside_down() -> None:
+    picture = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.4), 60).convert("RGB")
+    turned = picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    found = augment_upside_down(picture, 32, generator_for("here"))
+    assert found.tobytes() == augment_strongly(turned, 32, generator_for("here")).tobytes()
+    assert found.tobytes() != augment_strongly(picture, 32, generator_for("here")).tobytes()

@@ -119,6 +119,7 @@ FAMILIES = [
         image_embeds,
         decoder="movq",
         per_prompt=("image_embeds", "negative_image_embeds"),
+        tolerance=5e-4,
     ),
     Family(
         "KandinskyV22Img2ImgPipeline",

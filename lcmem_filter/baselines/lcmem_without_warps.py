@@ -1,4 +1,4 @@
-"""What the filter's crops, turns and poses add: LCMem without them."""
+"""What laying pictures over each other adds: LCMem without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .aligned_latents import aligned
 from .lcmem import OfHead
 
 
-class LCMemWithoutCrops(OfHead):
+class LCMemWithoutWarps(OfHead):
     """The head proposes, pictures as a whole and part by part decide together, as they lie.
 
     Tokens are kept in place of latents, so that samples of one latent space find those of another. Arguments as of

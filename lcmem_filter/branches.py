@@ -1,0 +1,90 @@
+"""What a head is made of beside its trunk: stems of latent spaces, tokens of parts, descriptors of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ChannelsFirstNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, H, W)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Stem(nn.Module):
+    """Latents of one space to the trunk's token grid: an optional 3x3 convolution, then patches and a norm."""
+
+    def __init__(self, channels: int, width: int, patch_size: int, hidden: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, hidden, 3, padding=1) if hidden else None
+        self.patch_embeddings = nn.Conv2d(hidden or channels, width, patch_size, stride=patch_size)
+        self.layernorm = ChannelsFirstNorm(width, eps=1e-6)
+
+    def forward(self, latents: torch.Tensor, dense: bool = False) -> torch.Tensor:
+        """Latents (B, C, g, g) to a token a patch; where ``dense``, one a cell, each of the patch that starts there."""
+        if self.convolution is not None:
+            latents = F.gelu(self.convolution(latents))
+        if not dense:
+            return self.layernorm(self.patch_embeddings(latents))
+        patches = self.patch_embeddings
+        beyond = patches.kernel_size[0] - 1
+        wide = F.pad(latents, (0, beyond, 0, beyond), mode="replicate")
+        return self.layernorm(F.conv2d(wide, patches.weight, patches.bias))
+
+
+class LocalBranch(nn.Module):
+    """Every stage of the trunk to one token for each cell of its first (a feature pyramid, Lin et al., 2017)."""
+
+    def __init__(self, hidden_sizes: tuple[int, ...], token_dim: int) -> None:
+        super().__init__()
+        width = hidden_sizes[0]
+        self.lateral = nn.ModuleList(nn.Conv2d(size, width, 1) for size in hidden_sizes)
+        self.norms = nn.ModuleList(ChannelsFirstNorm(width, eps=1e-6) for _ in range(2))
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.tokens = nn.Conv2d(width, token_dim, 1)
+        self.weight = nn.Conv2d(width, 1, 1)
+
+    def forward(self, stages: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Stages (B, C_s, H_s, W_s), the finest first, to tokens (B, H_0 W_0, token_dim)."""
+        size = stages[0].shape[-2:]
+        features = torch.stack(
+            [F.interpolate(one(s), size) for one, s in zip(self.lateral, stages, strict=True)]
+        ).sum(0)
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            features = features + F.gelu(convolution(norm(features)))
+        tokens = F.normalize(self.tokens(features), dim=1) * torch.sigmoid(self.weight(features))
+        return tokens.flatten(2).transpose(1, 2)
+
+
+class DenseBranch(nn.Module):
+    """A stem's tokens, one a cell, to a descriptor of what lies there, by which ``matching`` lays pictures over each
+    other. It sees a few cells around and no more: what the trunk knows of the whole picture makes strangers alike."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.lateral = nn.Conv2d(width, width, 1)
+        self.norms = nn.ModuleList(ChannelsFirstNorm(width, eps=1e-6) for _ in range(3))
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
+        self.descriptors = nn.Conv2d(width, dim, 1)
+        self.weight = nn.Conv2d(width, 1, 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, width, g, g) to (B, dim, g, g)."""
+        features = self.lateral(features)
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            features = features + F.gelu(convolution(norm(features)))
+        return F.normalize(self.descriptors(features), dim=1) * torch.sigmoid(self.weight(features))
+
+
+def in_float32(module: nn.Module, *given: Any) -> Any:
+    """What ``module`` makes of ``given``, whatever precision its weights are kept in."""
+    state = module.state_dict()
+    if all(value.dtype == torch.float32 for value in state.values()):
+        return module(*given)
+    return torch.func.functional_call(module, {name: value.float() for name, value in state.items()}, given)

@@ -1,0 +1,142 @@
+"""Laying pictures over each other: against loops written out, and copies that were cropped, turned and mirrored."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lcmem_filter.matching import COARSE, LEAST_INSIDE, alike_under, alike_under_warps, all_warps, vote
+from lcmem_filter.training.losses import matched
+
+CPU = torch.device("cpu")
+
+
+def maps(count: int, seed: int = 0, weighted: bool = True) -> torch.Tensor:
+    """Smooth descriptor maps (count, 8, 16, 16), as of a head."""
+    draw = torch.Generator().manual_seed(seed)
+    directions = F.interpolate(torch.randn(count, 8, 12, 12, generator=draw), (16, 16), mode="bilinear")
+    weights = torch.rand(count, 1, 16, 16, generator=draw) * 0.8 + 0.1 if weighted else 1.0
+    return F.normalize(directions, dim=1) * weights
+
+
+def warped(maps: torch.Tensor, warp: torch.Tensor) -> torch.Tensor:
+    where = F.affine_grid(warp.expand(len(maps), 2, 3), [len(maps), 1, 16, 16], align_corners=False)
+    seen = F.grid_sample(maps, where, padding_mode="reflection", align_corners=False)
+    return F.normalize(seen, dim=1) * 0.9
+
+
+def test_all_warps_differ_and_hold_the_picture_as_it_is_and_mirrored() -> None:
+    warps = all_warps(CPU)
+    assert warps.shape == (490, 2, 3)
+    distance = torch.cdist(warps.flatten(1), warps.flatten(1)) + torch.eye(490) * 99
+    assert distance.min() > 0.1
+    for mirror in (1.0, -1.0):
+        as_it_is = torch.tensor([[mirror, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        assert ((warps - as_it_is).abs().amax((1, 2)) < 1e-6).sum() == 1
+
+
+def test_likeness_under_a_warp_is_the_weighted_mean_cosine_cell_by_cell() -> None:
+    sample, candidate = maps(2)
+    warp = all_warps(CPU)[333]
+    found = float(alike_under(sample[None], candidate[None], warp[None, None]))
+    total = weights = 0.0
+    for y in range(16):
+        for x in range(16):
+            place = torch.tensor([(2 * x + 1) / 16 - 1, (2 * y + 1) / 16 - 1, 1.0])
+            u, v = ((warp @ place + 1) * 16 - 1) / 2  # in cells of the candidate
+            seen, norm = torch.zeros(8), 0.0
+            for j in range(16):
+                for i in range(16):
+                    share = max(0, 1 - abs(float(u) - i)) * max(0, 1 - abs(float(v) - j))
+                    seen += share * candidate[:, j, i]
+                    norm += share * float(candidate[:, j, i].norm())
+            weight = norm * float(sample[:, y, x].norm())
+            total += weight * float(F.cosine_similarity(sample[:, y, x], seen, dim=0)) if norm else 0.0
+            weights += weight
+    assert found == pytest.approx(total / weights, abs=1e-4)
+
+
+def test_the_vote_is_the_best_warp_of_a_loop() -> None:
+    sample, candidates = maps(1)[0], maps(3, seed=1)
+    values, which = vote(sample[None], candidates[None])
+
+    def coarse(one: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (
+            F.normalize(F.avg_pool2d(one[None], 16 // COARSE), dim=1)[0],
+            F.avg_pool2d(one.norm(dim=0)[None, None], 16 // COARSE)[0, 0],
+        )
+
+    (ours, weight), warps = coarse(sample), all_warps(CPU)
+    for place, candidate in enumerate(candidates):
+        theirs, _ = coarse(candidate)
+        both = torch.cat([theirs, torch.ones(1, COARSE, COARSE)])  # and what lies inside
+        found = []
+        for warp in warps:
+            where = F.affine_grid(warp[None], [1, 1, COARSE, COARSE], align_corners=False)
+            seen = F.grid_sample(both[None], where, align_corners=False)[0]
+            inside = (seen[-1] * weight).sum()
+            alike = ((ours * seen[:-1]).sum(0) * weight).sum() / inside
+            found.append(float(alike) if inside >= LEAST_INSIDE * weight.sum() else -math.inf)
+        assert float(values[0, place]) == pytest.approx(max(found), abs=1e-4)
+        assert found[int(which[0, place])] == pytest.approx(max(found), abs=1e-4)
+
+
+def test_the_same_picture_is_wholly_alike() -> None:
+    stored = maps(5)
+    alike = alike_under_warps(stored, stored[None].expand(5, -1, -1, -1, -1))
+    torch.testing.assert_close(alike.diagonal(), torch.ones(5), rtol=0, atol=1e-4)
+    assert (alike - torch.eye(5)).max() < 0.6
+
+
+@pytest.mark.parametrize("which", range(0, 490, 61))
+def test_a_copy_is_found_under_every_warp(which: int) -> None:
+    stored = maps(6, weighted=False)
+    copies = warped(stored, all_warps(CPU)[which])
+    alike = alike_under_warps(copies, stored[None].expand(6, -1, -1, -1, -1))
+    assert alike.diagonal().min() > 0.7
+    assert (alike - 2 * torch.eye(6)).max() < 0.4
+
+
+def test_a_warp_between_those_that_are_voted_on_is_met_more_closely() -> None:
+    stored = maps(6, weighted=False)
+    between = torch.tensor([[0.85, 0.0, 0.06], [0.0, 0.85, -0.06]])
+    copies = warped(stored, between)
+    alike = alike_under_warps(copies, stored[:, None])[:, 0]
+    voted = all_warps(CPU)[vote(copies, stored[:, None])[1][:, 0]]
+    plainly = alike_under(copies, stored, voted[:, None])[:, 0]
+    assert (alike >= plainly).all() and (1 - alike).mean() < 0.75 * (1 - plainly).mean()
+
+
+def test_cells_without_weight_do_not_count() -> None:
+    sample, candidate = maps(2, weighted=False)
+    torn = candidate.clone()
+    torn[:, :6] = sample[:, :6]
+    weight = torch.ones(16, 1)
+    weight[6:] = 1e-4
+    as_it_is = torch.tensor([[[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]])
+    whole = alike_under(sample[None], torn[None], as_it_is)
+    assert alike_under((sample * weight)[None], torn[None], as_it_is) > 0.99 > whole
+
+
+def test_the_loss_asks_each_copy_to_be_most_like_its_own_image() -> None:
+    stored = maps(12)
+    copies, everyone = warped(stored, all_warps(CPU)[200]), torch.ones(12, dtype=torch.bool)
+    right = matched(copies, stored, everyone, 0.05)
+    wrong = matched(copies.roll(1, 0), stored, everyone, 0.05)
+    assert right.shape == (12,) and right.max() < 0.1 * wrong.min()
+    mere = matched(copies, stored, ~everyone, 0.05)
+    torch.testing.assert_close(mere, 0.3 * right)
+
+
+def test_descriptors_that_follow_the_losss_gradient_find_their_images_better() -> None:
+    stored, everyone = maps(8), torch.ones(8, dtype=torch.bool)
+    copies = warped(stored, all_warps(CPU)[200]) + 0.9 * maps(8, seed=3)
+    learned = stored.clone().requires_grad_(True)
+    before = matched(copies, stored, everyone, 0.5).sum()
+    for _ in range(10):
+        (gradient,) = torch.autograd.grad(matched(copies, learned, everyone, 0.5).sum(), learned)
+        learned = (learned - 3.0 * gradient).detach().requires_grad_(True)
+    assert matched(copies, learned, everyone, 0.5).sum() < 0.9 * before
