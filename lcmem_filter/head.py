@@ -110,7 +110,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         score: Which score the head was trained for.
         token_dim: Length of a token of the local branch; 0 for none, as in the paper.
         match_dim: Length of a descriptor of the dense branch; 0 for none.
-        match_spaces: Spaces whose stems the dense branch was trained on.
+        match_spaces: Spaces whose stems the dense branch describes well; it need not have been trained on all of them.
     """
 
     config_name = "config.json"
@@ -279,7 +279,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
 
         Raises:
             LatentSpaceError: no stem for ``space``, or latents of another shape.
-            ValueError: the dense branch was not trained on ``space``.
+            ValueError: ``space`` is not among ``match_spaces``.
         """
         with torch.autocast(latents.device.type, enabled=False):
             given = self._given(latents, space)

@@ -86,6 +86,7 @@ def alike_under(sample: torch.Tensor, candidate: torch.Tensor, warps: torch.Tens
 
 
 @functools.cache
+@torch.inference_mode(False)  # kept, and used where gradients are taken too
 def all_warps(device: torch.device) -> torch.Tensor:
     """The warps that are voted on, (490, 2, 3) as of ``affine_grid``: from places in a sample to the candidate's."""
     spans = [(extent, middle) for extent, middles in CROPS for middle in middles]
@@ -117,6 +118,7 @@ def _moved(warps: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)
 def _votes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """What a pair of cells counts for each warp (cells * cells, W), and how much of a sample's cell lies inside the
     candidate (cells, W): bilinear weights, 0 outside."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lcmem_filter import matching
 from lcmem_filter.matching import COARSE, LEAST_INSIDE, alike_under, alike_under_warps, all_warps, vote
 from lcmem_filter.training.losses import matched
 
@@ -119,6 +120,17 @@ def test_cells_without_weight_do_not_count() -> None:
     as_it_is = torch.tensor([[[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]])
     whole = alike_under(sample[None], torn[None], as_it_is)
     assert alike_under((sample * weight)[None], torn[None], as_it_is) > 0.99 > whole
+
+
+def test_gradients_can_be_taken_after_a_filter_was_used() -> None:
+    matching.all_warps.cache_clear()
+    matching._votes.cache_clear()
+    stored = maps(3)
+    with torch.inference_mode():
+        alike_under_warps(stored, stored[:, None])
+    learned = stored.clone().requires_grad_(True)
+    alike_under_warps(learned, stored[:, None]).sum().backward()
+    assert learned.grad is not None and learned.grad.abs().max() > 0
 
 
 def test_the_loss_asks_each_copy_to_be_most_like_its_own_image() -> None:

@@ -136,7 +136,7 @@ def _compared(head: LCMemHead) -> str:
         return f"Pictures are compared by their embeddings and {parts}."
     spaces = ", ".join(head.config.match_spaces)
     return (
-        f"In the latent spaces {spaces}, pictures are laid over each other, cropped, turned and mirrored for the best "
+        f"In the latent spaces {spaces}, pictures are laid over each other, cropped, turned and mirrored for the best\n"
         f"fit (`matching`); in any other they are compared by their embeddings and {parts}."
     )
 
