@@ -109,7 +109,7 @@ def matched(
         chosen = torch.cat([own, wrong], 1)
         where = all_warps(samples.device)[warps.gather(1, chosen)].flatten(0, 1)[:, None]
     spread = samples[:, None].expand(n, chosen.shape[1], *samples.shape[1:]).flatten(0, 1)
-    theirs = candidates.index_select(0, chosen.flatten())  # its gradient is summed in one order, so runs repeat
+    theirs = candidates.index_select(0, chosen.flatten())  # its gradient is summed in one order
     alike = alike_under(spread, theirs, where).view_as(chosen) / temperature
     right, others = alike[:, 0], alike[:, 1:]
     among_own = F.softplus(others.logsumexp(1) - right)
