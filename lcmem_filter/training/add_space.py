@@ -28,7 +28,7 @@ from .losses import nt_xent
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator
 from .views import augment_latents, generator_for
-from .weights import take_weights
+from .weights import extended
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +144,12 @@ def add_space(
 
 def _with_stem(initial: LCMemHead, space: str, known: str, channels: int, seed: int) -> LCMemHead:
     """``initial`` with an untrained stem for ``space``, learned from ``known``; only that is trainable."""
-    config = {key: value for key, value in dict(initial.config).items() if not key.startswith("_")}
-    config["spaces"] = {**config["spaces"], space: channels}
+    changes: dict[str, Any] = {"spaces": {**initial.config.spaces, space: channels}}
     if initial.has_descriptors(known):
-        config["match_spaces"] = [*config["match_spaces"], space]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = LCMemHead(**config)
-    take_weights(head, initial)
-    head.requires_grad_(False)
+        changes["match_spaces"] = [*initial.config.match_spaces, space]
+    head = extended(initial, seed, **changes)
     head.stems[space].requires_grad_(True)
-    return head.eval()
+    return head
 
 
 def _train_stem(

@@ -71,13 +71,8 @@ class Objective(nn.Module):
         return VERIFICATION_WEIGHT * verified + (1 - VERIFICATION_WEIGHT) * total
 
 
-class MatchObjective(nn.Module):
+class MatchObjective(Objective):
     """Stage 3's loss of a batch of pairs, ``losses.matched``; several processes have groups of their own."""
-
-    def __init__(self, head: LCMemHead, config: TrainingConfig) -> None:
-        super().__init__()
-        self.head = head
-        self.config = config
 
     def forward(
         self,

@@ -42,7 +42,6 @@ def prepare_data(
     """
     grid = grid or int(SIZES[config.size]["grid"])
     mild, strong = (config.mild_views, config.strong_views) if config.stage > 1 else (0, 0)
-
     upside_down = config.upside_down_views if config.stage == 3 else 0
 
     def plans(
@@ -59,11 +58,10 @@ def prepare_data(
 
         return {space: [of(source, encoder) for source in images] for space, encoder in encoders.items()}
 
-    lightly = config.image_views
     train = plans(
         sources,
         config.further_resolutions,
-        light=lightly,
+        light=config.image_views,
         mild=mild,
         strong=strong,
         upside_down=upside_down,

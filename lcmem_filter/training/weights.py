@@ -35,6 +35,16 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> None:
         )
 
 
+def extended(initial: LCMemHead, seed: int, **changes: Any) -> LCMemHead:
+    """``initial``, frozen, with what ``changes`` of its configuration add, untrained and drawn by ``seed``."""
+    config = {key: value for key, value in dict(initial.config).items() if not key.startswith("_")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = LCMemHead(**{**config, **changes})
+    take_weights(head, initial)
+    return head.requires_grad_(False).eval()
+
+
 def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: TrainingConfig) -> LCMemHead:
     """``initial`` with a dense branch for ``spaces``, its own or an untrained one; only that is trainable.
 
@@ -45,16 +55,10 @@ def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: Traini
         raise ArtifactError(
             f"the head to go on from has no stem for latent space {unknown[0]!r}; it has {', '.join(initial.spaces)}"
         )
-    options = {key: value for key, value in dict(initial.config).items() if not key.startswith("_")}
-    options |= {"match_dim": config.match_dim, "match_spaces": list(spaces)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        head = LCMemHead(**options)
-    take_weights(head, initial)
-    head.requires_grad_(False)
+    head = extended(initial, config.seed, match_dim=config.match_dim, match_spaces=list(spaces))
     assert head.dense is not None
     head.dense.requires_grad_(True)
-    return head.eval()
+    return head
 
 
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
