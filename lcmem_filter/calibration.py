@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm.auto import tqdm
@@ -49,23 +49,27 @@ def calibrate(
     *,
     false_rejection_rate: float = 0.01,
     encoder: Encoder | None = None,
+    leave_out: Collection[str] = (),
     progress: bool = True,
 ) -> Calibration:
     """Set the threshold of an index so that about ``false_rejection_rate`` of unseen real images are rejected.
 
     Split conformal prediction (Vovk et al., 2005), on each image's largest score over the whole index: the promise
     holds for images exchangeable with ``held_out``. Left out, and counted, are images that cannot be read or judged,
-    further images of an identity, and images whose identity or near-duplicate stands in the index.
+    further images of an identity, and images whose identity or near-duplicate stands in the index. A near-duplicate
+    that is not recognised as one, the same picture cropped or retouched, makes the threshold too high: look at the
+    ``highest`` of what is returned, and name those in ``leave_out``.
 
     Args:
         index: An index, or its folder; the calibration is kept there.
         held_out: Real images that the pipeline never saw.
         false_rejection_rate: In (0, 1).
         encoder: Of the pipeline's latent space; the index's own by default.
+        leave_out: Ids of held-out images that somebody saw to show a picture of the index.
         progress: Show progress on stderr.
 
     Raises:
-        CalibrationError: too few held-out images for the rate; says how many are needed.
+        CalibrationError: too few held-out images for the rate, with how many are needed; or no such image to leave out.
         EmptyDataError: none of the held-out images can be used.
         LatentSpaceError: the head does not know the encoder's latent space.
     """
@@ -74,16 +78,21 @@ def calibrate(
     index = index if isinstance(index, MemorizationIndex) else MemorizationIndex.load(index)
     encoder = encoder or index.load_encoder()
     space = index.head.identify_space(encoder.vae).space
-    rows, dropped = _usable_rows(index, held_out)
+    rows, dropped = _usable_rows(index, held_out, leave_out)
     _check_number(len(rows), false_rejection_rate, dropped)  # before the hours that encoding may take
-    scores = []
+    used = []
     for judged in judge_images(index, held_out, rows, encoder, space, progress=progress):
         reason = _reason_to_drop(index, judged)
         if reason:
             dropped[reason] += 1
         elif judged.scored is not None:
-            scores.append(judged.scored.score)
+            nearest = judged.scored.neighbours[0].id
+            used.append((held_out.records[judged.row].id, nearest, judged.scored.score))
+    used.sort(key=lambda one: -one[2])
+    scores = [score for _, _, score in used]
     calibration = fit(scores, false_rejection_rate, space, len(held_out), dropped)
+    highest = used[: rejectable(len(used), false_rejection_rate)]
+    calibration = replace(calibration, highest=tuple(highest))
     index.set_calibration(calibration)
     return calibration
 
@@ -169,14 +178,22 @@ def _unjudgeable(source: ImageSource, row: int, error: FilterFailedError) -> str
     return f"image {source.records[row].id!r} of {source.name!r} cannot be judged: {why}; look at it, or leave it out"
 
 
-def _usable_rows(index: MemorizationIndex, held_out: ImageSource) -> tuple[list[int], Counter[str]]:
-    """One image an identity, of identities that are not in the index."""
+def _usable_rows(
+    index: MemorizationIndex, held_out: ImageSource, leave_out: Collection[str]
+) -> tuple[list[int], Counter[str]]:
+    """One image an identity, of identities that are not in the index, without those of ``leave_out``."""
+    if unknown := set(leave_out) - {record.id for record in held_out.records}:
+        raise CalibrationError(
+            f"no held-out image {min(unknown)!r} to leave out ({len(unknown)} such); give ids as printed"
+        )
     indexed = {record.identity for record in index.records if record.identity != record.id}
     seen: set[str] = set()
     rows, dropped = [], Counter[str]()
     for row, record in enumerate(held_out.records):
         known = record.identity != record.id
-        if known and record.identity in indexed:
+        if record.id in leave_out:
+            dropped["left out by name"] += 1
+        elif known and record.identity in indexed:
             dropped["identity is in the index"] += 1
         elif known and record.identity in seen:
             dropped["further image of an identity"] += 1

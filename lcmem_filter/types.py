@@ -57,6 +57,8 @@ class Calibration:
         dropped: How many of them were left out, for each reason.
         realised_rate: What the rate comes out at, over draws of the held-out images: its central 95 %.
         statistic: Which formula the scores come from (``verification.STATISTIC``).
+        highest: Held-out images at and above the threshold, the highest first: id, nearest training image, score. One
+            that shows the picture of that training image makes the threshold too high; see ``calibrate``.
     """
 
     scores: tuple[float, ...]
@@ -67,6 +69,7 @@ class Calibration:
     dropped: Mapping[str, int]
     realised_rate: tuple[float, float]
     statistic: str = ""
+    highest: tuple[tuple[str, str, float], ...] = ()
 
     @property
     def n(self) -> int:
@@ -88,6 +91,12 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Calibration:
+        """What ``to_dict`` gave, as it comes from JSON."""
+        pairs = {name: tuple(found[name]) for name in ("scores", "realised_rate")}
+        return cls(**{**found, **pairs, "highest": tuple(tuple(one) for one in found.get("highest", ()))})
 
 
 @dataclass(frozen=True, slots=True)

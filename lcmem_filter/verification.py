@@ -62,7 +62,10 @@ class Query:
     def of(cls, head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts | None) -> Query:
         """Describe canonical latents (B, C, g, g) of ``space``."""
         poses = torch.stack([canonical, canonical.flip(-2)])
-        embedding = head.embed(poses.flatten(0, 1), space).unflatten(0, poses.shape[:2])
+        described = head.describe(poses.flatten(0, 1), space)
+        embedding = described.embedding.unflatten(0, poses.shape[:2])
+        if kind == "tokens" and described.tokens is not None:
+            return cls(embedding, described.tokens.unflatten(0, poses.shape[:2]), kind)
         return cls(embedding, describe_parts(head, poses, space, kind) if kind else None, kind)
 
     def of_rows(self, rows: slice) -> Query:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcmem_filter.calibration import calibrate, fit, realised_rate
+from lcmem_filter.calibration import calibrate, fit, judge_images, realised_rate
 from lcmem_filter.errors import CalibrationError, EmptyDataError, LatentSpaceError
 from lcmem_filter.images import open_images
 from lcmem_filter.index import MemorizationIndex
@@ -98,6 +98,22 @@ def test_what_would_raise_the_threshold_is_left_out(tmp_path):
     found = calibrate(index, open_images(held), false_rejection_rate=0.1, progress=False)
     assert found.dropped == {"same file in the index": 1, "near-duplicate in the index": 1, "unreadable": 1}
     assert found.n == 40 and found.given == 43
+
+
+def test_those_that_set_the_threshold_are_told_and_can_be_left_out(tmp_path):
+    index = build(tmp_path, images=30)
+    held = pictures(tmp_path / "held", range(100, 140))
+    found = calibrate(index, held, false_rejection_rate=0.1, progress=False)
+    assert [score for _, _, score in found.highest] == sorted(found.scores, reverse=True)[:4]
+    assert found.highest[-1][2] == found.threshold
+    (image, nearest, score), *_ = found.highest
+    (judged,) = judge_images(index, held, [int(image[:3]) - 100], index.load_encoder(), "sd", progress=False)
+    assert (judged.scored.neighbours[0].id, judged.scored.score) == (nearest, pytest.approx(score, abs=1e-5))
+    again = calibrate(index, held, false_rejection_rate=0.1, leave_out={image}, progress=False)
+    assert again.dropped == {"left out by name": 1} and again.scores == found.scores[:-1]
+    assert again.threshold < found.threshold and image not in {one for one, _, _ in again.highest}
+    with pytest.raises(CalibrationError, match=r"no held-out image 'x.png' to leave out \(1 such\)"):
+        calibrate(index, held, false_rejection_rate=0.1, leave_out={"x.png"}, progress=False)
 
 
 def test_images_that_cannot_be_judged_are_left_out_and_stop_nothing(tmp_path, monkeypatch):

@@ -61,6 +61,11 @@ def test_ones_own_table_through_the_command(tmp_path):
         "packhaeuser",
         "dar",
     ]
+    (tmp_path / "same.csv").write_text(
+        "unseen_set,unseen,indexed_set,indexed,same\n"
+        "mine,3-0.png,mine,0-0.png,person\nmine,3-1.png,mine,0-0.png,person\nother,1.png,mine,0-0.png,picture\n"
+    )
+    options["near-duplicates"] = tmp_path / "same.csv"
     SiameseNetwork("packhaeuser", 32, (8, 16), (1, 1), 12).save(tmp_path / "packhaeuser")
     command += ["--weights", f"packhaeuser={tmp_path / 'packhaeuser'}"]
     for name, value in options.items():
@@ -83,8 +88,36 @@ def test_ones_own_table_through_the_command(tmp_path):
     assert "--baseline dar" in results["not_run"]["contrastive siamese (Dar et al., 2023)"]
     assert "ResNet-18 at 32 px" in results["notes"]["siamese ResNet (Packhaeuser et al., 2022)"]
     assert results["unseen_rejected"]["mse"]["mine"]["share"] <= 0.2
+    assert results["unseen_rejected"]["mse"]["mine"]["n"] == 19
+    ((image, indexed, same),) = results["near_duplicates"]["seen_by_eye"]
+    assert image in ("3-0.png", "3-1.png") and (indexed, same) == ("0-0.png", "person")
     assert (
         results["robustness"]["recall"]["mse"]["flip"][0] < results["robustness"]["recall"]["mse"]["noise"][0]
     )
     assert results["pairs"]["same_identity"]["raw_latents"]["mine"]["auc"] > 0.9
     assert len(list((tmp_path / "out").glob("mine-*.png"))) == 3
+
+
+def test_the_nearest_unseen_images_are_shown(tmp_path):
+    saved_encoder(tmp_path)
+    head().save_pretrained(tmp_path / "head")
+    command = [sys.executable, str(SCRIPT.with_name("look.py")), "--methods", "raw_latents", "mse"]
+    for name, value in {
+        "data": write_table(tmp_path),
+        "identity-column": "person",
+        "vae": tmp_path / "vae",
+        "head": tmp_path / "head",
+        "cache": tmp_path / "cache",
+        "resolution": 32,
+        "most": 5,
+        "output": tmp_path / "sheets",
+    }.items():
+        command += [f"--{name}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    with (tmp_path / "sheets" / "pairs.csv").open() as file:
+        pairs = list(csv.DictReader(file))
+    assert 5 <= len(pairs) <= 10 and (tmp_path / "sheets" / "00.png").stat().st_size > 1000
+    for pair in pairs:
+        unseen, indexed = (int(pair[key].split("-")[0]) for key in ("unseen", "indexed"))
+        assert unseen % 5 > 2 and unseen != indexed and pair["proposed_by"]

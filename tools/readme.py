@@ -116,10 +116,12 @@ def detection() -> str:
         if "dlib_faces" in domains.get("faces", {"methods": {}})["methods"]
     ]
     beside = f" dlib, trained on 3 million faces, finds of faces: {', '.join(dlib)}." if dlib else ""
-    dropped = sum(one["dropped_0.98"] for one in results["near_duplicates"]["by_domain"].values())
+    near = results["near_duplicates"]
+    dropped = sum(one["dropped_0.98"] for one in near["by_domain"].values()) + len(near["seen_by_eye"])
     note = (
         f"\nFrom [detection.json](benchmarks/results/detection.json): {results['about']} "
-        f"{dropped} unseen images that are near-duplicates of indexed ones set no threshold.{beside} "
+        f"{dropped} further ones, whose picture or person stands in the index under another name "
+        f"([list](benchmarks/detection/near_duplicates.csv)), set no threshold.{beside} "
         "LCMem's scores are relative to each query's background; so are those of rows called relative. "
         f"Not measured: {', '.join(results['not_run'])}; the file says why. "
         "Plots: [recall](benchmarks/results/detection-recall.png), "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ from methods import Method
 from lcmem_filter.baselines import Searcher
 from lcmem_filter.baselines.aligned_latents import AlignedLatents, aligned
 from lcmem_filter.calibration import NEAR_DUPLICATE
+
+LISTED = Path(__file__).parent / "near_duplicates.csv"
+"""Unseen images whose picture, or person, stands in the index under another name, as somebody saw."""
 
 DEPTH = 20
 """Neighbours of a query that are looked at."""
@@ -199,6 +203,30 @@ def _answer(
     found_of, asked_of = (design.identity[hits], design.identity[own_row]) if task.itself else (hits, own_row)
     right = found_of == asked_of[:, None]
     return np.stack([similarity[:, 0], np.where(right, similarity, -np.inf).max(1)])
+
+
+def known_duplicates(design: Design, listed: Path = LISTED) -> dict[int, tuple[int, str]]:
+    """Test rows among the strangers that are not unseen: which row of base and test shows the same picture or person.
+
+    Args:
+        listed: A table as ``look.py`` helps to fill; what other data sets have is passed over.
+
+    Returns:
+        For each test row, the row of base and test, and what is the same: ``"picture"`` or ``"person"``.
+    """
+    place = {
+        (str(name), record.id): row
+        for images, first in ((design.base, 0), (design.test, len(design.base)))
+        for row, (name, record) in enumerate(zip(images.sets, images.records, strict=True), first)
+    }
+    strangers = set(design.strangers.tolist())
+    found = {}
+    with listed.open(newline="") as file:
+        for line in csv.DictReader(file):
+            row = place.get((line["unseen_set"], line["unseen"]), -1) - len(design.base)
+            if row in strangers and (line["indexed_set"], line["indexed"]) in place:
+                found[row] = place[line["indexed_set"], line["indexed"]], line["same"]
+    return found
 
 
 def near_duplicates(design: Design, embedding: Method, keeper: Keeper) -> dict[int, tuple[float, int]]:

@@ -28,7 +28,16 @@ from figures import Judge, average_precision, curve, deciding
 from keep import Keeper
 from methods import REFERENCE, Method, open_methods
 from pairs import Pairs, copy_pairs, identity_pairs, pair_figures, score_pairs
-from protocol import Design, Measured, Task, is_near_duplicate, measure, near_duplicates
+from protocol import (
+    LISTED,
+    Design,
+    Measured,
+    Task,
+    is_near_duplicate,
+    known_duplicates,
+    measure,
+    near_duplicates,
+)
 from views import STRENGTHS, View, changed, heavy, mild
 
 from lcmem_filter.latents import load_encoder
@@ -64,7 +73,10 @@ def main() -> None:
         measured[method.row.name] = measure(method, design, tasks, keeper)
         log(f"measured {method.row.label}")
     near = near_duplicates(design, embedding, keeper)
-    kept = np.array([not is_near_duplicate(near[int(row)][0]) for row in design.strangers])
+    known = known_duplicates(design, arguments.near_duplicates)
+    kept = np.array(
+        [row not in known and not is_near_duplicate(near[row][0]) for row in design.strangers.tolist()]
+    )
     judge = Judge(design, kept, arguments.rate, arguments.draws, SEED)
     results = {
         "about": about(design, judge),
@@ -83,7 +95,7 @@ def main() -> None:
                 for task in tasks
             },
         },
-        "near_duplicates": describe_near(design, near),
+        "near_duplicates": describe_near(design, near, known),
         "not_run": absent,
         **provenance(arguments, design, keeper),
     }
@@ -171,8 +183,11 @@ def robustness(
     return result
 
 
-def describe_near(design: Design, near: dict[int, tuple[float, int]]) -> dict[str, Any]:
-    """Unseen images by how alike the most alike image of the index is; those of 0.98 and more set no threshold."""
+def describe_near(
+    design: Design, near: dict[int, tuple[float, int]], known: dict[int, tuple[int, str]]
+) -> dict[str, Any]:
+    """Unseen images by how alike the most alike image of the index is; those of 0.98 and more, and those that somebody
+    saw to be no strangers, set no threshold."""
     domains = design.test.domains[design.strangers]
     alike = np.array([near[int(row)][0] for row in design.strangers])
     every = [*design.base.records, *design.test.records]
@@ -198,6 +213,9 @@ def describe_near(design: Design, near: dict[int, tuple[float, int]]) -> dict[st
         "statistic": "aligned correlation of canonical latents with the most alike image of the index",
         "by_domain": counts,
         "pairs_from_0.95": listed[:100],
+        "seen_by_eye": [
+            [design.test.records[row].id, every[at].id, what] for row, (at, what) in known.items()
+        ],
     }
 
 
@@ -282,6 +300,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--vae", type=Path, help="autoencoder; default LCMEM_VAE")
     parser.add_argument(
         "--data", type=Path, nargs="+", help="folders or tables; default the nine sets of LCMEM_DATA"
+    )
+    parser.add_argument(
+        "--near-duplicates",
+        type=Path,
+        default=LISTED,
+        help="unseen images whose picture stands in the index under another name (look.py)",
     )
     parser.add_argument("--identity-column", default="id", help="column of identities")
     parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")

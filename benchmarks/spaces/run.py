@@ -9,9 +9,8 @@ Images, split, copies and figure are those of ``benchmarks/detection``: recall a
 unseen images, per domain and on average, and the area under the curve over pairs; but the index holds
 validation images and half of the test identities only, so that each encoder sees a few thousand images.
 Copies are made once, with the first autoencoder at its resolution, and then encoded by each. Pictures that are smaller
-than a resolution are upsampled. Pictures are compared as they lie, by embeddings and parts, which every space has: the
-cells tell what a change of space costs, not how much the filter finds where it lays pictures over each other. Writes
-``benchmarks/results/spaces.json``.
+than a resolution are upsampled. Scores are the filter's: pictures are laid over each other where the head has
+descriptors of both spaces, else compared as they lie. Writes ``benchmarks/results/spaces.json``.
 """
 
 from __future__ import annotations
@@ -32,11 +31,12 @@ from figures import OVERALL, Judge, interval, recalls
 from keep import Keeper
 from methods import Method, open_methods
 from pairs import copy_pairs, identity_pairs
-from protocol import Answers, Design, Measured, Task, search_tasks
+from protocol import Answers, Design, Measured, Task, known_duplicates, search_tasks
 from run import SEED, main_tasks, provenance
 from sklearn.metrics import roc_auc_score
 
 from lcmem_filter.baselines import Searcher
+from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import load_encoder
 
@@ -56,12 +56,13 @@ def main() -> None:
         latents = arguments.latents or arguments.cache / "latents"
         resolution = int(side or arguments.resolution)
         keepers[name] = Keeper(arguments.cache, latents, encoder, resolution, grid)
-        (methods[name],), _ = open_methods(["lcmem_without_warps"], arguments.head, space, {}, False)
+        (methods[name],), _ = open_methods(["lcmem"], arguments.head, space, {}, False)
     base = Images("validation", splits["validation"].sources)
     design = Design(base, splits["test"], SEED, arguments.copies)
     tasks = main_tasks(design, next(iter(keepers.values())))
     kept = {name: _Kept(methods[name], keepers[name], design, tasks) for name in keepers}
-    judge = Judge(design, np.ones(len(design.strangers), bool), arguments.rate, arguments.draws, SEED)
+    unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
+    judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
     table = []
     for query in keepers:
         for index in keepers:
@@ -72,7 +73,7 @@ def main() -> None:
         "about": "samples of one latent space or resolution in an index of another; two halves of the test identities "
         "take turns; "
         f"an index of about {len(design.index_rows(0)):,} images; recall at {arguments.rate:.0%} false rejection of "
-        f"{len(design.strangers):,} unseen images, 95 % intervals by identity; area under the curve over pairs of one "
+        f"{int(unseen.sum()):,} unseen images, 95 % intervals by identity; area under the curve over pairs of one "
         "domain.",
         "encoders": {
             name: {**keeper.encoder.described(), "resolution": keeper.resolution}
@@ -108,7 +109,8 @@ def between(
     """Recall and pair figures for samples of ``query`` in an index of ``index``."""
     asked, stored = kept[query], kept[index]
     plan = [Task("strangers", design.strangers), *tasks]
-    baseline = methods[query].baseline
+    head = methods[query].baseline.head
+    baseline = LCMem(head, query.partition("@")[0], index.partition("@")[0])
     found = search_tasks(
         lambda rows: Searcher(baseline, torch.cat([stored.base, stored.test])[rows]),
         design,
@@ -116,7 +118,8 @@ def between(
         lambda task: asked.test[task.rows] if task.images is None else asked.copies[task.name],
     )
     measured = Measured(found["strangers"][0], {task.name: Answers(*found[task.name]) for task in tasks})
-    weights, row = judge.weights(), {"query": query, "index": index, "recall": {}, "auc": {}, "mean": {}}
+    weights = judge.weights()
+    row = {"query": query, "index": index, "by": baseline.kind, "recall": {}, "auc": {}, "mean": {}}
     for task in tasks:
         one = recalls(judge, measured, task, weights)
         row["recall"][task.name] = {
@@ -128,7 +131,7 @@ def between(
     return row
 
 
-def _auc(task: Task, asked: _Kept, stored: _Kept, baseline: Any, design: Design) -> float:
+def _auc(task: Task, asked: _Kept, stored: _Kept, baseline: LCMem, design: Design) -> float:
     if task.images is None:
         pairs, queries = identity_pairs(design.test, SEED), asked.test
     else:

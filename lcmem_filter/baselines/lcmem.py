@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -38,16 +39,33 @@ class LCMemEmbedding(OfHead, Cosine):
 class LCMem(OfHead):
     """The filter's whole statistic: the head proposes, then what it proposed is laid over the sample.
 
-    Arguments as of ``OfHead``.
+    Of each image are kept its embedding, its latents, and every kind of parts that the head has for them.
+
+    Args:
+        head: As of ``OfHead``.
+        space: Latent space of what asks, and of what ``embed`` is given.
+        index_space: Of what is asked, which the same baseline of that ``space`` kept; ``space`` by default.
     """
 
     shortlist = SHORTLIST
 
+    def __init__(
+        self,
+        head: LCMemHead | str | os.PathLike[str] = "lcmem-small",
+        space: str = "sd",
+        index_space: str | None = None,
+    ) -> None:
+        super().__init__(head, space)
+        self.index_space = index_space or space
+        self.kind: Parts = parts_between(self.head, space, self.index_space) or "latents"
+
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         canonical = self.head.canonical(images.to(self.head.device))
-        embedding = self.head.embed(canonical, self.space)
-        return torch.cat([embedding, canonical.flatten(1)], 1).cpu()
+        kept = [self.head.embed(canonical, self.space), canonical.flatten(1)]
+        for kind in self._shapes(self.space):
+            kept.append(describe_parts(self.head, canonical, self.space, kind).flatten(1))
+        return torch.cat(kept, 1).cpu()
 
     def key(self, kept: torch.Tensor) -> torch.Tensor:
         return kept[:, : self.head.embedding_dim]
@@ -58,16 +76,29 @@ class LCMem(OfHead):
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         embedding = stored[..., : self.head.embedding_dim].to(self.head.device)
-        parts = describe_parts(self.head, self._latents(stored), self.space, self._kind)
+        parts = self._kept(stored, self.index_space, self.kind)
         return compare(self._asked(queries), Candidates(embedding, parts)).score.cpu()
 
-    @property
-    def _kind(self) -> Parts:
-        return parts_between(self.head, self.space, self.space) or "latents"
-
     def _asked(self, kept: torch.Tensor) -> Query:
-        return Query.of(self.head, self._latents(kept), self.space, self._kind)
+        return Query.of(self.head, self._kept(kept, self.space, "latents"), self.space, self.kind)
 
-    def _latents(self, kept: torch.Tensor) -> torch.Tensor:
-        side = self.head.grid
-        return kept[..., self.head.embedding_dim :].unflatten(-1, (-1, side, side)).to(self.head.device)
+    def _kept(self, kept: torch.Tensor, space: str, kind: Parts) -> torch.Tensor:
+        """Latents, tokens or descriptors of what was kept (..., D) of images of ``space``."""
+        first, grid = self.head.embedding_dim, self.head.grid
+        latents = (int(self.head.config.spaces[space]), grid, grid)
+        for name, shape in (("latents", latents), *self._shapes(space).items()):
+            size = math.prod(shape)
+            if name == kind:
+                return kept[..., first : first + size].unflatten(-1, shape).to(self.head.device)
+            first += size
+        raise ValueError(f"no {kind} were kept of latent space {space!r}")
+
+    def _shapes(self, space: str) -> dict[Parts, tuple[int, ...]]:
+        """Of the parts that the head describes beside latents."""
+        head, shapes = self.head, dict[Parts, tuple[int, ...]]()
+        if head.has_tokens:
+            cells = (head.grid // int(head.config.patch_size)) ** 2
+            shapes["tokens"] = (cells, int(head.config.token_dim))
+        if head.has_descriptors(space):
+            shapes["descriptors"] = (int(head.config.match_dim), head.grid, head.grid)
+        return shapes

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
+from ..errors import DataError
 from ._data import (
     DATA,
     add_column_arguments,
@@ -17,6 +19,7 @@ from ._data import (
 
 NAME = "calibrate"
 HELP = "Set an index's threshold on real images that the pipeline never saw"
+SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RATE",
         help="share of unseen real images that may be rejected (default: 0.01)",
     )
+    parser.add_argument(
+        "--leave-out",
+        metavar="FILE",
+        help="ids, one a line, of held-out images that show a picture of the index, as you saw",
+    )
     add_encoder_arguments(parser, required=False)
     parser.add_argument("--allow-unindexed", action="store_true", help="accept an incomplete index")
     add_column_arguments(parser)
@@ -44,7 +52,13 @@ def run(args: argparse.Namespace) -> int:
 
     index, encoder = open_index(args)
     held_out = open_source(args, args.held_out)
-    found = calibrate(index, held_out, false_rejection_rate=args.false_rejection_rate, encoder=encoder)
+    found = calibrate(
+        index,
+        held_out,
+        false_rejection_rate=args.false_rejection_rate,
+        encoder=encoder,
+        leave_out=_ids(args.leave_out) if args.leave_out else (),
+    )
     low, high = found.realised_rate
     left_out = "".join(f"; {count} left out: {why}" for why, count in found.dropped.items())
     print(
@@ -52,6 +66,20 @@ def run(args: argparse.Namespace) -> int:
         f"with so many, a rate of {found.false_rejection_rate:g} comes out between {low:.2%} and {high:.2%}",
         file=sys.stderr,
     )
+    print(
+        "lcmem-filter: these set it; name those that show the same picture as the training image in --leave-out FILE:",
+        *(f"  {score:.3f}  {image}  {nearest}" for image, nearest, score in found.highest[:SHOWN]),
+        sep="\n",
+        file=sys.stderr,
+    )
     summary = {key: value for key, value in found.to_dict().items() if key != "scores"}
     print(json.dumps({"index": args.index, "n": found.n, **summary}))
     return 0
+
+
+def _ids(path: str) -> set[str]:
+    """The lines of a file."""
+    try:
+        return {line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}; give a text file with one id a line") from error

@@ -357,9 +357,4 @@ def _calibrations_of(path: Path, manifest: dict[str, Any]) -> dict[str, Calibrat
     if manifest["calibration"] is None:
         return {}
     stored = json.loads((path / manifest["calibration"]).read_text())
-    return {
-        space: Calibration(
-            **{**one, "scores": tuple(one["scores"]), "realised_rate": tuple(one["realised_rate"])}
-        )
-        for space, one in stored.items()
-    }
+    return {space: Calibration.from_dict(one) for space, one in stored.items()}

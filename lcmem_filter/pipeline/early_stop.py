@@ -189,7 +189,4 @@ def samples_needed(fractions: Sequence[float], bound: float) -> int:
 
 
 def _stage(found: dict[str, Any]) -> Stage:
-    calibration = found["calibration"]
-    for name in ("scores", "realised_rate"):
-        calibration[name] = tuple(calibration[name])
-    return Stage(found["fraction"], found["noise"], Calibration(**calibration))
+    return Stage(found["fraction"], found["noise"], Calibration.from_dict(found["calibration"]))

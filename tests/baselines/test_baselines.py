@@ -17,13 +17,15 @@ from lcmem_filter.baselines import BASELINES, Searcher, make_baseline
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.baselines.lcmem_without_warps import LCMemWithoutWarps
 from lcmem_filter.errors import ArtifactNotFoundError, LcmemFilterError, MissingExtraError
+from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import to_pixels
+from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import canonical
 from lcmem_filter.verification import score_latents
 
 from .makers import MAKERS, SIDE
-from tests.index.material import build
-from tests.tiny import picture
+from tests.index.material import build, pictures, saved_encoder
+from tests.tiny import picture, tiny_vae
 
 COUNT = 9
 
@@ -176,6 +178,24 @@ def test_lcmem_is_the_filters_statistic(tmp_path):
     found = Searcher(baseline, baseline.embed(stored)).search(baseline.embed(asked), 1)
     expected = torch.tensor([one.score for one in score_latents(index, asked, "sd")])
     torch.testing.assert_close(found.similarity[:, 0], expected, rtol=0, atol=2e-3)  # the index keeps float16
+
+
+@pytest.mark.parametrize(("matched", "kind"), [(("sd", "other"), "descriptors"), (("sd",), "tokens")])
+def test_lcmem_is_the_filters_statistic_between_spaces(tmp_path, matched, kind):
+    torch.manual_seed(0)
+    head = LCMemHead.create(
+        "micro", {"sd": 4, "other": 6}, token_dim=8, match_dim=8, match_spaces=list(matched)
+    )
+    head.add_probes("sd", tiny_vae())
+    source, encoder = pictures(tmp_path / "train", range(20)), saved_encoder(tmp_path)
+    index = MemorizationIndex.build(source, encoder, head, tmp_path / "index", resolution=32, progress=False)
+    asked = canonical(torch.randn(3, 6, 16, 16, generator=torch.Generator().manual_seed(0)), 16)
+    baseline, of_index = LCMem(head, "other", "sd"), LCMem(head, "sd")
+    assert (baseline.kind, of_index.kind) == (kind, "descriptors")
+    stored = of_index.embed(index.latents(torch.arange(len(index))))
+    found = Searcher(baseline, stored).search(baseline.embed(asked), 1)
+    expected = torch.tensor([one.score for one in score_latents(index, asked, "other")])
+    torch.testing.assert_close(found.similarity[:, 0], expected, rtol=0, atol=2e-3)
 
 
 def test_masked_autoencoder_masks_nothing(tmp_path):

@@ -55,6 +55,12 @@ def test_build_calibrate_check(folder, capsys, monkeypatch):
         "cpu",
     )
     assert status == 0 and found["n"] == 100 and "comes out between" in err
+    assert all(f"{image}  {nearest}\n" in err for image, nearest, _ in found["highest"])
+    (folder / "seen.txt").write_text(f"{found['highest'][0][0]}\n")
+    given = (folder / "index", folder / "held", "--false-rejection-rate", 0.05, "--device", "cpu")
+    status, (without,), _ = run(capsys, "calibrate", *given, "--leave-out", folder / "seen.txt")
+    assert status == 0 and without["dropped"] == {"left out by name": 1}
+    assert without["threshold"] <= found["threshold"]
     write_pictures(folder / "made", [4, 500, 501, 9])
     status, lines, err = run(capsys, "check", folder / "made", "--index", folder / "index", "--device", "cpu")
     assert status == 1 and "2 clean, 2 matches, 0 not checked" in err
@@ -107,6 +113,7 @@ def test_errors_are_one_line(folder, capsys):
         (("calibrate", folder / "index", folder / "missing"), "no such folder or table"),
         (("calibrate", folder / "index", folder / "held", "--identity-column", "who"), "no column 'who'"),
         (("calibrate", folder / "index", folder / "held", "--where", "split"), "COLUMN=VALUE"),
+        (("calibrate", folder / "index", folder / "held", "--leave-out", "nothing.txt"), "one id a line"),
         (
             ("calibrate", folder / "index", folder / "held", "--false-rejection-rate", 0.001),
             "needs at least 999",
