@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "detection"
-MODULES = ("data", "figures", "keep", "methods", "protocol")
+MODULES = ("data", "figures", "keep", "methods", "pairs", "protocol")
 PEOPLE = 60
 
 
@@ -101,3 +101,21 @@ def test_average_precision_counts_queries_whose_best_match_is_wrong(figures):
     answers.top[::4] = -10  # and the wrong ones below
     found = figures.average_precision(judge, measured, task)
     assert found["micro_ap"] == pytest.approx(0.75) and found["recall_at_90_precision"] == pytest.approx(0.75)
+
+
+def test_wrong_pairs_with_the_same_labels(figures):
+    pairs = importlib.import_module("pairs")
+    labels = np.array([("ill", "ill|old", "well", "")[person % 4] for person in range(PEOPLE)]).repeat(2)
+    images = SimpleNamespace(
+        identities=np.arange(PEOPLE).repeat(2),
+        domains=np.where(np.arange(2 * PEOPLE) < PEOPLE, "X-rays", "lesions"),
+        records=[SimpleNamespace(labels=one) for one in labels],
+    )
+    plain, alike = (pairs.identity_pairs(images, 0, same_labels=same) for same in (False, True))
+    assert plain.same.sum() == PEOPLE and alike.same.sum() == PEOPLE * 3 // 4
+    for found in (plain, alike):
+        assert (images.domains[found.a] == images.domains[found.b]).all()
+        assert ((images.identities[found.a] == images.identities[found.b]) == found.same).all()
+        assert (~found.same).sum() == pairs.NEGATIVES * found.same.sum()
+    assert (labels[alike.a] == labels[alike.b]).all() and (labels[alike.a] != "").all()
+    assert (labels[plain.a] != labels[plain.b])[~plain.same].mean() > 0.5

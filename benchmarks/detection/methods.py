@@ -154,7 +154,8 @@ def open_methods(
             row = replace(row, note=_training_of(baseline, row))
         used = baseline.fingerprint if isinstance(baseline, Siamese) else weights.get(row.name, "")
         kept = _kept_key(row, type(baseline).__module__, trained.fingerprint_of(space), used)
-        compared_by = _code("verification", "standing", "matching", "alignment", "baselines.search")
+        by_head = ("verification", "matching") if row.name.startswith("lcmem") else ()
+        compared_by = _code("standing", "alignment", "baselines.search", *by_head)
         key = f"{kept}-{row.relative}-{compared_by}"
         methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key))
     return methods, absent

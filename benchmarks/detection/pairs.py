@@ -41,14 +41,20 @@ class Pairs:
     domains: np.ndarray
 
 
-def identity_pairs(images: Images, seed: int) -> Pairs:
-    """One right pair of each identity that has two images, and wrong ones of the same domain."""
+def identity_pairs(images: Images, seed: int, *, same_labels: bool = False) -> Pairs:
+    """One right pair of each identity that has two images, and wrong ones of the same domain.
+
+    Args:
+        same_labels: Of images with labels alone, and wrong pairs of the very same ones: whether the patient is
+            recognised, or only the disease.
+    """
     draw = np.random.default_rng(seed)
     names = images.identities.astype(str)
     order = np.argsort(names, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(np.unique(names[order], return_inverse=True)[1])) + 1)
     right = np.array([draw.choice(group, 2, replace=False) for group in groups if len(group) > 1])
-    return _with_wrong(images, images, right.reshape(-1, 2), names[right.reshape(-1, 2)[:, 0]], draw)
+    labels = np.array([record.labels for record in images.records]) if same_labels else None
+    return _with_wrong(images, images, right.reshape(-1, 2), names[right.reshape(-1, 2)[:, 0]], draw, labels)
 
 
 def copy_pairs(copies: Images, rows: np.ndarray, images: Images, seed: int) -> Pairs:
@@ -60,13 +66,22 @@ def copy_pairs(copies: Images, rows: np.ndarray, images: Images, seed: int) -> P
 
 
 def _with_wrong(
-    queries: Images, stored: Images, right: np.ndarray, people: np.ndarray, draw: np.random.Generator
+    queries: Images,
+    stored: Images,
+    right: np.ndarray,
+    people: np.ndarray,
+    draw: np.random.Generator,
+    labels: np.ndarray | None = None,
 ) -> Pairs:
+    if labels is not None:
+        labelled = labels[right[:, 0]] != ""
+        right, people = right[labelled], people[labelled]
     names, domains = stored.identities.astype(str), stored.domains
     a, b, same = list(right[:, 0]), list(right[:, 1]), [True] * len(right)
     whose, where = list(people), list(domains[right[:, 1]])
     for (query, partner), person in zip(right, people, strict=True):
-        others = np.flatnonzero((domains == domains[partner]) & (names != person))
+        possible = (domains == domains[partner]) & (names != person)
+        others = np.flatnonzero(possible if labels is None else possible & (labels == labels[query]))
         for other in draw.choice(others, min(NEGATIVES, len(others)), replace=False):
             a.append(query)
             b.append(other)

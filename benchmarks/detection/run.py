@@ -146,6 +146,9 @@ def all_pairs(
             held = copy_pairs(view.open(keeper.cache), held_rows, validation, SEED)
         result[task.name] = {m.row.name: _pairs_of(m, test, held, keeper) for m in methods}
         log(f"pairs of {task.name}")
+    test, held = (identity_pairs(images, SEED, same_labels=True) for images in (design.test, validation))
+    if test.same.any() and not test.same.all():
+        result["same_identity_same_labels"] = {m.row.name: _pairs_of(m, test, held, keeper) for m in methods}
     return result
 
 

@@ -57,6 +57,11 @@ _RECIPE: dict[str, dict[str, Any]] = {
     "stage3_learning_rate": {"type": float, "help": "peak of stage 3"},
     "stage3_batch_pairs": {"type": int, "help": "pairs of one step of stage 3"},
     "match_dim": {"type": int, "help": "length of the descriptors that stage 3 trains"},
+    "same_labels": {
+        "type": float,
+        "help": "share of groups of identities that have labels in common (a column `labels`), so that a patient is "
+        "told from others with the same disease",
+    },
     "gradient_accumulation": {"type": int, "help": "batches that one optimiser step is divided into"},
     "mixed_precision": {"choices": ["no", "fp16", "bf16"], "help": "of the trunk while training"},
     "validation_fraction": {

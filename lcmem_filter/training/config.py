@@ -39,6 +39,8 @@ class TrainingConfig:
         sets_per_batch: A batch is drawn from so many of the data sets, so that negatives are of one kind.
         hard_negatives: In stage 2, share of the groups that are neighbours of one image, where the head sees them at
             the last validation.
+        same_labels: Share of the other groups whose identities have labels in common (a column ``labels``, several
+            with ``|`` between them), so that a patient is told from others with the same disease.
         learning_rate: Peak of a cosine decay after ``warmup_steps``.
         weight_decay: AdamW's, on matrices and kernels only.
         same_image: Share of pairs that are two views of one image although the identity has another image.
@@ -81,6 +83,7 @@ class TrainingConfig:
     batch_pairs: int = 128
     sets_per_batch: int = 2
     hard_negatives: float = 0.5
+    same_labels: float = 0.0
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
@@ -98,7 +101,7 @@ class TrainingConfig:
     stage3_steps: int = 2400
     stage3_learning_rate: float = 1e-3
     stage3_batch_pairs: int = 3 * MATCHED_AMONG
-    stage3_same_image: float = 0.9
+    stage3_same_image: float = 0.6
     stage3_half_formed: float = 0.15
     match_dim: int = 32
     match_temperature: float = 0.05
@@ -125,7 +128,7 @@ class TrainingConfig:
         for name in ("validation_fraction", "false_rejection_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
-        for name in ("same_image", "hard_negatives", "half_formed", "stage3_half_formed"):
+        for name in ("same_image", "hard_negatives", "same_labels", "half_formed", "stage3_half_formed"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("image_views", "mild_views", "upside_down_views", "spread", "token_weight"):

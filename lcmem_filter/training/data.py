@@ -12,6 +12,7 @@ import torch
 
 from ..errors import DataError
 from .cache import CachePlan, read_plan
+from .config import TrainingConfig
 from .views import generator_for
 
 
@@ -26,6 +27,7 @@ class LatentSet:
         sets: (N,) which of ``names`` an image comes from.
         names: One for each source.
         unreadable: Images that were left out.
+        labels: (N,) strings, each image's labels with ``|`` between them; ``None`` where there are none.
     """
 
     latents: Mapping[str, torch.Tensor]
@@ -34,6 +36,7 @@ class LatentSet:
     sets: np.ndarray
     names: tuple[str, ...]
     unreadable: int = 0
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -51,8 +54,9 @@ class LatentSet:
         """The images of ``rows`` (integers or booleans)."""
         index = torch.from_numpy(np.flatnonzero(rows) if rows.dtype == bool else rows)
         kept = {space: values[index] for space, values in self.latents.items()}
+        labels = None if self.labels is None else self.labels[rows]
         return LatentSet(
-            kept, self.views, self.identities[rows], self.sets[rows], self.names, self.unreadable
+            kept, self.views, self.identities[rows], self.sets[rows], self.names, self.unreadable, labels
         )
 
 
@@ -80,6 +84,7 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSe
         np.repeat(np.arange(len(sources)), [len(views[0].source) for views in sources]),
         tuple(views[0].source.name for views in sources),
         int((~good).sum()),
+        np.array([record.labels for record in records], dtype=object),
     )
     return whole.take(good) if whole.unreadable else whole
 
@@ -129,10 +134,12 @@ class PairSampler:
     Identities are drawn in proportion to 1 / sqrt(images of their set), those with two images twice as often.
     A batch comes from ``sets_per_batch`` sets, so that most negatives are of the same kind. An image without
     a partner is paired with itself (another view, augmented otherwise), and so is a share ``same_image`` of
-    the rest. Side b is one of ``CHANGED`` in four pairs of five, where there are any.
+    the rest. Side b is one of ``CHANGED``, where there are any, in four pairs of five, and in a share
+    ``others_changed`` of the pairs of two images.
 
     Once ``mine`` was told where the images lie, a share ``hard_negatives`` of the groups that a batch is made of are
-    neighbours of one image, so that each has its hardest negatives beside it.
+    neighbours of one image, so that each has its hardest negatives beside it. A share ``same_labels`` of the other
+    groups have labels in common with one identity, so that a patient is learned and not a disease.
 
     Raises:
         DataError: fewer than two identities.
@@ -147,8 +154,12 @@ class PairSampler:
         same_image: float,
         seed: int,
         hard_negatives: float = 0.0,
+        others_changed: float = 0.8,
+        same_labels: float = 0.0,
     ) -> None:
         self.pairs, self.sets_per_batch, self.same_image, self.seed = pairs, sets_per_batch, same_image, seed
+        self.others_changed = others_changed
+        self.same_labels = same_labels
         self.hard_negatives = hard_negatives
         self._embeddings: torch.Tensor | None = None
         self._set = data.sets
@@ -158,6 +169,7 @@ class PairSampler:
         if len(names) < 2:
             raise DataError(f"training needs at least two identities, got {len(names)}; give images of more")
         self._images = _groups(self._identity)
+        self._labels = _label_matrix(data.labels, self._identity) if same_labels else None
         self._sets = [_groups(self._identity, np.flatnonzero(data.sets == s)) for s in range(len(data.names))]
         self._sets = [members for members in self._sets if members]
         self._weights = []
@@ -177,7 +189,8 @@ class PairSampler:
         )
         if len(self._changed):
             changed = draw.choice(self._changed, len(a))
-            view_b = np.where(draw.random(len(a)) < 0.8, changed, view_b)
+            share = np.where(a == b, 0.8, self.others_changed)
+            view_b = np.where(draw.random(len(a)) < share, changed, view_b)
         return Pairs(a, b, view_a, view_b, self._identity[a])
 
     def _identities(self, draw: np.random.Generator) -> list[tuple[int, int]]:
@@ -199,6 +212,11 @@ class PairSampler:
                 near = self._neighbourhood(first, take, used, draw)
                 chosen += near
                 used.update(identity for _, identity in near)
+            elif take and self._labels is not None and draw.random() < self.same_labels:
+                first = int(draw.choice(members, p=weights / weights.sum()))
+                alike = self._with_its_labels(first, members[free], take, draw)
+                chosen += [(s, identity) for identity in alike]
+                used.update(alike)
             elif take:
                 picked = draw.choice(members, take, replace=False, p=weights / weights.sum())
                 chosen += [(s, int(identity)) for identity in picked]
@@ -223,11 +241,48 @@ class PairSampler:
         picked = draw.choice(nearest, min(count - 1, len(nearest)), replace=False)
         return [(int(self._set[one]), int(self._identity[one])) for one in (row, *picked)]
 
+    def _with_its_labels(
+        self, identity: int, among: np.ndarray, count: int, draw: np.random.Generator
+    ) -> list[int]:
+        """``identity`` and others of ``among``, those with the most labels in common (Jaccard) first."""
+        assert self._labels is not None
+        own, theirs = self._labels[identity], self._labels[among]
+        common = (theirs & own).sum(1) / np.maximum((theirs | own).sum(1), 1)
+        order = np.argsort(-(common + 1e-6 * draw.random(len(among))))
+        others = [int(one) for one in among[order] if one != identity]
+        return [identity, *others[: count - 1]]
+
     def _partner(self, row: int, draw: np.random.Generator) -> int:
         images = self._images[int(self._identity[row])]
         if len(images) == 1 or draw.random() < self.same_image:
             return int(row)
         return int(draw.choice(images[images != row]))
+
+
+def sampler_for(data: LatentSet, config: TrainingConfig) -> PairSampler:
+    """The pairs of a stage."""
+    return PairSampler(
+        data,
+        pairs=config.batch_pairs,
+        sets_per_batch=config.sets_per_batch,
+        same_image=config.same_image,
+        seed=config.seed,
+        hard_negatives=config.hard_negatives if config.stage > 1 else 0.0,
+        others_changed=0.4 if config.stage == 3 else 0.8,
+        same_labels=config.same_labels,
+    )
+
+
+def _label_matrix(labels: np.ndarray | None, identity: np.ndarray) -> np.ndarray | None:
+    """Which labels the images of each identity have, (identities, labels) booleans; ``None`` where there are none."""
+    split = [str(one).split("|") if one else [] for one in (labels if labels is not None else ())]
+    names = {name: column for column, name in enumerate(sorted({name for row in split for name in row}))}
+    if not names:
+        return None
+    matrix = np.zeros((identity.max() + 1, len(names)), dtype=bool)
+    for who, row in zip(identity, split, strict=True):
+        matrix[who, [names[name] for name in row]] = True
+    return matrix
 
 
 def _groups(identity: np.ndarray, rows: np.ndarray | None = None) -> dict[int, np.ndarray]:

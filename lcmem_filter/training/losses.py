@@ -23,7 +23,7 @@ HARDEST = 7
 APART = 0.5
 """Weight of a sample's place among the wrong pairs of the whole group, beside its place among its own."""
 
-MERE_IDENTITY = 0.3
+MERE_IDENTITY = 0.5
 """Weight of a pair that are two images of one identity, beside a copy's."""
 
 

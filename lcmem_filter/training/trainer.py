@@ -24,12 +24,12 @@ from ..images import ImageSource
 from ..latents import Encoder, canonical
 from .card import went_on_from, write_card
 from .checkpoint import RESULT, Checkpoints, Progress, training_record, write_json
-from .config import Stage, TrainingConfig
-from .data import LatentSet, Pairs, PairSampler
+from .config import MATCHED_AMONG, Stage, TrainingConfig
+from .data import LatentSet, Pairs, PairSampler, sampler_for
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator, embed_all
-from .views import augment_latents, generator_for, half_formed, mirror_some
+from .views import augment_latents, generator_for, half_formed, mirror_some, turn_groups
 from .weights import decay_groups, take_weights, with_descriptors
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
@@ -157,14 +157,7 @@ class _Run:
             grid=self.initial.grid if self.initial is not None else None,
             progress=self.show,
         )
-        sampler = PairSampler(
-            train,
-            pairs=self.config.batch_pairs,
-            sets_per_batch=self.config.sets_per_batch,
-            same_image=self.config.same_image,
-            seed=self.config.seed,
-            hard_negatives=self.config.hard_negatives if self.config.stage > 1 else 0.0,
-        )
+        sampler = sampler_for(train, self.config)
         validator = Validator(
             train,
             held_out,
@@ -283,8 +276,11 @@ class _Run:
             latents = train.latents[space][images[rows], views[rows]].float().to(self.accelerator.device)
             if share:
                 latents = half_formed(latents, own, share=share)
-            if self.config.stage == 3:
-                latents = mirror_some(latents, own)
+            if (
+                self.config.stage == 3
+            ):  # both sides of a group the same way up, as the filter asks: upright, then turned
+                turns = generator_for(self.config.seed, "turn", step, i, rank)
+                latents = turn_groups(mirror_some(latents, own), MATCHED_AMONG, turns)
             elif self.config.augment:
                 latents = augment_latents(latents, own, clean=clean)
             sides.append(canonical(latents, latents.shape[-1]))

@@ -146,6 +146,14 @@ def mirror_some(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tenso
     return torch.where(some[:, None, None, None], latents.flip(-1), latents)
 
 
+def turn_groups(latents: torch.Tensor, group: int, draw: np.random.Generator) -> torch.Tensor:
+    """Latents (B, C, g, g) of which half of the groups of ``group`` consecutive ones are upside down."""
+    turned = np.repeat(draw.random(-(-len(latents) // group)) < 0.5, group)[: len(latents)]
+    return torch.where(
+        torch.from_numpy(turned).to(latents.device)[:, None, None, None], latents.flip(-2), latents
+    )
+
+
 def half_formed(latents: torch.Tensor, draw: np.random.Generator, *, share: float = 1.0) -> torch.Tensor:
     """A copy as a model returns it that got no further than its outlines: washed out, detail and colours not its own.
 

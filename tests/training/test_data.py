@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,6 +114,30 @@ def test_changed_views_stand_on_one_side_in_four_pairs_of_five() -> None:
     assert all((pairs.view_a == 0).all() for pairs in drawn)
     for view in (1, 2):
         assert 0.35 < np.mean([(pairs.view_b == view).mean() for pairs in drawn]) < 0.45
+
+
+def test_pairs_of_two_images_are_changed_as_often_as_asked() -> None:
+    data = latent_set([f"p{i // 2}" for i in range(80)], views=("clean", "mild", "strong"))
+    sampler = PairSampler(data, pairs=40, sets_per_batch=1, same_image=0.5, seed=0, others_changed=0.3)
+    drawn = [sampler.draw(step) for step in range(50)]
+    changed = np.concatenate([pairs.view_b > 0 for pairs in drawn])
+    copies = np.concatenate([pairs.a == pairs.b for pairs in drawn])
+    assert 0.4 < copies.mean() < 0.6
+    assert 0.75 < changed[copies].mean() < 0.85 and 0.25 < changed[~copies].mean() < 0.35
+
+
+def test_groups_have_labels_in_common_where_asked() -> None:
+    labels = [("ill", "well", "ill|old")[i % 3] for i in range(60)]
+    data = replace(latent_set([f"p{i}" for i in range(60)]), labels=np.array(labels, dtype=object))
+    together = []
+    for share in (0.0, 1.0):
+        made = PairSampler(data, pairs=10, sets_per_batch=1, same_image=1.0, seed=0, same_labels=share)
+        drawn = [[labels[row] for row in made.draw(step).a] for step in range(30)]
+        together.append(np.mean([len(set(batch)) == 1 for batch in drawn]))
+        assert all(len(set(made.draw(step).identities)) == 10 for step in range(30))
+    assert together == [0.0, 1.0]  # 20 identities have each set of labels, more than a batch holds
+    unlabelled = PairSampler(DATA, pairs=8, sets_per_batch=2, same_image=0.3, seed=0, same_labels=1.0)
+    assert (unlabelled.draw(3).a == sampler().draw(3).a).all()
 
 
 def test_mined_groups_are_neighbours_and_the_rest_is_not() -> None:

@@ -15,6 +15,7 @@ from lcmem_filter.training.views import (
     generator_for,
     half_formed,
     mirror_some,
+    turn_groups,
 )
 
 
@@ -70,3 +71,11 @@ def test_a_view_upside_down_is_a_strong_view_of_the_picture_upside_down() -> Non
     found = augment_upside_down(picture, 32, generator_for("here"))
     assert found.tobytes() == augment_strongly(turned, 32, generator_for("here")).tobytes()
     assert found.tobytes() != augment_strongly(picture, 32, generator_for("here")).tobytes()
+
+
+def test_half_of_the_groups_are_turned_upside_down_whole() -> None:
+    given = latents(400)
+    found = turn_groups(given, 4, generator_for(0, "turn"))
+    turned, kept = ((found == other).flatten(1).all(1).view(-1, 4) for other in (given.flip(-2), given))
+    assert (turned.all(1) | kept.all(1)).all() and 30 < int(turned.all(1).sum()) < 70
+    assert (turn_groups(given[:10], 4, generator_for(0, "turn")) == found[:10]).all()
