@@ -86,6 +86,8 @@ def _curves(results: dict[str, Any], labels: dict[str, str], colours: dict[str, 
 def _robustness(found: dict[str, Any], labels: dict[str, str], colours: dict[str, Any]) -> Figure:
     kinds = found["strengths"]
     figure, axes = plt.subplots(2, -(-len(kinds) // 2), figsize=(13, 6), layout="constrained", sharey=True)
+    for axis in axes.flat[len(kinds) :]:
+        axis.set_visible(False)
     for axis, (kind, strengths) in zip(axes.flat, kinds.items(), strict=False):
         for name, recall in found["recall"].items():
             line = "" if kind == "flip" else "-"

@@ -17,17 +17,20 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plots
+from changes import CHANGES, Change
 from data import Images, data_files, one_per_identity, open_splits, vae_folder
 from figures import Judge, average_precision, curve, deciding
 from keep import Keeper
 from methods import REFERENCE, Method, open_methods
 from pairs import Pairs, copy_pairs, identity_pairs, pair_figures, score_pairs
+from PIL import Image
 from protocol import (
     LISTED,
     Design,
@@ -38,7 +41,7 @@ from protocol import (
     measure,
     near_duplicates,
 )
-from views import STRENGTHS, View, changed, heavy, mild
+from views import View, heavy, mild
 
 from lcmem_filter.latents import load_encoder
 
@@ -159,31 +162,42 @@ def _pairs_of(method: Method, test: Pairs, held: Pairs, keeper: Keeper) -> dict[
 def robustness(
     methods: Sequence[Method], design: Design, judge: Judge, keeper: Keeper, images: int
 ) -> dict[str, Any]:
-    """Recall at the same threshold for each change at four strengths, on a sample of test images."""
-    rows = np.sort(np.random.default_rng(SEED).permutation(design.copied)[:images])
-    tasks = [
-        Task(
-            f"{kind}/{strength}",
-            rows,
-            View(
-                f"{kind}-{strength}", design.test, rows, changed(kind, strength), keeper.resolution, SEED
-            ).open(keeper.cache),
-        )
-        for kind, names in STRENGTHS.items()
-        for strength in range(len(names))
-    ]
-    result: dict[str, Any] = {"images": len(rows), "strengths": STRENGTHS, "recall": {}}
+    """Recall at the same threshold for each change at four strengths, on a sample of the test images that it is for."""
+    tasks: dict[tuple[str, int], Task] = {}
+    for kind, change in CHANGES.items():
+        of = np.isin(design.test.domains[design.copied], change.domains) | (not change.domains)
+        rows = np.sort(np.random.default_rng(SEED).permutation(design.copied[of])[:images])
+        for place in range(len(change.strengths)) if len(rows) else ():
+            view = View(
+                f"{kind}-{place}",
+                design.test,
+                rows,
+                partial(_changed, change, place),
+                keeper.resolution,
+                SEED,
+            )
+            tasks[kind, place] = Task(f"{kind}/{place}", rows, view.open(keeper.cache))
+    kinds = list(dict.fromkeys(kind for kind, _ in tasks))
+    result: dict[str, Any] = {
+        "images": {kind: len(tasks[kind, 0].rows) for kind in kinds},
+        "strengths": {kind: CHANGES[kind].names for kind in kinds},
+        "recall": {},
+    }
     for method in methods:
         if method.row.domains or method.row.name == "ssim":  # too slow for what they would add
             continue
-        found = measure(method, design, tasks, keeper)
-        limit = judge.thresholds(found)[design.half[rows]]
-        result["recall"][method.row.name] = {
-            kind: [float((found.tasks[f"{kind}/{s}"].own > limit).mean()) for s in range(len(names))]
-            for kind, names in STRENGTHS.items()
-        }
+        found = measure(method, design, list(tasks.values()), keeper)
+        limits = judge.thresholds(found)
+        recall: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for (kind, _), task in tasks.items():
+            recall[kind].append(float((found.tasks[task.name].own > limits[design.half[task.rows]]).mean()))
+        result["recall"][method.row.name] = recall
         log(f"robustness of {method.row.label}")
     return result
+
+
+def _changed(change: Change, place: int, picture: Image.Image, draw: np.random.Generator) -> Image.Image:
+    return change.make(picture, change.strengths[place], draw)
 
 
 def describe_near(

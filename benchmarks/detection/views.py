@@ -1,4 +1,4 @@
-"""Copies of pictures: as a memorising model emits them, heavily transformed, and by one change at four strengths.
+"""Copies of pictures: as a memorising model emits them, and heavily transformed; ``changes`` has single changes.
 
 Pictures are made once, at the benchmark's resolution, and kept as shards of plain arrays outside the repository.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from changes import crop, jpeg, noise, turn
 from data import Images
 from PIL import Image, ImageEnhance, ImageFilter
 
@@ -25,17 +26,6 @@ from lcmem_filter.training.views import generator_for
 VERSION = 1
 SHARD = 32
 Make = Callable[[Image.Image, np.random.Generator], Image.Image]
-
-STRENGTHS: dict[str, tuple[str, ...]] = {
-    "rotation": ("5 degrees", "10", "20", "45"),
-    "blur": ("sigma 0.5 px", "1", "2", "4"),
-    "noise": ("0.02", "0.05", "0.1", "0.2"),
-    "brightness": ("x 1.15", "1.3", "1.6", "2"),
-    "contrast": ("x 0.8", "0.6", "0.4", "0.25"),
-    "JPEG": ("quality 50", "25", "10", "5"),
-    "crop": ("90 % of the area", "70", "50", "30"),
-    "flip": ("left-right", "up-down", "both", "along the diagonal"),
-}
 
 
 @dataclass(frozen=True)
@@ -121,64 +111,6 @@ def heavy(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
         )
     picture = noise(picture, float(draw.uniform(0, 0.05)), draw)
     return jpeg(picture, int(draw.integers(10, 96)))
-
-
-def changed(kind: str, strength: int) -> Make:
-    """One change of ``STRENGTHS``."""
-
-    def make(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
-        if kind == "rotation":
-            return turn(picture, (5, 10, 20, 45)[strength] * (1 if draw.random() < 0.5 else -1))
-        if kind == "blur":
-            return picture.filter(ImageFilter.GaussianBlur((0.5, 1, 2, 4)[strength] * picture.width / 128))
-        if kind == "noise":
-            return noise(picture, (0.02, 0.05, 0.1, 0.2)[strength], draw)
-        if kind == "brightness":
-            return ImageEnhance.Brightness(picture).enhance((1.15, 1.3, 1.6, 2.0)[strength])
-        if kind == "contrast":
-            return ImageEnhance.Contrast(picture).enhance((0.8, 0.6, 0.4, 0.25)[strength])
-        if kind == "JPEG":
-            return jpeg(picture, (50, 25, 10, 5)[strength])
-        if kind == "crop":
-            return crop(picture, (0.9, 0.7, 0.5, 0.3)[strength], draw)
-        flips = (
-            Image.Transpose.FLIP_LEFT_RIGHT,
-            Image.Transpose.FLIP_TOP_BOTTOM,
-            Image.Transpose.ROTATE_180,
-            Image.Transpose.TRANSPOSE,
-        )
-        return picture.transpose(flips[strength])
-
-    return make
-
-
-def turn(picture: Image.Image, degrees: float) -> Image.Image:
-    """Turned, corners filled with the border's median colour."""
-    pixels = np.asarray(picture)
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    fill = tuple(int(v) for v in np.median(edge, axis=0))
-    return picture.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=fill)
-
-
-def crop(picture: Image.Image, area: float, draw: np.random.Generator, aspect: float = 1.0) -> Image.Image:
-    """A random part of that area and aspect, stretched to the whole."""
-    side = picture.width
-    width, height = (min(side, side * math.sqrt(area * ratio)) for ratio in (aspect, 1 / aspect))
-    left, top = float(draw.uniform(0, side - width)), float(draw.uniform(0, side - height))
-    return picture.resize((side, side), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
-
-
-def noise(picture: Image.Image, level: float, draw: np.random.Generator) -> Image.Image:
-    """Gaussian noise of standard deviation ``level``, pixels in [0, 1]."""
-    pixels = np.asarray(picture, dtype=np.float32) / 255
-    pixels = pixels + draw.standard_normal(pixels.shape, dtype=np.float32) * level
-    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
-
-
-def jpeg(picture: Image.Image, quality: int) -> Image.Image:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")
 
 
 def _zoom_and_shift(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
