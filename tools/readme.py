@@ -167,6 +167,49 @@ def _interval(value: float, interval: list[float]) -> str:
     return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
+def attacks() -> str:
+    """What white-box attacks leave to be found, from the results file of ``benchmarks/attacks``."""
+    path = RESULTS / "attacks.json"
+    if not path.exists():
+        return "Attacks have not been measured yet.\n"
+    results = json.loads(path.read_text())
+    found = results["found"]
+    bounds = list(found["image"])
+    rows = [
+        f"| {what}, {how} | "
+        + " | ".join(_interval(row[0], row[1:]) for row in (found[kind][b][how] for b in bounds))
+        + " |"
+        for kind, what in (("image", "pixels, at most"), ("latent", "the decoded latent, root mean square"))
+        for how in ("noise", "attack")
+    ]
+    head = f"| changed by | {' | '.join(bounds)} |"
+    note = (
+        f"\nFrom [attacks.json](benchmarks/results/attacks.json): {results['about']} "
+        f"Unchanged: {found['unchanged'][0]:.1%}.\n"
+    )
+    return "\n".join([head, "| --- " * (1 + len(bounds)) + "|", *rows]) + "\n" + note
+
+
+def robustness() -> str:
+    """Recall of single changes at four strengths, from the results file of ``benchmarks/detection``."""
+    path = RESULTS / "detection.json"
+    found = json.loads(path.read_text()).get("robustness") if path.exists() else None
+    if not found:
+        return "Single changes have not been measured yet.\n"
+    rows = [
+        f"| {kind}: {', '.join(names)} | {found['images'][kind]} | "
+        + " | ".join(f"{share:.0%}" for share in found["recall"]["lcmem"][kind])
+        + f" | {_best_other(found['recall'], kind, 0)} | {_best_other(found['recall'], kind, 3)} |"
+        for kind, names in found["strengths"].items()
+    ]
+    columns = "| change | n | 1 | 2 | 3 | 4 | best other at 1 | best other at 4 |"
+    return "\n".join([columns, "| --- " * 8 + "|", *rows]) + "\n"
+
+
+def _best_other(recall: dict[str, dict[str, list[float]]], kind: str, strength: int) -> str:
+    return f"{max(one[kind][strength] for name, one in recall.items() if not name.startswith('lcmem')):.0%}"
+
+
 def spaces() -> str:
     """Samples of each latent space in an index of each, from the results file of ``benchmarks/spaces``."""
     return _across("spaces.json", "space")
@@ -316,6 +359,7 @@ def pipelines() -> str:
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
+    "attacks": attacks,
     "audits": audits,
     "commands": commands,
     "detection": detection,
@@ -324,6 +368,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "ladder": ladder,
     "pipelines": pipelines,
     "resolutions": resolutions,
+    "robustness": robustness,
     "spaces": spaces,
 }
 
