@@ -68,7 +68,7 @@ class Query:
             return cls(embedding, described.tokens.unflatten(0, poses.shape[:2]), kind)
         return cls(embedding, describe_parts(head, poses, space, kind) if kind else None, kind)
 
-    def of_rows(self, rows: slice) -> Query:
+    def of_rows(self, rows: slice | torch.Tensor) -> Query:
         """Some of the samples."""
         return Query(self.embedding[:, rows], None if self.parts is None else self.parts[:, rows], self.kind)
 
@@ -194,8 +194,9 @@ def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) ->
     embedding = index.embeddings(rows).to(index.head.device)
     if kind is None:
         return Candidates(embedding, None)
-    stored = index.latents(rows).to(index.head.device)
-    return Candidates(embedding, describe_parts(index.head, stored, index.space, kind))
+    once, where = rows.unique(return_inverse=True)  # samples of one prompt have most candidates in common
+    parts = describe_parts(index.head, index.latents(once).to(index.head.device), index.space, kind)
+    return Candidates(embedding, parts[where.to(parts.device)])
 
 
 def _parts_alike(kind: Parts, samples: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

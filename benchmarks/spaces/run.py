@@ -39,6 +39,7 @@ from lcmem_filter.baselines import Searcher
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import load_encoder
+from lcmem_filter.verification import compare
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "spaces.json"
 
@@ -131,15 +132,18 @@ def between(
     return row
 
 
-def _auc(task: Task, asked: _Kept, stored: _Kept, baseline: LCMem, design: Design) -> float:
+@torch.inference_mode()
+def _auc(task: Task, queried: _Kept, stored: _Kept, baseline: LCMem, design: Design) -> float:
     if task.images is None:
-        pairs, queries = identity_pairs(design.test, SEED), asked.test
+        pairs, queries = identity_pairs(design.test, SEED), queried.test
     else:
-        pairs, queries = copy_pairs(task.images, task.rows, design.test, SEED), asked.copies[task.name]
-    scores = [
-        baseline.similarity(queries[pairs.a[i : i + 256]], stored.test[pairs.b[i : i + 256]][:, None])[:, 0]
-        for i in range(0, len(pairs.a), 256)
-    ]
+        pairs, queries = copy_pairs(task.images, task.rows, design.test, SEED), queried.copies[task.name]
+    every, where = np.unique(pairs.a, return_inverse=True)  # each stands in several pairs
+    asked, scores = baseline.asked(queries[every]), []
+    for first in range(0, len(pairs.a), 256):
+        some = slice(first, first + 256)
+        candidates = baseline.candidates(stored.test[pairs.b[some]][:, None])
+        scores.append(compare(asked.of_rows(torch.from_numpy(where[some])), candidates).score[:, 0].cpu())
     per_domain = [
         roc_auc_score(pairs.same[of], torch.cat(scores).numpy()[of])
         for domain in dict.fromkeys(pairs.domains)

@@ -58,6 +58,7 @@ class LCMem(OfHead):
         super().__init__(head, space)
         self.index_space = index_space or space
         self.kind: Parts = parts_between(self.head, space, self.index_space) or "latents"
+        self._last: tuple[torch.Tensor, Query] | None = None
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -72,15 +73,22 @@ class LCMem(OfHead):
 
     def query(self, kept: torch.Tensor) -> torch.Tensor:
         """Upright and upside down: (2, B, E)."""
-        return self._asked(kept).embedding.cpu()
+        return self.asked(kept).embedding.cpu()
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-        embedding = stored[..., : self.head.embedding_dim].to(self.head.device)
-        parts = self._kept(stored, self.index_space, self.kind)
-        return compare(self._asked(queries), Candidates(embedding, parts)).score.cpu()
+        return compare(self.asked(queries), self.candidates(stored)).score.cpu()
 
-    def _asked(self, kept: torch.Tensor) -> Query:
-        return Query.of(self.head, self._kept(kept, self.space, "latents"), self.space, self.kind)
+    def asked(self, kept: torch.Tensor) -> Query:
+        """What was kept (B, D) of samples, ready to be compared; that of the same tensor is not described twice."""
+        if self._last is None or self._last[0] is not kept:
+            latents = self._kept(kept, self.space, "latents")
+            self._last = kept, Query.of(self.head, latents, self.space, self.kind)
+        return self._last[1]
+
+    def candidates(self, kept: torch.Tensor) -> Candidates:
+        """What was kept (B, K, D) of training images, ready to be compared."""
+        embedding = kept[..., : self.head.embedding_dim].to(self.head.device)
+        return Candidates(embedding, self._kept(kept, self.index_space, self.kind))
 
     def _kept(self, kept: torch.Tensor, space: str, kind: Parts) -> torch.Tensor:
         """Latents, tokens or descriptors of what was kept (..., D) of images of ``space``."""
