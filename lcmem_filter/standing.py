@@ -78,12 +78,15 @@ def background_of(
 
 
 def stand_out(
-    alike: torch.Tensor, background: torch.Tensor, repeated: torch.Tensor | None = None
+    alike: torch.Tensor,
+    background: torch.Tensor,
+    repeated: torch.Tensor | None = None,
+    runner_up_weight: float = RUNNER_UP_WEIGHT,
 ) -> torch.Tensor:
     """How far candidates stand out from the background and from the next best one, (B, K); 1 for an exact copy.
 
-    Both are (s - b) / (1 - b), the distance covered from b to 1; their mean is weighted by ``RUNNER_UP_WEIGHT``. What
-    repeats a candidate is not its runner-up.
+    Both are (s - b) / (1 - b), the distance covered from b to 1, and weighted. What repeats a candidate is not its
+    runner-up.
 
     Args:
         alike: (B, K), at most 1.
@@ -94,7 +97,7 @@ def stand_out(
     first, second = (F.pad(different, (0, 1), value=0.0).topk(2, 1).values.clamp_min(0)).split(1, 1)
     at_the_top = alike >= first if repeated is None else (alike >= first) | repeated
     runner_up = torch.where(at_the_top, second, first)
-    return (1 - RUNNER_UP_WEIGHT) * beyond(alike, background) + RUNNER_UP_WEIGHT * beyond(alike, runner_up)
+    return (1 - runner_up_weight) * beyond(alike, background) + runner_up_weight * beyond(alike, runner_up)
 
 
 def relative_similarity(similarity: torch.Tensor, repeated: torch.Tensor | None = None) -> torch.Tensor:

@@ -38,9 +38,10 @@ def main() -> None:
     latents = arguments.latents or arguments.cache / "latents"
     grid = LCMemHead.from_pretrained(arguments.head).grid
     keeper = Keeper(arguments.cache, latents, encoder, arguments.resolution, grid)
-    design = Design(
-        Images("base", splits["train"].sources + splits["validation"].sources), splits["test"], SEED, 1000
-    )
+    indexed = splits["train"].sources
+    if arguments.split == "test":
+        indexed += splits["validation"].sources
+    design = Design(Images("base", indexed), splits[arguments.split], SEED, 1000)
     proposed: dict[tuple[int, int], list[str]] = {}
     for method in methods:
         for pair in nearest_pairs(method, design, keeper, arguments.most):
@@ -110,6 +111,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
     parser.add_argument("--latents", type=Path, help="cache of a training, whose latents are read")
+    parser.add_argument(
+        "--split", choices=["validation", "test"], default="test", help="whose images are unseen"
+    )
     parser.add_argument("--data", type=Path, nargs="+", help="as of run.py, as are the next four")
     parser.add_argument("--identity-column", default="id")
     parser.add_argument("--vae", type=Path)

@@ -81,16 +81,16 @@ class LCMem(OfHead):
     def asked(self, kept: torch.Tensor) -> Query:
         """What was kept (B, D) of samples, ready to be compared; that of the same tensor is not described twice."""
         if self._last is None or self._last[0] is not kept:
-            latents = self._kept(kept, self.space, "latents")
+            latents = self.parts(kept, self.space, "latents")
             self._last = kept, Query.of(self.head, latents, self.space, self.kind)
         return self._last[1]
 
     def candidates(self, kept: torch.Tensor) -> Candidates:
         """What was kept (B, K, D) of training images, ready to be compared."""
         embedding = kept[..., : self.head.embedding_dim].to(self.head.device)
-        return Candidates(embedding, self._kept(kept, self.index_space, self.kind))
+        return Candidates(embedding, self.parts(kept, self.index_space, self.kind))
 
-    def _kept(self, kept: torch.Tensor, space: str, kind: Parts) -> torch.Tensor:
+    def parts(self, kept: torch.Tensor, space: str, kind: Parts) -> torch.Tensor:
         """Latents, tokens or descriptors of what was kept (..., D) of images of ``space``."""
         first, grid = self.head.embedding_dim, self.head.grid
         latents = (int(self.head.config.spaces[space]), grid, grid)

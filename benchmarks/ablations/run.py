@@ -1,0 +1,272 @@
+"""What each part of the filter's score is worth: one thing is changed at a time, on validation images.
+
+    python benchmarks/ablations/run.py --cache CACHE --latents LATENTS
+
+The index holds training images and half of the validation identities, the other half are unseen; copies and figure are
+those of ``benchmarks/detection``, whose test images are not touched. Every candidate is compared once in every way, and
+each variant combines what was found otherwise. Defaults of the score are chosen here. Writes
+``benchmarks/results/ablations.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
+
+from data import Images, data_files, open_splits, vae_folder
+from figures import OVERALL, Judge, interval, recalls
+from keep import Keeper
+from methods import open_methods
+from protocol import Answers, Design, Measured, Task, known_duplicates
+from run import SEED, main_tasks, provenance
+
+from lcmem_filter.baselines.lcmem import LCMem
+from lcmem_filter.index.backends import make_backend
+from lcmem_filter.latents import load_encoder
+from lcmem_filter.matching import alike_under_warps
+from lcmem_filter.standing import (
+    BACKGROUND,
+    EMBEDDING_WEIGHT,
+    RUNNER_UP_WEIGHT,
+    SAME_IMAGE,
+    background_of,
+    local_similarity,
+    stand_out,
+)
+from lcmem_filter.verification import BACKGROUND_UNDER_WARPS, SHORTLIST, Query
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablations.json"
+DEPTH = 2 * SHORTLIST
+"""Candidates of each pose that are compared, for variants with a longer shortlist."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A score.
+
+    Attributes:
+        weights: Of the embeddings' cosine, tokens as they lie, and descriptors under warps.
+        background: Ranks of the neighbours that are the background, without the second; ``None``: there is none.
+        runner_up: Weight of how far a candidate stands out from the next best one.
+        shortlist: Candidates of each pose.
+        upside_down: Whether the sample is compared upside down too.
+    """
+
+    weights: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    background: tuple[int, int] | None = (BACKGROUND_UNDER_WARPS.start, BACKGROUND_UNDER_WARPS.stop)
+    runner_up: float = RUNNER_UP_WEIGHT
+    shortlist: int = SHORTLIST
+    upside_down: bool = True
+
+
+FILTER = Variant()
+AS_THEY_LIE = (BACKGROUND.start, BACKGROUND.stop)
+MIXED = (EMBEDDING_WEIGHT, 1 - EMBEDDING_WEIGHT, 0.0)
+VARIANTS = {
+    "the filter": FILTER,
+    "descriptors as part of the likeness, embeddings a fifth": replace(FILTER, weights=(0.2, 0.0, 0.8)),
+    "descriptors as part of the likeness, tokens a fifth": replace(FILTER, weights=(0.0, 0.2, 0.8)),
+    "embeddings and tokens as they lie": replace(FILTER, weights=MIXED, background=AS_THEY_LIE),
+    "tokens as they lie": replace(FILTER, weights=(0.0, 1.0, 0.0), background=AS_THEY_LIE),
+    "embeddings alone": replace(FILTER, weights=(1.0, 0.0, 0.0), background=AS_THEY_LIE),
+    "likeness itself: no background, no runner-up": replace(FILTER, background=None, runner_up=0.0),
+    "no background": replace(FILTER, background=None),
+    "background of ranks 2 to 6": replace(FILTER, background=(1, 6)),
+    "background of ranks 3 to 10": replace(FILTER, background=(2, 10)),
+    "background of ranks 6 to 20": replace(FILTER, background=(5, 20)),
+    "no runner-up": replace(FILTER, runner_up=0.0),
+    "runner-up weighs 0.15": replace(FILTER, runner_up=0.15),
+    "runner-up weighs 0.5": replace(FILTER, runner_up=0.5),
+    "runner-up weighs 0.7": replace(FILTER, runner_up=0.7),
+    "shortlist of 5": replace(FILTER, shortlist=5),
+    "shortlist of 10": replace(FILTER, shortlist=10),
+    "shortlist of 50": replace(FILTER, shortlist=50),
+    "not upside down": replace(FILTER, upside_down=False),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What Q queries and their candidates have in common, those of the upright pose first.
+
+    Attributes:
+        alike: (3, Q, 2, 2 DEPTH): cosine of embeddings, tokens, descriptors, in both poses.
+        same: (Q, 2 DEPTH, 2 DEPTH): candidates that repeat each other.
+        right: (Q, 2 DEPTH): candidates that are to be found.
+    """
+
+    alike: torch.Tensor
+    same: torch.Tensor
+    right: torch.Tensor
+
+
+def main() -> None:
+    arguments = _parse()
+    splits = open_splits(arguments.data or data_files(), arguments.identity_column)
+    encoder = load_encoder(arguments.vae or vae_folder())
+    (method,), _ = open_methods(["lcmem"], arguments.head, arguments.space, {}, False)
+    if not method.baseline.head.has_descriptors(arguments.space):
+        raise SystemExit(
+            f"{arguments.head} has no descriptors of {arguments.space}; train it with --stages 1,2,3"
+        )
+    latents = arguments.latents or arguments.cache / "latents"
+    keeper = Keeper(arguments.cache, latents, encoder, arguments.resolution, method.baseline.head.grid)
+    design = Design(Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies)
+    tasks = main_tasks(design, keeper)
+    plan = [Task("strangers", design.strangers), *tasks]
+    test = keeper.kept(method, design.test)
+    every = torch.cat([keeper.kept(method, design.base), test])
+    found: dict[str, Found] = {}
+    for task in plan:
+        queries = test[task.rows] if task.images is None else keeper.kept(method, task.images)
+        found[task.name] = compared(method.baseline, every, queries, task, design)
+        print(f"{task.name}: {len(queries)} queries", flush=True)
+    unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
+    judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
+    results = {
+        "about": f"recall at {arguments.rate:.0%} false rejection of {int(unseen.sum()):,} unseen validation images, "
+        f"mean of domains, in two indexes of about {len(design.index_rows(0)):,} images; what a variant gains over the "
+        "filter with 95 % intervals by identity.",
+        "variants": evaluated(judge, found, tasks),
+        **provenance(arguments, design, keeper),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+@torch.inference_mode()
+def compared(
+    baseline: LCMem, every: torch.Tensor, queries: torch.Tensor, task: Task, design: Design
+) -> Found:
+    """Compare each query with its candidates in every way."""
+    parts: dict[int, Found] = {}
+    for half in (0, 1):
+        rows = design.index_rows(half)
+        side = half if task.name != "strangers" else 1 - half
+        backend = make_backend("exact", baseline.key(every[rows]))
+        for query in np.flatnonzero(design.half[task.rows] == side):
+            kept = queries[query : query + 1]
+            own = len(design.base) + task.rows[query]
+            depth = min(DEPTH + task.itself, len(rows))
+            places = [rows[backend.propose(pose, depth)[0].numpy()] for pose in baseline.query(kept)]
+            if task.itself:
+                places = [pose[pose != own][: depth - 1] for pose in places]
+            chosen = np.concatenate(places)
+            right = design.identity[chosen] == design.identity[own] if task.itself else chosen == own
+            parts[int(query)] = _one(baseline, kept, every[chosen], right)
+    ordered = [parts[query] for query in sorted(parts)]
+    return Found(
+        torch.stack([one.alike for one in ordered], 1),
+        torch.stack([one.same for one in ordered]),
+        torch.stack([one.right for one in ordered]),
+    )
+
+
+def _one(baseline: LCMem, kept: torch.Tensor, stored: torch.Tensor, right: np.ndarray) -> Found:
+    """A query (1, D) and its candidates (K, D)."""
+    asked, candidates, space = baseline.asked(kept), baseline.candidates(stored[None]), baseline.space
+    tokens = Query.of(baseline.head, baseline.parts(kept, space, "latents"), space, "tokens").parts
+    indexed = baseline.parts(stored[None], space, "tokens")
+    assert asked.parts is not None and candidates.parts is not None and tokens is not None
+    usual = _shortlisted(
+        len(stored), SHORTLIST, upside_down=True
+    )  # of them the filter moves the nearest few closer
+    alike = torch.empty(2, len(stored))
+    for some in (usual, ~usual):
+        if some.any():
+            alike[:, some] = torch.cat(
+                [alike_under_warps(pose, candidates.parts[:, some]) for pose in asked.parts]
+            )
+    ways = (
+        torch.einsum("pbd,bkd->pk", asked.embedding, candidates.embedding),
+        torch.cat([local_similarity(pose, indexed) for pose in tokens]),
+        alike,
+    )
+    same = candidates.embedding[0] @ candidates.embedding[0].T >= SAME_IMAGE
+    return Found(torch.stack(ways), same, torch.from_numpy(right))
+
+
+def _shortlisted(count: int, shortlist: int, *, upside_down: bool) -> torch.Tensor:
+    """Which of ``count`` candidates, half of each pose, are among the first of their pose."""
+    place = torch.arange(count) % (count // 2)
+    return (place < shortlist) & (upside_down | (torch.arange(count) < count // 2))
+
+
+def scores(found: Found, variant: Variant) -> torch.Tensor:
+    """Of each candidate (Q, K), ``-inf`` where the variant does not have it on its shortlist."""
+    kept = _shortlisted(found.right.shape[1], variant.shortlist, upside_down=variant.upside_down)
+    weights = torch.tensor(variant.weights)
+    alike = (found.alike * (weights / weights.sum())[:, None, None, None]).sum(0)
+    alike = (alike.amax(1) if variant.upside_down else alike[:, 0])[:, kept].clamp_max(1)
+    repeated = found.same[:, kept][:, :, kept].tril(-1).any(2)
+    background = torch.zeros(len(alike), 1)
+    if variant.background is not None:
+        background = background_of(alike, repeated, slice(*variant.background))
+    standing = stand_out(alike, background, repeated, variant.runner_up)
+    result = torch.full(found.right.shape, -torch.inf)
+    result[:, kept] = standing
+    return result
+
+
+def evaluated(judge: Judge, found: dict[str, Found], tasks: list[Task]) -> dict[str, Any]:
+    """For each variant and task: recall of each domain, and what is gained over the filter, with its interval."""
+    weights = judge.weights()
+    measured = {name: _measured(found, tasks, variant) for name, variant in VARIANTS.items()}
+    table: dict[str, Any] = {name: {} for name in VARIANTS}
+    for task in tasks:
+        of = {name: recalls(judge, one, task, weights) for name, one in measured.items()}
+        reference = of["the filter"]
+        for name, one in of.items():
+            overall = OVERALL if OVERALL in one.share else next(iter(one.share))
+            gained = one.drawn[overall] - reference.drawn[overall]
+            table[name][task.name] = {
+                "recall": {str(domain): share for domain, share in one.share.items()},
+                "gained": one.share[overall] - reference.share[overall],
+                "gained_interval": interval(gained),
+            }
+    return table
+
+
+def _measured(found: dict[str, Found], tasks: list[Task], variant: Variant) -> Measured:
+    answers = {}
+    for name, one in found.items():
+        of = scores(one, variant)
+        own = of.masked_fill(~one.right, -torch.inf).amax(1)
+        answers[name] = Answers(of.amax(1).numpy(), own.numpy())
+    return Measured(answers["strangers"].top, {task.name: answers[task.name] for task in tasks})
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
+    parser.add_argument("--latents", type=Path, help="cache of a training, whose latents are read")
+    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", help="folders or tables; default the sets of LCMEM_DATA"
+    )
+    parser.add_argument("--identity-column", default="id")
+    parser.add_argument("--vae", type=Path, help="autoencoder; default LCMEM_VAE")
+    parser.add_argument("--space", default="sd", help="its latent space, as the head calls it")
+    parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
+    parser.add_argument(
+        "--rate", type=float, default=0.01, help="share of unseen images that may be rejected"
+    )
+    parser.add_argument("--copies", type=int, default=150, help="images of a domain that are copied, at most")
+    parser.add_argument("--draws", type=int, default=500, help="draws of identities for the intervals")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
