@@ -13,7 +13,15 @@ from .errors import FilterFailedError
 from .head import LCMemHead
 from .index import MemorizationIndex
 from .matching import alike_under_warps
-from .standing import BACKGROUND, background_of, likeness, local_similarity, repeats, stand_out
+from .standing import (
+    BACKGROUND,
+    RUNNER_UP_WEIGHT,
+    background_of,
+    likeness,
+    local_similarity,
+    repeats,
+    stand_out,
+)
 from .types import Neighbour
 
 SHORTLIST = 25
@@ -23,12 +31,15 @@ BACKGROUND_UNDER_WARPS = slice(2, 6)
 """Ranks whose mean likeness is a sample's background where candidates are laid over it: the best warp makes strangers
 alike too, the nearest ones most."""
 
+RUNNER_UP_UNDER_WARPS = 0.5
+"""Weight, there, of how far a candidate stands out from the next best one."""
+
 AT_ONCE = {"cpu": 1}
 """Samples that are compared at once, elsewhere ``AT_ONCE_ELSEWHERE``: more would not fit a processor's cache."""
 
 AT_ONCE_ELSEWHERE = 32
 
-STATISTIC = "likeness under the best warp, beyond background and runner-up"
+STATISTIC = "likeness under the best warp, beyond background and runner-up in equal parts"
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
 
 Parts: TypeAlias = Literal["descriptors", "tokens", "latents"]
@@ -155,13 +166,13 @@ def compare(query: Query, candidates: Candidates) -> Compared:
         return Compared.of([compare(query.of_rows(rows), candidates.of_rows(rows)) for rows in some])
     repeated = repeats(candidates.embedding)
     cosine = torch.einsum("pbd,bkd->pbk", query.embedding, candidates.embedding).clamp(-1, 1)
-    parts, ranks = None, BACKGROUND
+    parts, ranks, runner_up = None, BACKGROUND, RUNNER_UP_WEIGHT
     if query.parts is not None and query.kind is not None and candidates.parts is not None:
         parts = torch.stack([_parts_alike(query.kind, pose, candidates.parts) for pose in query.parts])
     alike = likeness(cosine, parts).amax(0)
     if parts is not None and query.kind == "descriptors":
-        alike, ranks = parts.amax(0), BACKGROUND_UNDER_WARPS
-    score = stand_out(alike, background_of(alike, repeated, ranks), repeated)
+        alike, ranks, runner_up = parts.amax(0), BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
+    score = stand_out(alike, background_of(alike, repeated, ranks), repeated, runner_up)
     return Compared(score, cosine.amax(0), None if parts is None else parts.amax(0))
 
 

@@ -42,7 +42,7 @@ from lcmem_filter.standing import (
     local_similarity,
     stand_out,
 )
-from lcmem_filter.verification import BACKGROUND_UNDER_WARPS, SHORTLIST, Query
+from lcmem_filter.verification import BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS, SHORTLIST, Query
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablations.json"
 DEPTH = 2 * SHORTLIST
@@ -63,7 +63,7 @@ class Variant:
 
     weights: tuple[float, float, float] = (0.0, 0.0, 1.0)
     background: tuple[int, int] | None = (BACKGROUND_UNDER_WARPS.start, BACKGROUND_UNDER_WARPS.stop)
-    runner_up: float = RUNNER_UP_WEIGHT
+    runner_up: float = RUNNER_UP_UNDER_WARPS
     shortlist: int = SHORTLIST
     upside_down: bool = True
 
@@ -75,7 +75,9 @@ VARIANTS = {
     "the filter": FILTER,
     "descriptors as part of the likeness, embeddings a fifth": replace(FILTER, weights=(0.2, 0.0, 0.8)),
     "descriptors as part of the likeness, tokens a fifth": replace(FILTER, weights=(0.0, 0.2, 0.8)),
-    "embeddings and tokens as they lie": replace(FILTER, weights=MIXED, background=AS_THEY_LIE),
+    "embeddings and tokens as they lie": replace(
+        FILTER, weights=MIXED, background=AS_THEY_LIE, runner_up=RUNNER_UP_WEIGHT
+    ),
     "tokens as they lie": replace(FILTER, weights=(0.0, 1.0, 0.0), background=AS_THEY_LIE),
     "embeddings alone": replace(FILTER, weights=(1.0, 0.0, 0.0), background=AS_THEY_LIE),
     "likeness itself: no background, no runner-up": replace(FILTER, background=None, runner_up=0.0),
@@ -85,7 +87,7 @@ VARIANTS = {
     "background of ranks 6 to 20": replace(FILTER, background=(5, 20)),
     "no runner-up": replace(FILTER, runner_up=0.0),
     "runner-up weighs 0.15": replace(FILTER, runner_up=0.15),
-    "runner-up weighs 0.5": replace(FILTER, runner_up=0.5),
+    "runner-up weighs 0.3": replace(FILTER, runner_up=0.3),
     "runner-up weighs 0.7": replace(FILTER, runner_up=0.7),
     "shortlist of 5": replace(FILTER, shortlist=5),
     "shortlist of 10": replace(FILTER, shortlist=10),

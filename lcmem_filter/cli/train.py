@@ -62,6 +62,10 @@ _RECIPE: dict[str, dict[str, Any]] = {
         "help": "share of groups of identities that have labels in common (a column `labels`), so that a patient is "
         "told from others with the same disease",
     },
+    "keep_initial": {
+        "type": float,
+        "help": "how far the best head's weights go back towards those of --initial, 0 to 1",
+    },
     "gradient_accumulation": {"type": int, "help": "batches that one optimiser step is divided into"},
     "mixed_precision": {"choices": ["no", "fp16", "bf16"], "help": "of the trunk while training"},
     "validation_fraction": {

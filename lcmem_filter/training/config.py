@@ -60,6 +60,8 @@ class TrainingConfig:
         stage3_batch_pairs: Pairs of a step of stage 3, in groups of ``MATCHED_AMONG`` neighbours.
         stage3_same_image: Stage 3's ``same_image``.
         stage3_half_formed: Stage 3's ``half_formed``.
+        keep_initial: How far the best head's weights go back towards those that it started from, 0 to 1; a stage that
+            only adds a branch has none of that branch to go back to.
         match_dim: Length of the descriptors that stage 3 trains.
         match_temperature: Of their likeness in stage 3's loss.
         gradient_accumulation: Batches that one optimiser step is divided into; negatives stay within a batch.
@@ -103,6 +105,7 @@ class TrainingConfig:
     stage3_batch_pairs: int = 3 * MATCHED_AMONG
     stage3_same_image: float = 0.6
     stage3_half_formed: float = 0.15
+    keep_initial: float = 0.0
     match_dim: int = 32
     match_temperature: float = 0.05
     gradient_accumulation: int = 1
@@ -128,7 +131,14 @@ class TrainingConfig:
         for name in ("validation_fraction", "false_rejection_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
-        for name in ("same_image", "hard_negatives", "same_labels", "half_formed", "stage3_half_formed"):
+        for name in (
+            "same_image",
+            "hard_negatives",
+            "same_labels",
+            "half_formed",
+            "stage3_half_formed",
+            "keep_initial",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("image_views", "mild_views", "upside_down_views", "spread", "token_weight"):

@@ -30,7 +30,7 @@ from .objective import MatchObjective, Objective
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator, embed_all
 from .views import augment_latents, generator_for, half_formed, mirror_some, turn_groups
-from .weights import decay_groups, take_weights, with_descriptors
+from .weights import averaged, decay_groups, take_weights, with_descriptors
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
 
@@ -171,7 +171,7 @@ class _Run:
         )
         objective, optimizer = self._prepare(standing, train)
         self._train(standing, objective, optimizer, train, sampler, validator)
-        return self._finish(standing, train, held_out)
+        return self._finish(standing, train, held_out, validator)
 
     def _prepare(self, standing: Progress, train: LatentSet) -> tuple[Any, Any]:
         """Objective and optimiser under accelerate, as of ``standing``."""
@@ -326,13 +326,20 @@ class _Run:
             self.checkpoints.seal(standing)
         self._say(_line(standing))
 
-    def _finish(self, standing: Progress, train: LatentSet, held_out: LatentSet) -> LCMemHead:
+    def _finish(
+        self, standing: Progress, train: LatentSet, held_out: LatentSet, validator: Validator
+    ) -> LCMemHead:
         """Put the best head into ``output``, with its card and its record, and drop the checkpoints."""
         output = self.checkpoints.output
         head = LCMemHead.from_pretrained(self.checkpoints.best(standing.best_step))
+        best = next(entry for entry in standing.history if entry["step"] == standing.best_step)
+        if self.initial is not None and self.config.keep_initial:
+            head = averaged(head, self.initial, self.config.keep_initial)
         if self.accelerator.is_main_process:
+            if self.config.keep_initial:
+                best = {**best, **validator.measure(head.to(self.accelerator.device)).to_dict()}
+                head = head.cpu()
             head.save_pretrained(output)
-            best = next(entry for entry in standing.history if entry["step"] == standing.best_step)
             record = {
                 **standing.to_dict(),
                 "best": best,

@@ -61,6 +61,20 @@ def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: Traini
     return head
 
 
+@torch.no_grad()
+def averaged(head: LCMemHead, initial: LCMemHead, share: float) -> LCMemHead:
+    """``head`` with its weights moved by ``share`` of the way back to those of ``initial``, where that has them: what
+    fine-tuning gained and what it lost are balanced (Wortsman et al., arXiv 2109.01903)."""
+    before = initial.state_dict()
+    mixed = {
+        name: value.lerp(before[name].to(value), share)
+        for name, value in head.state_dict().items()
+        if name in before and value.is_floating_point() and not torch.equal(value, before[name].to(value))
+    }
+    head.load_state_dict(mixed, strict=False)
+    return head
+
+
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Groups for an optimiser: of what is trained, matrices and kernels decay, vectors do not."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]

@@ -217,6 +217,24 @@ def test_stage_3_trains_descriptors_and_nothing_else(tmp_path: Path, cache: Path
     assert alone.fingerprint == head.fingerprint
 
 
+def test_what_a_stage_changed_can_be_taken_half_the_way_back(tmp_path: Path, cache: Path) -> None:
+    config = replace(QUICK, stage3_steps=6, stage3_batch_pairs=12, evaluate_every=3)
+    torch.manual_seed(0)
+    plain = LCMemHead.create("micro", {"sd": 4})
+    initial = train(tmp_path / "initial", cache, config, stages=(3,), initial=plain)
+    heads = [
+        train(tmp_path / f"{share}", cache, replace(config, keep_initial=share), stages=(3,), initial=initial)
+        for share in (0.0, 0.5, 1.0)
+    ]
+    trained, halfway, back = (head.state_dict() for head in heads)
+    for name, value in initial.state_dict().items():
+        torch.testing.assert_close(back[name], value, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(halfway[name], (value + trained[name]) / 2, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(trained["dense.lateral.weight"], initial.state_dict()["dense.lateral.weight"])
+    told = [record(tmp_path / name)["best"]["same_identity"] for name in ("1.0", "initial")]
+    assert told[0] == told[1]  # measured after it
+
+
 def test_stage_3_keeps_the_spaces_that_it_does_not_train_on(tmp_path: Path, cache: Path) -> None:
     torch.manual_seed(0)
     initial = LCMemHead.create("micro", {"sd": 4, "other": 6})
