@@ -33,6 +33,7 @@ from lcmem_filter.training.views import generator_for
 from lcmem_filter.training.weights import with_descriptors
 from lcmem_filter.verification import (
     BACKGROUND_UNDER_WARPS,
+    RUNNER_UP_UNDER_WARPS,
     SHORTLIST,
     Candidates,
     Parts,
@@ -137,8 +138,8 @@ def test_under_warps_parts_alone_decide():
         ordered = sorted(alike[row].tolist(), reverse=True)
         background = min(math.fsum(ordered[BACKGROUND_UNDER_WARPS]) / 4, MOST_BACKGROUND)
         second = min(ordered[1], MOST_BACKGROUND)
-        expected = (1 - RUNNER_UP_WEIGHT) * (ordered[0] - background) / (1 - background)
-        expected += RUNNER_UP_WEIGHT * (ordered[0] - second) / (1 - second)
+        expected = (1 - RUNNER_UP_UNDER_WARPS) * (ordered[0] - background) / (1 - background)
+        expected += RUNNER_UP_UNDER_WARPS * (ordered[0] - second) / (1 - second)
         assert float(found.score[row].max()) == pytest.approx(expected, abs=1e-3)
 
 

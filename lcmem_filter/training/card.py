@@ -179,7 +179,10 @@ def _data(data: Mapping[str, Any]) -> str:
     sets = sorted({*data["train"], *data["validation"]})
     rows = [(name, *data["train"].get(name, (0, 0)), *data["validation"].get(name, (0, 0))) for name in sets]
     header = ("set", "images", "identities", "validation images", "validation identities")
-    return _table(header, rows) + f"\n\n{data['unreadable']} images could not be read."
+    told = f"{data['unreadable']} images could not be read."
+    if left_out := data.get("left_out"):
+        told += f" {left_out} validation images whose picture or person stands in the training set were left out."
+    return f"{_table(header, rows)}\n\n{told}"
 
 
 def _metrics(best: Mapping[str, Any]) -> str:
