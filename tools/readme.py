@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -215,20 +215,35 @@ def spaces() -> str:
     return _across("spaces.json", "space")
 
 
+def spaces_as_they_lie() -> str:
+    """The same where a space has no descriptors, from a run in which all pictures were compared as they lie."""
+    measured = RESULTS / "spaces.json"
+    by_warps = (
+        {row["index"] for row in json.loads(measured.read_text())["table"]} if measured.exists() else set()
+    )
+    return _across("spaces_as_they_lie.json", "space", leave_out=by_warps)
+
+
 def resolutions() -> str:
     """Samples at each resolution in an index at each, from a results file of ``benchmarks/spaces``."""
     return _across("resolutions.json", "resolution")
 
 
-def _across(name: str, what: str) -> str:
+def _across(name: str, what: str, leave_out: Collection[str] = ()) -> str:
     path = RESULTS / name
     if not path.exists():
         return f"Samples of one {what} in an index of another have not been measured yet.\n"
     results = json.loads(path.read_text())
-    cells = {(row["query"], row["index"]): row["mean"] for row in results["table"]}
+    cells = {
+        (row["query"], row["index"]): row["mean"]
+        for row in results["table"]
+        if not {row["query"], row["index"]} <= set(leave_out)
+    }
     stored = list(dict.fromkeys(index for _, index in cells))
 
     def cell(query: str, index: str) -> str:
+        if (query, index) not in cells:
+            return "-"
         (mild, mild_auc), (heavy, heavy_auc) = (
             cells[query, index][task] for task in ("mild_copies", "heavy_copies")
         )
@@ -370,6 +385,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "resolutions": resolutions,
     "robustness": robustness,
     "spaces": spaces,
+    "spaces_as_they_lie": spaces_as_they_lie,
 }
 
 

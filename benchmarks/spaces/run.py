@@ -67,6 +67,8 @@ def main() -> None:
     table = []
     for query in keepers:
         for index in keepers:
+            if arguments.with_first and query != index and next(iter(keepers)) not in (query, index):
+                continue
             table.append(between(query, index, kept, methods, design, judge, tasks))
             print(json.dumps(table[-1]["mean"]), flush=True)
     arguments.space = next(iter(folders)).partition("@")[0]
@@ -166,6 +168,11 @@ def _parse() -> argparse.Namespace:
         type=lambda v: v.split("=", 1),
         metavar="SPACE[@PIXELS]=FOLDER",
         help="the encoder of each space, as the head calls it, and the side that pictures are encoded at",
+    )
+    parser.add_argument(
+        "--with-first",
+        action="store_true",
+        help="of two different ones, only pairs with the first, which is what an index for all would be built with",
     )
     parser.add_argument("--sets", nargs="+", help="data sets that are used; all by default")
     parser.add_argument("--trust-remote-code", action="store_true", help="run custom autoencoder classes")

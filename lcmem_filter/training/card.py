@@ -181,7 +181,9 @@ def _data(data: Mapping[str, Any]) -> str:
     header = ("set", "images", "identities", "validation images", "validation identities")
     told = f"{data['unreadable']} images could not be read."
     if left_out := data.get("left_out"):
-        told += f" {left_out} validation images whose picture or person stands in the training set were left out."
+        told += (
+            f" {left_out} validation images whose picture or person stands in the training set were left out."
+        )
     return f"{_table(header, rows)}\n\n{told}"
 
 
