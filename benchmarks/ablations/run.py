@@ -22,16 +22,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
-from data import Images, data_files, open_splits, vae_folder
+from arguments import add_data_arguments, add_rate_argument, open_data
+from data import Images
 from figures import OVERALL, Judge, interval, recalls
-from keep import Keeper
 from methods import open_methods
 from protocol import Answers, Design, Measured, Task, known_duplicates
 from run import SEED, main_tasks, provenance
 
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.index.backends import make_backend
-from lcmem_filter.latents import load_encoder
 from lcmem_filter.matching import alike_under_warps
 from lcmem_filter.standing import (
     BACKGROUND,
@@ -113,15 +112,12 @@ class Found:
 
 def main() -> None:
     arguments = _parse()
-    splits = open_splits(arguments.data or data_files(), arguments.identity_column)
-    encoder = load_encoder(arguments.vae or vae_folder())
+    splits, keeper = open_data(arguments)
     (method,), _ = open_methods(["lcmem"], arguments.head, arguments.space, {}, False)
     if not method.baseline.head.has_descriptors(arguments.space):
         raise SystemExit(
             f"{arguments.head} has no descriptors of {arguments.space}; train it with --stages 1,2,3"
         )
-    latents = arguments.latents or arguments.cache / "latents"
-    keeper = Keeper(arguments.cache, latents, encoder, arguments.resolution, method.baseline.head.grid)
     design = Design(Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies)
     tasks = main_tasks(design, keeper)
     plan = [Task("strangers", design.strangers), *tasks]
@@ -251,19 +247,8 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
-    parser.add_argument("--latents", type=Path, help="cache of a training, whose latents are read")
-    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
-    parser.add_argument(
-        "--data", type=Path, nargs="+", help="folders or tables; default the sets of LCMEM_DATA"
-    )
-    parser.add_argument("--identity-column", default="id")
-    parser.add_argument("--vae", type=Path, help="autoencoder; default LCMEM_VAE")
-    parser.add_argument("--space", default="sd", help="its latent space, as the head calls it")
-    parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
-    parser.add_argument(
-        "--rate", type=float, default=0.01, help="share of unseen images that may be rejected"
-    )
+    add_data_arguments(parser)
+    add_rate_argument(parser)
     parser.add_argument("--copies", type=int, default=150, help="images of a domain that are copied, at most")
     parser.add_argument("--draws", type=int, default=500, help="draws of identities for the intervals")
     parser.add_argument("--output", type=Path, default=RESULTS)

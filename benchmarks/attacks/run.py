@@ -25,9 +25,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
-from data import Images, data_files, open_splits, vae_folder
+from arguments import add_data_arguments, add_rate_argument, open_data
+from data import Images
 from figures import Judge
-from keep import Keeper
 from methods import open_methods
 from protocol import Design, known_duplicates, measure
 from run import SEED, provenance
@@ -35,7 +35,7 @@ from run import SEED, provenance
 from lcmem_filter.baselines import Searcher
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import to_pixels
-from lcmem_filter.latents import Encoder, load_encoder
+from lcmem_filter.latents import Encoder
 from lcmem_filter.matching import alike_under
 from lcmem_filter.report.statistics import rate_of
 
@@ -47,13 +47,10 @@ HALF = 0
 
 def main() -> None:
     arguments = _parse()
-    splits = open_splits(arguments.data or data_files(), arguments.identity_column)
-    encoder = load_encoder(arguments.vae or vae_folder())
-    encoder.vae.requires_grad_(False)
+    splits, keeper = open_data(arguments)
+    keeper.encoder.vae.requires_grad_(False)
     (method,), _ = open_methods(["lcmem"], arguments.head, arguments.space, {}, False)
     baseline, head = method.baseline, method.baseline.head.requires_grad_(False)
-    latents = arguments.latents or arguments.cache / "latents"
-    keeper = Keeper(arguments.cache, latents, encoder, arguments.resolution, head.grid)
     base = Images("base", splits["train"].sources + splits["validation"].sources)
     design = Design(base, splits["test"], SEED, 1000)
     unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
@@ -66,7 +63,7 @@ def main() -> None:
     searcher = Searcher(baseline, every[indexed])
     own = np.searchsorted(indexed, len(design.base) + rows)
     pixels = torch.stack([_pixels(design.test, int(row), arguments.resolution) for row in rows])
-    attack = Attack(head, arguments.space, encoder, arguments.steps)
+    attack = Attack(head, arguments.space, keeper.encoder, arguments.steps)
 
     def found(changed: torch.Tensor) -> list[float]:
         scores = searcher.search(baseline.embed(head.canonical(changed)), baseline.shortlist)
@@ -188,19 +185,8 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path, required=True, help="that of benchmarks/detection, or another")
-    parser.add_argument("--latents", type=Path, help="cache of a training, whose latents are read")
-    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
-    parser.add_argument(
-        "--data", type=Path, nargs="+", help="folders or tables; default the sets of LCMEM_DATA"
-    )
-    parser.add_argument("--identity-column", default="id")
-    parser.add_argument("--vae", type=Path, help="autoencoder; default LCMEM_VAE")
-    parser.add_argument("--space", default="sd", help="its latent space, as the head calls it")
-    parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
-    parser.add_argument(
-        "--rate", type=float, default=0.01, help="share of unseen images that may be rejected"
-    )
+    add_data_arguments(parser)
+    add_rate_argument(parser)
     parser.add_argument("--images", type=int, default=150, help="copies")
     parser.add_argument("--steps", type=int, default=20, help="of gradient descent")
     parser.add_argument("--bounds", type=float, nargs="+", default=[2, 4, 8], help="of 255")

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from data import Images, data_files, open_splits, vae_folder
+from arguments import add_data_arguments, open_data
+from data import Images
 from keep import Keeper
 from methods import Method, open_methods
 from PIL import Image, ImageDraw
@@ -24,20 +25,14 @@ from protocol import Design, known_duplicates
 from run import SEED
 
 from lcmem_filter.baselines import Searcher
-from lcmem_filter.head import LCMemHead
-from lcmem_filter.latents import load_encoder
 
 SIDE, COLUMNS, ROWS = 150, 4, 6
 
 
 def main() -> None:
     arguments = _parse()
-    splits = open_splits(arguments.data or data_files(), arguments.identity_column)
+    splits, keeper = open_data(arguments)
     methods, _ = open_methods(arguments.methods, arguments.head, arguments.space, {}, False)
-    encoder = load_encoder(arguments.vae or vae_folder())
-    latents = arguments.latents or arguments.cache / "latents"
-    grid = LCMemHead.from_pretrained(arguments.head).grid
-    keeper = Keeper(arguments.cache, latents, encoder, arguments.resolution, grid)
     indexed = splits["train"].sources
     if arguments.split == "test":
         indexed += splits["validation"].sources
@@ -109,17 +104,10 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
-    parser.add_argument("--latents", type=Path, help="cache of a training, whose latents are read")
+    add_data_arguments(parser)
     parser.add_argument(
         "--split", choices=["validation", "test"], default="test", help="whose images are unseen"
     )
-    parser.add_argument("--data", type=Path, nargs="+", help="as of run.py, as are the next four")
-    parser.add_argument("--identity-column", default="id")
-    parser.add_argument("--vae", type=Path)
-    parser.add_argument("--space", default="sd")
-    parser.add_argument("--resolution", type=int, default=128)
-    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
     parser.add_argument(
         "--methods", nargs="+", default=["lcmem", "efficientnet_lite0", "ncc", "aligned_latents"]
     )

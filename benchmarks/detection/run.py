@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 import plots
+from arguments import add_data_arguments, add_rate_argument, open_data
 from changes import CHANGES, Change
-from data import Images, data_files, one_per_identity, open_splits, vae_folder
+from data import Images, one_per_identity
 from figures import Judge, average_precision, curve, deciding
 from keep import Keeper
 from methods import REFERENCE, Method, open_methods
@@ -43,8 +44,6 @@ from protocol import (
 )
 from views import View, heavy, mild
 
-from lcmem_filter.latents import load_encoder
-
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RATES = np.geomspace(0.002, 0.1, 18)
 SEED = 0
@@ -58,16 +57,11 @@ TASKS = {
 
 def main() -> None:
     arguments = _parse()
-    splits = open_splits(arguments.data or data_files(), arguments.identity_column)
-    encoder = load_encoder(arguments.vae or vae_folder())
+    splits, keeper = open_data(arguments)
     methods, absent = open_methods(
         arguments.methods, arguments.head, arguments.space, dict(arguments.weights), arguments.download
     )
     (embedding,), _ = open_methods(["lcmem_embedding"], arguments.head, arguments.space, {}, False)
-    grid = embedding.baseline.head.grid
-    keeper = Keeper(
-        arguments.cache, arguments.latents or arguments.cache / "latents", encoder, arguments.resolution, grid
-    )
     base = Images("base", splits["train"].sources + splits["validation"].sources)
     design = Design(base, splits["test"], SEED, arguments.copies)
     tasks = main_tasks(design, keeper)
@@ -308,27 +302,14 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
-    parser.add_argument(
-        "--latents", type=Path, help="cache of a training, whose latents are read; default CACHE/latents"
-    )
-    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
-    parser.add_argument("--space", default="sd", help="latent space of the autoencoder, as the head calls it")
-    parser.add_argument("--vae", type=Path, help="autoencoder; default LCMEM_VAE")
-    parser.add_argument(
-        "--data", type=Path, nargs="+", help="folders or tables; default the nine sets of LCMEM_DATA"
-    )
+    add_data_arguments(parser)
     parser.add_argument(
         "--near-duplicates",
         type=Path,
         default=LISTED,
         help="unseen images whose picture stands in the index under another name (look.py)",
     )
-    parser.add_argument("--identity-column", default="id", help="column of identities")
-    parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
-    parser.add_argument(
-        "--rate", type=float, default=0.01, help="share of unseen images that may be rejected"
-    )
+    add_rate_argument(parser)
     parser.add_argument("--draws", type=int, default=1000, help="draws of identities for the intervals")
     parser.add_argument("--methods", nargs="*", default=[], help="rows to measure; default all")
     parser.add_argument(

@@ -26,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
+from arguments import add_rate_argument
 from data import Images, data_files, open_splits
 from figures import OVERALL, Judge, interval, recalls
 from keep import Keeper
@@ -177,9 +178,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", help="data sets that are used; all by default")
     parser.add_argument("--trust-remote-code", action="store_true", help="run custom autoencoder classes")
     parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
-    parser.add_argument(
-        "--rate", type=float, default=0.01, help="share of unseen images that may be rejected"
-    )
+    add_rate_argument(parser)
     parser.add_argument("--draws", type=int, default=500, help="draws of identities for the intervals")
     parser.add_argument("--copies", type=int, default=200, help="test images of a domain that are copied")
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -1,0 +1,43 @@
+"""What every benchmark on these images is told on its command line, and what it opens by that."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data import Images, data_files, open_splits, vae_folder
+from keep import Keeper
+
+from lcmem_filter.head import LCMemHead
+from lcmem_filter.latents import load_encoder
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Images, head and encoder, and where what is computed is kept."""
+    parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
+    parser.add_argument(
+        "--latents", type=Path, help="cache of a training, whose latents are read; default CACHE/latents"
+    )
+    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
+    parser.add_argument("--space", default="sd", help="latent space of the autoencoder, as the head calls it")
+    parser.add_argument("--vae", type=Path, help="autoencoder; default LCMEM_VAE")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", help="folders or tables; default the nine sets of LCMEM_DATA"
+    )
+    parser.add_argument("--identity-column", default="id", help="column of identities")
+    parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
+
+
+def add_rate_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rate", type=float, default=0.01, help="share of unseen images that may be rejected"
+    )
+
+
+def open_data(arguments: argparse.Namespace) -> tuple[dict[str, Images], Keeper]:
+    """Images of each split, and what reads or computes their latents."""
+    splits = open_splits(arguments.data or data_files(), arguments.identity_column)
+    encoder = load_encoder(arguments.vae or vae_folder())
+    latents = arguments.latents or arguments.cache / "latents"
+    grid = LCMemHead.from_pretrained(arguments.head).grid
+    return splits, Keeper(arguments.cache, latents, encoder, arguments.resolution, grid)
