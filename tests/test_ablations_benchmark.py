@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from lcmem_filter.head import LCMemHead
 
 from tests.index.material import saved_encoder
-from tests.test_detection_benchmark import write_table
+from tests.test_detection_benchmark import on_ones_own_table
 from tests.tiny import tiny_vae
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "ablations" / "run.py"
@@ -28,24 +27,13 @@ def test_the_filter_is_the_filter_and_parts_are_worth_something(tmp_path):
     head = LCMemHead.create("micro", {"sd": 4}, token_dim=8, match_dim=8, match_spaces=["sd"])
     head.add_probes("sd", tiny_vae())
     head.save_pretrained(tmp_path / "head")
-    options = {
-        "data": write_table(tmp_path, 100),
-        "identity-column": "person",
-        "vae": tmp_path / "vae",
-        "head": tmp_path / "head",
-        "cache": tmp_path / "cache",
-        "resolution": 32,
-        "rate": 0.2,
-        "draws": 40,
-        "output": tmp_path / "out" / "ablations.json",
-    }
-    command = [sys.executable, "-c", COMPARED_WITH_THE_FILTER, str(SCRIPT)]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
+    output = tmp_path / "out" / "ablations.json"
+    python, *rest = on_ones_own_table(SCRIPT, tmp_path, identities=100, rate=0.2, draws=40, output=output)
+    command = [python, "-c", COMPARED_WITH_THE_FILTER, *rest]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "as the filter scores them" in done.stdout
-    table = json.loads((tmp_path / "out" / "ablations.json").read_text())["variants"]
+    table = json.loads(output.read_text())["variants"]
     for task, row in table["the filter"].items():
         assert row["gained"] == 0 and row["gained_interval"] == [0, 0], task
         for variant in table.values():

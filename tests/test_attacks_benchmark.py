@@ -15,7 +15,7 @@ from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import to_pixels
 
 from tests.index.material import head, saved_encoder
-from tests.test_detection_benchmark import write_table
+from tests.test_detection_benchmark import on_ones_own_table
 from tests.tiny import picture
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "attacks" / "run.py"
@@ -67,24 +67,13 @@ def test_the_command(tmp_path):
     pytest.importorskip("sklearn")
     saved_encoder(tmp_path)
     head().save_pretrained(tmp_path / "head")
-    options = {
-        "data": write_table(tmp_path),
-        "identity-column": "person",
-        "vae": tmp_path / "vae",
-        "head": tmp_path / "head",
-        "cache": tmp_path / "cache",
-        "resolution": 32,
-        "rate": 0.2,
-        "images": 8,
-        "steps": 3,
-        "output": tmp_path / "out" / "attacks.json",
-    }
-    command = [sys.executable, str(SCRIPT), "--bounds", "2", "64"]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
+    output = tmp_path / "out" / "attacks.json"
+    command = on_ones_own_table(
+        SCRIPT, tmp_path, "--bounds", "2", "64", rate=0.2, images=8, steps=3, output=output
+    )
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads((tmp_path / "out" / "attacks.json").read_text())["found"]
+    found = json.loads(output.read_text())["found"]
     assert found["unchanged"][0] == 1.0
     for kind in ("image", "latent"):
         for bound in ("2/255", "64/255"):

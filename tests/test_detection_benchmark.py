@@ -34,42 +34,44 @@ def write_table(folder: Path, identities: int = 50) -> Path:
     return folder / "mine.csv"
 
 
+def on_ones_own_table(
+    script: Path, folder: Path, *words: str, identities: int = 50, **more: object
+) -> list[str]:
+    """A command line of a benchmark on ``write_table``'s pictures; the folder has to hold ``head`` and ``vae``."""
+    options = {
+        "data": write_table(folder, identities),
+        "identity-column": "person",
+        "vae": folder / "vae",
+        "head": folder / "head",
+        "cache": folder / "cache",
+        "resolution": 32,
+        **{name.replace("_", "-"): value for name, value in more.items()},
+    }
+    given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, str(script), *words, *given]
+
+
 def test_ones_own_table_through_the_command(tmp_path):
     pytest.importorskip("sklearn")
     saved_encoder(tmp_path)
     head().save_pretrained(tmp_path / "head")
-    options = {
-        "data": write_table(tmp_path),
-        "identity-column": "person",
-        "vae": tmp_path / "vae",
-        "head": tmp_path / "head",
-        "cache": tmp_path / "cache",
-        "resolution": 32,
-        "rate": 0.2,
-        "draws": 40,
-        "robustness-images": 6,
-        "output": tmp_path / "out" / "mine.json",
-    }
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "--methods",
-        "lcmem",
-        "raw_latents",
-        "mse",
-        "clip",
-        "packhaeuser",
-        "dar",
-    ]
     (tmp_path / "same.csv").write_text(
         "unseen_set,unseen,indexed_set,indexed,same\n"
         "mine,3-0.png,mine,0-0.png,person\nmine,3-1.png,mine,0-0.png,person\nother,1.png,mine,0-0.png,picture\n"
     )
-    options["near-duplicates"] = tmp_path / "same.csv"
     SiameseNetwork("packhaeuser", 32, (8, 16), (1, 1), 12).save(tmp_path / "packhaeuser")
-    command += ["--weights", f"packhaeuser={tmp_path / 'packhaeuser'}"]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
+    command = on_ones_own_table(
+        SCRIPT,
+        tmp_path,
+        "--methods",
+        *("lcmem", "raw_latents", "mse", "clip", "packhaeuser", "dar"),
+        weights=f"packhaeuser={tmp_path / 'packhaeuser'}",
+        rate=0.2,
+        draws=40,
+        robustness_images=6,
+        near_duplicates=tmp_path / "same.csv",
+        output=tmp_path / "out" / "mine.json",
+    )
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     results = json.loads((tmp_path / "out" / "mine.json").read_text())
@@ -101,18 +103,15 @@ def test_ones_own_table_through_the_command(tmp_path):
 def test_the_nearest_unseen_images_are_shown(tmp_path):
     saved_encoder(tmp_path)
     head().save_pretrained(tmp_path / "head")
-    command = [sys.executable, str(SCRIPT.with_name("look.py")), "--methods", "raw_latents", "mse"]
-    for name, value in {
-        "data": write_table(tmp_path),
-        "identity-column": "person",
-        "vae": tmp_path / "vae",
-        "head": tmp_path / "head",
-        "cache": tmp_path / "cache",
-        "resolution": 32,
-        "most": 5,
-        "output": tmp_path / "sheets",
-    }.items():
-        command += [f"--{name}", str(value)]
+    command = on_ones_own_table(
+        SCRIPT.with_name("look.py"),
+        tmp_path,
+        "--methods",
+        "raw_latents",
+        "mse",
+        most=5,
+        output=tmp_path / "sheets",
+    )
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     with (tmp_path / "sheets" / "pairs.csv").open() as file:
