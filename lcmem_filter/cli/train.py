@@ -32,6 +32,10 @@ _RECIPE: dict[str, dict[str, Any]] = {
     "temperature": {"type": float, "help": "of NT-Xent"},
     "spread": {"type": float, "help": "weight of the term that pushes strangers apart"},
     "resolution": {"type": int, "help": "side in pixels that images are squashed to before they are encoded"},
+    "reference_resolution": {
+        "type": int,
+        "help": "with --add-space: that side for --reference-vae, where it differs",
+    },
     "further_resolutions": {
         "type": int,
         "nargs": "+",
@@ -160,18 +164,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> Any:
-    """The recipe that the options say, in which those that do not apply to a stem are refused."""
+    """The recipe that the options say, in which those that do not apply, to a stem or to a head, are refused."""
     from ..training import AddSpaceConfig, TrainingConfig
 
     given = _given(args)
     if "further_resolutions" in given:
         given["further_resolutions"] = tuple(given["further_resolutions"])
-    if not args.add_space:
-        return TrainingConfig(**given)
-    foreign = sorted(set(given) - {field.name for field in fields(AddSpaceConfig)})
+    recipe = AddSpaceConfig if args.add_space else TrainingConfig
+    foreign = sorted(set(given) - {field.name for field in fields(recipe)})
     if foreign:
-        raise ValueError(f"--add-space trains a stem alone; leave out {', '.join(foreign)}")
-    return AddSpaceConfig(**given)
+        why = "--add-space trains a stem alone" if args.add_space else "there is no reference without --add-space"
+        raise ValueError(f"{why}; leave out {', '.join(foreign)}")
+    return recipe(**given)
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:

@@ -39,7 +39,9 @@ class AddSpaceConfig:
         steps: Optimiser steps.
         batch_images: Images of one step.
         learning_rate: Peak of a cosine decay.
-        resolution: Side in pixels that images are squashed to before they are encoded, by both encoders.
+        resolution: Side in pixels that images are squashed to before they are encoded. An encoder that shrinks pictures
+            more than the reference does needs a larger one, so that its latents are as fine.
+        reference_resolution: The same for the reference; by default the same side.
         temperature: Of NT-Xent between the two spaces.
         validation_fraction: Share of identities held out where no validation data is given.
         seed: Of everything that is drawn.
@@ -49,6 +51,7 @@ class AddSpaceConfig:
     batch_images: int = 128
     learning_rate: float = 2e-3
     resolution: int = 128
+    reference_resolution: int | None = None
     temperature: float = 0.07
     validation_fraction: float = 0.1
     seed: int = 0
@@ -112,6 +115,7 @@ def add_space(
         Path(cache) if cache else output / ".latents",
         accelerator,
         grid=initial.grid,
+        resolutions={known: config.reference_resolution or config.resolution},
         progress=progress,
     )
     head = _with_stem(initial, space, known, train.latents[space].shape[2], config.seed)

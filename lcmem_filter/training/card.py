@@ -155,6 +155,7 @@ def _added(spaces: Mapping[str, Any]) -> str:
         (
             one["encoder"]["name"],
             one["encoder"]["sha256"][:16],
+            f"{one['recipe']['resolution']} px",
             between,
             *(
                 "" if found[kind]["overall"] is None else f"{found[kind]['overall']:.1%}"
@@ -168,6 +169,7 @@ def _added(spaces: Mapping[str, Any]) -> str:
     header = (
         "encoder",
         "SHA-256 of its weights",
+        "encoded at",
         "samples in index",
         "mild copies",
         "another image of the identity",

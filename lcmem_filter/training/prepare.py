@@ -25,12 +25,14 @@ def prepare_data(
     accelerator: Accelerator,
     *,
     grid: int | None = None,
+    resolutions: Mapping[str, int] | None = None,
     progress: bool = True,
 ) -> tuple[LatentSet, LatentSet]:
     """Encode what is missing, each process its share, then read everything.
 
     Args:
         grid: Side of the canonical latents; that of the recipe's size by default.
+        resolutions: Side in pixels that some spaces' images are squashed to, in place of the recipe's.
 
     Returns:
         Images to train on, and images to validate on that share no identity with them: those of ``validation``,
@@ -47,16 +49,18 @@ def prepare_data(
     def plans(
         images: Sequence[ImageSource], further: Sequence[int] = (), **kinds: int
     ) -> dict[str, list[list[CachePlan]]]:
-        def of(source: ImageSource, encoder: Encoder) -> list[CachePlan]:
-            def view(number: int, kind: str, resolution: int = config.resolution) -> CachePlan:
+        def of(source: ImageSource, space: str, encoder: Encoder) -> list[CachePlan]:
+            usual = (resolutions or {}).get(space, config.resolution)
+
+            def view(number: int, kind: str, resolution: int = usual) -> CachePlan:
                 return CachePlan(cache, source, encoder, resolution, grid, number, config.seed, kind)
 
             views = {kind.replace("_", "-"): count for kind, count in kinds.items()}
-            sides = [side if side <= _shorter_side(source) else config.resolution for side in further]
+            sides = [side if side <= _shorter_side(source) else usual for side in further]
             numbered = [view(v, kind) for kind, count in views.items() for v in range(1, 1 + count)]
             return [view(0, "light"), *(view(0, "light", side) for side in sides), *numbered]
 
-        return {space: [of(source, encoder) for source in images] for space, encoder in encoders.items()}
+        return {space: [of(one, space, encoder) for one in images] for space, encoder in encoders.items()}
 
     train = plans(
         sources,

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from lcmem_filter.cli.main import main
 from lcmem_filter.errors import ArtifactError, LatentSpaceError
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import to_pixels
-from lcmem_filter.latents import Encoder
+from lcmem_filter.latents import Encoder, canonical
 from lcmem_filter.training import AddSpaceConfig, add_space, train_head, training_record
+from lcmem_filter.training.prepare import prepare_data
 from lcmem_filter.training.weights import with_descriptors
 
 from tests.tiny import picture, tiny_vae
@@ -132,5 +134,27 @@ def test_the_command_adds_a_space(
     whole = [*options, "--add-space", "--initial", str(trained), "--reference-vae", str(tmp_path / "known")]
     assert main([*whole, "--strong-views", "2"]) == 2
     assert "leave out strong_views" in capsys.readouterr().err
-    assert main([*whole, "--steps", "2", "--resolution", "32"]) == 0
+    assert main([*options, "--reference-resolution", "32"]) == 2
+    assert "leave out reference_resolution" in capsys.readouterr().err
+    assert main([*whole, "--steps", "2", "--resolution", "32", "--reference-resolution", "16"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["spaces"] == ["sd", "other"]
+    assert "| 32 px | other in sd |" in (tmp_path / "head" / "README.md").read_text()
+    recipe = json.loads((tmp_path / "head" / "training.json").read_text())["added_spaces"]["other"]["recipe"]
+    assert (recipe["resolution"], recipe["reference_resolution"]) == (32, 16)
+
+
+def test_each_encoder_has_its_own_resolution(tmp_path: Path, known: Encoder, other: Encoder) -> None:
+    """Encoders that shrink pictures differently see them at sizes whose latents are as fine."""
+    train, _ = prepare_data(
+        SOURCES[1:],
+        SOURCES[:1],
+        {"sd": known, "other": other},
+        replace(QUICK, resolution=32, image_views=0),
+        tmp_path,
+        Accelerator(),
+        resolutions={"sd": 64},
+    )
+    image = SOURCES[1].image(0)
+    for space, encoder, side in (("sd", known, 64), ("other", other, 32)):
+        encoded = canonical(encoder.encode(to_pixels(image, side)[None]), train.latents[space].shape[-1])
+        assert torch.allclose(train.latents[space][0, :1].float(), encoded, atol=2e-3), space
