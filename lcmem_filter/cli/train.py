@@ -173,7 +173,11 @@ def _config(args: argparse.Namespace) -> Any:
     recipe = AddSpaceConfig if args.add_space else TrainingConfig
     foreign = sorted(set(given) - {field.name for field in fields(recipe)})
     if foreign:
-        why = "--add-space trains a stem alone" if args.add_space else "there is no reference without --add-space"
+        why = (
+            "--add-space trains a stem alone"
+            if args.add_space
+            else "there is no reference without --add-space"
+        )
         raise ValueError(f"{why}; leave out {', '.join(foreign)}")
     return recipe(**given)
 
