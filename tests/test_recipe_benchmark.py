@@ -1,0 +1,52 @@
+"""The benchmark of the training recipe's parts: heads differ by what is changed, and are compared seed by seed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.index.material import head, saved_encoder
+from tests.test_detection_benchmark import on_ones_own_table
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "recipe" / "run.py"
+
+pytestmark = pytest.mark.slow
+
+
+def test_variants_are_trained_and_compared_with_the_recipe(tmp_path):
+    pytest.importorskip("sklearn")
+    saved_encoder(tmp_path)
+    head().save_pretrained(tmp_path / "head")
+    output = tmp_path / "out" / "recipe.json"
+    command = on_ones_own_table(
+        SCRIPT,
+        tmp_path,
+        *("--variants", "a head of 0.3 million parameters"),
+        identities=60,
+        rate=0.2,
+        draws=40,
+        steps=4,
+        pairs=8,
+        seeds=2,
+        output=output,
+    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    table = json.loads(output.read_text())["variants"]
+    assert list(table) == ["the recipe", "a head of 0.3 million parameters"]
+    for name, row in table.items():
+        assert row["seeds"] == [0, 1]
+        assert row["loss"]["0"] != row["loss"]["1"], name
+        assert name == "the recipe" or row["loss"]["0"] != table["the recipe"]["loss"]["0"]
+        for score in ("filter", "embedding"):
+            for task, cell in row[score].items():
+                low, high = cell["gained_interval"]
+                assert -1 <= low <= high <= 1
+                usual = table["the recipe"][score][task]
+                assert cell["gained"] == pytest.approx(
+                    sum(cell["of_seeds"]) / 2 - sum(usual["of_seeds"]) / 2, abs=1e-9
+                )
+    assert table["the recipe"]["filter"]["heavy_copies"]["gained_interval"] == [0, 0]
