@@ -25,6 +25,7 @@ _FOR_HEADS = (
     "initial",
     "add_space",
     "reference_vae",
+    "leave_out",
 )
 
 

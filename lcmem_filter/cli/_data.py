@@ -125,3 +125,19 @@ def condition(text: str) -> tuple[str, str]:
 
         raise DataError(f"a condition is COLUMN=VALUE, got {text!r}; for example --where split=train")
     return column, value
+
+
+def read_ids(path: str) -> set[str]:
+    """The lines of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    from pathlib import Path
+
+    from ..errors import DataError
+
+    try:
+        return {line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}; give a text file with one id a line") from error

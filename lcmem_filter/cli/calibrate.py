@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from ..errors import DataError
 from ._data import (
     DATA,
     add_column_arguments,
@@ -15,6 +13,7 @@ from ._data import (
     add_encoder_arguments,
     open_index,
     open_source,
+    read_ids,
 )
 
 NAME = "calibrate"
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         held_out,
         false_rejection_rate=args.false_rejection_rate,
         encoder=encoder,
-        leave_out=_ids(args.leave_out) if args.leave_out else (),
+        leave_out=read_ids(args.leave_out) if args.leave_out else (),
     )
     low, high = found.realised_rate
     left_out = "".join(f"; {count} left out: {why}" for why, count in found.dropped.items())
@@ -75,11 +74,3 @@ def run(args: argparse.Namespace) -> int:
     summary = {key: value for key, value in found.to_dict().items() if key != "scores"}
     print(json.dumps({"index": args.index, "n": found.n, **summary}))
     return 0
-
-
-def _ids(path: str) -> set[str]:
-    """The lines of a file."""
-    try:
-        return {line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}; give a text file with one id a line") from error

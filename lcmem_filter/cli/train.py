@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ._baseline import add_baseline_arguments, train_baseline
-from ._data import DATA, add_column_arguments, add_encoder_arguments, open_source
+from ._data import DATA, add_column_arguments, add_encoder_arguments, open_source, read_ids
 
 if TYPE_CHECKING:
     from ..head import LCMemHead
@@ -104,6 +104,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--validation", nargs="+", metavar="DATA", help="images of identities that are not trained on"
+    )
+    parser.add_argument(
+        "--leave-out",
+        metavar="FILE",
+        help="ids, one a line (SET/ID where there are several sets), of validation images that show a picture of the "
+        "training images, as you saw",
     )
     add_column_arguments(parser, ids=False)
     parser.add_argument(
@@ -202,6 +208,7 @@ def _train(args: argparse.Namespace, config: TrainingConfig, encoder: Encoder) -
         cache=args.cache,
         terms=args.terms,
         record=training_record(args.initial) if args.initial else None,
+        leave_out=read_ids(args.leave_out) if args.leave_out else (),
     )
 
 
@@ -221,6 +228,7 @@ def _add_space(args: argparse.Namespace, config: AddSpaceConfig, encoder: Encode
         validation=_validation(args) or (),
         cache=args.cache,
         record=training_record(args.initial),
+        leave_out=read_ids(args.leave_out) if args.leave_out else (),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def add_space(
     validation: Sequence[ImageSource] = (),
     cache: str | os.PathLike[str] | None = None,
     record: Mapping[str, Any] | None = None,
+    leave_out: Collection[str] = (),
     progress: bool = True,
 ) -> LCMemHead:
     """Teach a head a latent space so that an image lands where it does through a space that the head knows.
@@ -86,6 +87,7 @@ def add_space(
         validation: Images to measure on; a share of ``sources`` by default.
         cache: Folder of encoded latents, for use by other runs too; inside ``output`` by default.
         record: ``training.json`` of ``initial``, for the card.
+        leave_out: Ids of validation images; see ``train_head``.
         progress: Show progress on stderr.
 
     Returns:
@@ -95,6 +97,7 @@ def add_space(
         ArtifactError: the head has a stem of that name already.
         LatentSpaceError: the head does not know the reference's space.
         EmptyDataError: a source without readable images.
+        DataError: no such image to leave out.
     """
     config, output, since = config or AddSpaceConfig(), Path(output), time.monotonic()
     known = initial.identify_space(reference.vae).space
@@ -116,6 +119,7 @@ def add_space(
         accelerator,
         grid=initial.grid,
         resolutions={known: config.reference_resolution or config.resolution},
+        leave_out=leave_out,
         progress=progress,
     )
     head = _with_stem(initial, space, known, train.latents[space].shape[2], config.seed)

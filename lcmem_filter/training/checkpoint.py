@@ -43,6 +43,26 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def told(self) -> str:
+        """What came of the last validation, in a line."""
+        entry = self.history[-1]
+        shares = [
+            f"{name} {entry[key]['overall']:.3f}"
+            for name, key in (
+                ("mild copies", "mild_copies"),
+                ("half-formed", "half_formed_copies"),
+                ("transformed", "transformed_copies"),
+                ("same identity", "same_identity"),
+            )
+            if entry[key]["overall"] is not None
+        ]
+        mark = "  *" if self.best_step == self.step else ""
+        return (
+            f"step {self.step} loss {entry['loss']:.4f} {' '.join(shares)} "
+            f"threshold {entry['threshold']:.3f} "
+            f"strangers {entry['stranger_median']:.3f} {self.seconds:.0f} s{mark}"
+        )
+
 
 class Checkpoints:
     """The folders ``step-N`` (state to go on from) and ``best-N`` (a head) under ``output/.training``.

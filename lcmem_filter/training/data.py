@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ..errors import DataError
+from ..images import ImageSource
 from .cache import CachePlan, read_plan
 from .config import TrainingConfig
 from .views import generator_for
@@ -28,6 +29,7 @@ class LatentSet:
         names: One for each source.
         unreadable: Images that were left out.
         labels: (N,) strings, each image's labels with ``|`` between them; ``None`` where there are none.
+        ids: (N,) strings, each image's id (``names_of_images``); ``None`` where nobody asks for them.
     """
 
     latents: Mapping[str, torch.Tensor]
@@ -37,6 +39,7 @@ class LatentSet:
     names: tuple[str, ...]
     unreadable: int = 0
     labels: np.ndarray | None = None
+    ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -54,9 +57,14 @@ class LatentSet:
         """The images of ``rows`` (integers or booleans)."""
         index = torch.from_numpy(np.flatnonzero(rows) if rows.dtype == bool else rows)
         kept = {space: values[index] for space, values in self.latents.items()}
-        labels = None if self.labels is None else self.labels[rows]
-        return LatentSet(
-            kept, self.views, self.identities[rows], self.sets[rows], self.names, self.unreadable, labels
+        labels, ids = (None if one is None else one[rows] for one in (self.labels, self.ids))
+        return replace(
+            self,
+            latents=kept,
+            identities=self.identities[rows],
+            sets=self.sets[rows],
+            labels=labels,
+            ids=ids,
         )
 
 
@@ -85,6 +93,7 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSe
         tuple(views[0].source.name for views in sources),
         int((~good).sum()),
         np.array([record.labels for record in records], dtype=object),
+        np.array(names_of_images([views[0].source for views in sources]), dtype=object),
     )
     return whole.take(good) if whole.unreadable else whole
 
@@ -110,6 +119,21 @@ def without_identities(data: LatentSet, of: LatentSet) -> LatentSet:
     return data.take(~np.isin(data.identities, list(set(of.identities))))
 
 
+def names_of_images(sources: Sequence[ImageSource]) -> list[str]:
+    """The id of every image, ``SET/ID`` where there are several sources."""
+    several = len(sources) > 1
+    return [
+        f"{source.name}/{record.id}" if several else record.id
+        for source in sources
+        for record in source.records
+    ]
+
+
+def without_images(data: LatentSet, ids: Collection[str]) -> LatentSet:
+    """``data`` less the images of those ids."""
+    return data.take(~np.isin(data.ids, list(ids))) if ids and data.ids is not None else data
+
+
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Rows of pairs: images ``a`` and ``b`` (P,), which view of each (P,), and identity numbers (P,)."""
@@ -123,6 +147,12 @@ class Pairs:
 
 CHANGED = ("mild", "strong", "upside-down")
 """Kinds of views that side b of a pair mostly is."""
+
+CHANGED_SHARE = 0.8
+"""Of pairs, those whose side b is one of them."""
+
+CHANGED_OTHERS = 0.4
+"""The same for pairs of two images in stage 3, which differ enough as they are."""
 
 NEIGHBOURHOOD = 3
 """A group of hard negatives is drawn from so many times its number of nearest identities."""
@@ -154,7 +184,7 @@ class PairSampler:
         same_image: float,
         seed: int,
         hard_negatives: float = 0.0,
-        others_changed: float = 0.8,
+        others_changed: float = CHANGED_SHARE,
         same_labels: float = 0.0,
     ) -> None:
         self.pairs, self.sets_per_batch, self.same_image, self.seed = pairs, sets_per_batch, same_image, seed
@@ -189,7 +219,7 @@ class PairSampler:
         )
         if len(self._changed):
             changed = draw.choice(self._changed, len(a))
-            share = np.where(a == b, 0.8, self.others_changed)
+            share = np.where(a == b, CHANGED_SHARE, self.others_changed)
             view_b = np.where(draw.random(len(a)) < share, changed, view_b)
         return Pairs(a, b, view_a, view_b, self._identity[a])
 
@@ -268,7 +298,7 @@ def sampler_for(data: LatentSet, config: TrainingConfig) -> PairSampler:
         same_image=config.same_image,
         seed=config.seed,
         hard_negatives=config.hard_negatives if config.stage > 1 else 0.0,
-        others_changed=0.4 if config.stage == 3 else 0.8,
+        others_changed=CHANGED_OTHERS if config.stage == 3 else CHANGED_SHARE,
         same_labels=config.same_labels,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -13,7 +13,14 @@ from ..images import ImageSource
 from ..latents import Encoder
 from .cache import CachePlan, encode_plans
 from .config import TrainingConfig
-from .data import LatentSet, load_latents, split_by_identity, without_identities
+from .data import (
+    LatentSet,
+    load_latents,
+    names_of_images,
+    split_by_identity,
+    without_identities,
+    without_images,
+)
 
 
 def prepare_data(
@@ -26,6 +33,7 @@ def prepare_data(
     *,
     grid: int | None = None,
     resolutions: Mapping[str, int] | None = None,
+    leave_out: Collection[str] = (),
     progress: bool = True,
 ) -> tuple[LatentSet, LatentSet]:
     """Encode what is missing, each process its share, then read everything.
@@ -33,6 +41,7 @@ def prepare_data(
     Args:
         grid: Side of the canonical latents; that of the recipe's size by default.
         resolutions: Side in pixels that some spaces' images are squashed to, in place of the recipe's.
+        leave_out: Images that are not validated on, by ``names_of_images``.
 
     Returns:
         Images to train on, and images to validate on that share no identity with them: those of ``validation``,
@@ -40,8 +49,13 @@ def prepare_data(
 
     Raises:
         EmptyDataError: a source without readable images.
-        DataError: too few identities.
+        DataError: too few identities, or no such image to leave out.
     """
+    if unknown := set(leave_out) - set(names_of_images(validation or sources)):
+        raise DataError(
+            f"no validation image {min(unknown)!r} to leave out ({len(unknown)} such); give ids, or SET/ID where "
+            "there are several sets"
+        )
     grid = grid or int(SIZES[config.size]["grid"])
     mild, strong = (config.mild_views, config.strong_views) if config.stage > 1 else (0, 0)
     upside_down = config.upside_down_views if config.stage == 3 else 0
@@ -80,10 +94,14 @@ def prepare_data(
     accelerator.wait_for_everyone()
     data = load_latents(train)
     if not validation:
-        return split_by_identity(data, config.validation_fraction, config.seed)
-    held_out = without_identities(load_latents(held), data)
+        data, held_out = split_by_identity(data, config.validation_fraction, config.seed)
+    else:
+        held_out = without_identities(load_latents(held), data)
+    held_out = without_images(held_out, leave_out)
     if not len(held_out):
-        raise DataError("every validation image is of an identity that is trained on; give images of others")
+        raise DataError(
+            "every validation image is left out or of an identity that is trained on; give images of others"
+        )
     return data, held_out
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -47,6 +47,7 @@ def train_head(
     cache: str | os.PathLike[str] | None = None,
     terms: str = "",
     record: Mapping[str, Any] | None = None,
+    leave_out: Collection[str] = (),
     progress: bool = True,
 ) -> LCMemHead:
     """Train a head and save the best one, by recall on unseen identities, into ``output``.
@@ -65,6 +66,8 @@ def train_head(
         cache: Folder of encoded latents, for use by other runs too; inside ``output`` by default.
         terms: Terms of the data, for the model card.
         record: ``training.json`` of ``initial``, for the card.
+        leave_out: Ids (``SET/ID`` of several sources) of validation images that show a picture, or a person, of the
+            training images under another name, as somebody saw: they would set the threshold.
         progress: Show progress on stderr.
 
     Returns:
@@ -92,6 +95,7 @@ def train_head(
             Path(cache) if cache else output / ".latents",
             terms,
             record,
+            leave_out,
             progress,
         )
         initial, record = run.run(), training_record(folder)
@@ -112,12 +116,13 @@ class _Run:
         cache: Path,
         terms: str,
         before: Mapping[str, Any] | None,
+        leave_out: Collection[str],
         progress: bool,
     ) -> None:
         if not sources or not encoders:
             raise DataError("training needs at least one data source and one encoder")
         self.sources, self.encoders, self.validation, self.config = sources, encoders, validation, config
-        self.terms, self.checkpoints = terms, Checkpoints(output)
+        self.terms, self.leave_out, self.checkpoints = terms, leave_out, Checkpoints(output)
         self.initial, self.before, self.cache = initial, before or {}, cache
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -140,6 +145,7 @@ class _Run:
             "encoders": {space: encoder.source.sha256 for space, encoder in encoders.items()},
             "processes": self.accelerator.num_processes,
             "initial": initial.fingerprint if initial is not None else None,
+            **({"left_out": sorted(leave_out)} if leave_out else {}),
         }
 
     def run(self) -> LCMemHead:
@@ -155,6 +161,7 @@ class _Run:
             self.cache,
             self.accelerator,
             grid=self.initial.grid if self.initial is not None else None,
+            leave_out=self.leave_out,
             progress=self.show,
         )
         sampler = sampler_for(train, self.config)
@@ -324,7 +331,7 @@ class _Run:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.checkpoints.seal(standing)
-        self._say(_line(standing))
+        self._say(standing.told())
 
     def _finish(
         self, standing: Progress, train: LatentSet, held_out: LatentSet, validator: Validator
@@ -347,6 +354,7 @@ class _Run:
                     "train": train.counts(),
                     "validation": held_out.counts(),
                     "unreadable": train.unreadable,
+                    "left_out": len(set(self.leave_out)),
                 },
                 "spaces": {space: encoder.described() for space, encoder in self.encoders.items()},
                 "versions": {
@@ -376,23 +384,3 @@ def _learning_rate(config: TrainingConfig, step: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _line(standing: Progress) -> str:
-    entry = standing.history[-1]
-    shares = [
-        f"{name} {entry[key]['overall']:.3f}"
-        for name, key in (
-            ("mild copies", "mild_copies"),
-            ("half-formed", "half_formed_copies"),
-            ("transformed", "transformed_copies"),
-            ("same identity", "same_identity"),
-        )
-        if entry[key]["overall"] is not None
-    ]
-    mark = "  *" if standing.best_step == standing.step else ""
-    return (
-        f"step {standing.step} loss {entry['loss']:.4f} {' '.join(shares)} "
-        f"threshold {entry['threshold']:.3f} "
-        f"strangers {entry['stranger_median']:.3f} {standing.seconds:.0f} s{mark}"
-    )

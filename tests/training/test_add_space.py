@@ -134,6 +134,8 @@ def test_the_command_adds_a_space(
     whole = [*options, "--add-space", "--initial", str(trained), "--reference-vae", str(tmp_path / "known")]
     assert main([*whole, "--strong-views", "2"]) == 2
     assert "leave out strong_views" in capsys.readouterr().err
+    assert main([*whole, "--leave-out", str(tmp_path / "nothing.txt")]) == 2
+    assert "one id a line" in capsys.readouterr().err
     assert main([*options, "--reference-resolution", "32"]) == 2
     assert "leave out reference_resolution" in capsys.readouterr().err
     assert main([*whole, "--steps", "2", "--resolution", "32", "--reference-resolution", "16"]) == 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from lcmem_filter.errors import DataError
 from lcmem_filter.images import to_pixels
 from lcmem_filter.latents import Encoder, canonical
 from lcmem_filter.training.prepare import prepare_data
@@ -46,6 +48,30 @@ def test_large_images_are_encoded_at_further_resolutions_too(tmp_path: Path, enc
         for view, side in ((0, 32), (1, 64 if s else 32)):
             expected = canonical(encoder.encode(to_pixels(image, side)[None]), 16)[0]
             torch.testing.assert_close(train.latents["sd"][row, view].float(), expected, atol=2e-3, rtol=0)
+
+
+def test_images_that_somebody_named_are_not_validated_on(tmp_path: Path, encoder: Encoder) -> None:
+    """They are left out of validation alone, by set and id where there are several sets."""
+    sources: list[Any] = [Pictures("a", 8, 2), Pictures("b", 8, 1, first=100)]
+    others: list[Any] = [Pictures("c", 4, 1, first=200), Pictures("d", 4, 1, first=300)]
+
+    def held_out(validation: list[Any], *names: str) -> set[str]:
+        given = (sources, validation, {"sd": encoder}, QUICK, tmp_path, Accelerator())
+        train, held = prepare_data(*given, leave_out=names, progress=False)
+        if validation:
+            assert len(train) == 24
+        return set(held.ids)
+
+    ids = [record.id for record in others[0].records]
+    assert held_out(others[:1], ids[1]) == set(ids) - {ids[1]}
+    whole = held_out(others)
+    assert held_out(others, f"d/{others[1].records[0].id}") == whole - {f"d/{others[1].records[0].id}"}
+    split = held_out([])
+    assert held_out([], min(split)) == split - {min(split)}
+    with pytest.raises(DataError, match="no validation image 'e/0' to leave out"):
+        held_out(others, "e/0")
+    with pytest.raises(DataError, match="every validation image is left out"):
+        held_out(others[:1], *ids)
 
 
 def test_further_resolutions_are_sides() -> None:

@@ -306,6 +306,14 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
     assert sum(data[part][name][0] for part in ("train", "validation") for name in ("twice", "once")) == 34
 
 
+def test_what_somebody_named_is_part_of_the_plan(tmp_path: Path, cache: Path) -> None:
+    first = SOURCES[0].records[0].id
+    train(tmp_path / "head", cache, replace(QUICK, steps=2), leave_out=[f"twice/{first}"])
+    assert record(tmp_path / "head")["data"]["left_out"] == 1
+    with pytest.raises(ArtifactError, match="left_out"):
+        train(tmp_path / "head", cache, replace(QUICK, steps=2))
+
+
 def test_data_that_cannot_be_trained_on(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(EmptyDataError, match="no image of 'p'"):
         train(tmp_path / "a", cache, sources=[Pictures("p", 1, 2, broken=(0, 1))])
