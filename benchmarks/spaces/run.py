@@ -10,12 +10,15 @@ unseen images, per domain and on average, and the area under the curve over pair
 validation images and half of the test identities only, so that each encoder sees a few thousand images.
 Copies are made once, with the first autoencoder at its resolution, and then encoded by each. Pictures that are smaller
 than a resolution are upsampled. Scores are the filter's: pictures are laid over each other where the head has
-descriptors of both spaces, else compared as they lie. Writes ``benchmarks/results/spaces.json``.
+descriptors of both spaces, else compared as they lie. An encoder that shrinks pictures more than others needs larger
+ones for latents that are as fine (``sana@512``). Writes ``benchmarks/results/spaces.json``; what was measured before
+lies in ``--cache`` and is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -47,8 +50,9 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "spaces.json"
 
 def main() -> None:
     arguments = _parse()
-    files = [file for file in data_files() if not arguments.sets or file.stem in arguments.sets]
-    splits = open_splits(files, "id")
+    files = arguments.data or data_files()
+    files = [file for file in files if not arguments.sets or file.stem in arguments.sets]
+    splits = open_splits(files, arguments.identity_column)
     folders = dict(arguments.vae)
     keepers, methods = {}, {}
     grid = LCMemHead.from_pretrained(arguments.head).grid
@@ -70,8 +74,14 @@ def main() -> None:
         for index in keepers:
             if arguments.with_first and query != index and next(iter(keepers)) not in (query, index):
                 continue
-            table.append(between(query, index, kept, methods, design, judge, tasks))
-            print(json.dumps(table[-1]["mean"]), flush=True)
+            pair = [(methods[name], keepers[name]) for name in (query, index)]
+            file = arguments.cache / "cells" / f"{_key(pair, design, tasks, judge)}.json"
+            if not file.exists():
+                row = between(query, index, kept, methods, design, judge, tasks)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(row))
+            table.append({**json.loads(file.read_text()), "query": query, "index": index})
+            print(query, index, json.dumps(table[-1]["mean"]), flush=True)
     arguments.space = next(iter(folders)).partition("@")[0]
     results = {
         "about": "samples of one latent space or resolution in an index of another; two halves of the test identities "
@@ -87,8 +97,25 @@ def main() -> None:
         "table": table,
         **provenance(arguments, design, next(iter(keepers.values()))),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _key(pair: list[tuple[Method, Keeper]], design: Design, tasks: list[Task], judge: Judge) -> str:
+    """Changes with everything that a cell's figures depend on."""
+    of = [[method.key, keeper.encoder.source.sha256, keeper.resolution] for method, keeper in pair]
+    copies = [
+        [task.name, task.images.fingerprint if task.images else "", task.rows.tolist()] for task in tasks
+    ]
+    asked = [
+        design.base.fingerprint,
+        design.test.fingerprint,
+        design.seed,
+        judge.rate,
+        judge.draws,
+        judge.kept.tolist(),
+    ]
+    return hashlib.sha256(json.dumps([of, copies, asked]).encode()).hexdigest()[:20]
 
 
 class _Kept:
@@ -175,6 +202,10 @@ def _parse() -> argparse.Namespace:
         action="store_true",
         help="of two different ones, only pairs with the first, which is what an index for all would be built with",
     )
+    parser.add_argument(
+        "--data", type=Path, nargs="+", help="folders or tables; default the nine sets of LCMEM_DATA"
+    )
+    parser.add_argument("--identity-column", default="id", help="column of identities")
     parser.add_argument("--sets", nargs="+", help="data sets that are used; all by default")
     parser.add_argument("--trust-remote-code", action="store_true", help="run custom autoencoder classes")
     parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
