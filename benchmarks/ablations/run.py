@@ -27,7 +27,8 @@ from data import Images
 from figures import OVERALL, Judge, interval, recalls
 from methods import open_methods
 from protocol import Answers, Design, Measured, Task, known_duplicates
-from run import SEED, main_tasks, provenance
+from provenance import provenance
+from tasks import SEED, main_tasks
 
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.index.backends import make_backend

@@ -30,7 +30,8 @@ from data import Images
 from figures import Judge
 from methods import open_methods
 from protocol import Design, known_duplicates, measure
-from run import SEED, provenance
+from provenance import provenance
+from tasks import SEED
 
 from lcmem_filter.baselines import Searcher
 from lcmem_filter.head import LCMemHead

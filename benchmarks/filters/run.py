@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ import measure
 import numpy as np
 import torch
 from copies import CopyJudge, mild_copies
-from data import RESOLUTION, Row, read_image, split_rows, vae_folder
-from drawing import Drawn, Sample, choose_named, choose_samples, decode, draw, load_pipeline
+from data import Row, read_pictures, split_rows, vae_folder
+from drawing import Sample, choose_named, choose_samples, decode, draw, keep, load_pipeline
 from filters import (
     EfficientNetLite0,
     Filter,
@@ -166,28 +165,11 @@ def make_others(index: Any, indexed: list[Row], cache: Path) -> tuple[list[Filte
     return others, {}
 
 
-def read_pictures(rows: list[Row]) -> np.ndarray:
-    """uint8 pixels (n, 128, 128, 3)."""
-    return np.stack([np.asarray(read_image(row).resize((RESOLUTION, RESOLUTION))) for row in rows])
-
-
 def through_vae(encoder: Any, pictures: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
     """Latents of real pictures and what they decode to: what a filter would see if the pipeline drew them."""
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents = torch.cat([encoder.encode(pixels[i : i + 16]) for i in range(0, len(pixels), 16)])
     return latents, decode(encoder.vae, latents)
-
-
-def keep(path: Path, make: Callable[[], Drawn]) -> Drawn:
-    """What ``make`` drew, from ``path`` where it was drawn before."""
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        return Drawn(saved["latents"], saved["images"].numpy(), [], saved["seconds"])
-    drawn = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = {"latents": drawn.latents, "images": torch.from_numpy(drawn.images), "seconds": drawn.seconds}
-    torch.save(values, path)
-    return drawn
 
 
 def describe_data(trial: Trial, indexed: int) -> dict[str, Any]:

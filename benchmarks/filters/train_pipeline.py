@@ -12,9 +12,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from data import RESOLUTION, Row, read_image, split_rows, vae_folder
+from data import Row, read_pictures, split_rows, vae_folder
 from diffusers import AutoencoderTiny
 
 from lcmem_filter.demo.small_diffusion import Recipe, train_small_pipeline
@@ -24,10 +23,8 @@ from lcmem_filter.demo.small_diffusion import Recipe, train_small_pipeline
 def encode(vae: AutoencoderTiny, rows: list[Row]) -> torch.Tensor:
     batches = []
     for start in range(0, len(rows), 16):
-        pixels = [
-            np.asarray(read_image(row).resize((RESOLUTION, RESOLUTION))) for row in rows[start : start + 16]
-        ]
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = torch.from_numpy(read_pictures(rows[start : start + 16]))
+        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
         batches.append(vae.encode(images).latents * vae.config.scaling_factor)
     return torch.cat(batches)
 

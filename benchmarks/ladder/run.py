@@ -26,10 +26,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "filters"))
 
 from copies import CopyJudge
-from data import Row, split_rows, vae_folder
+from data import Row, read_pictures, split_rows, vae_folder
 from drawing import Drawn, Sample, draw, load_pipeline
 from provenance import provenance
-from run import read_pictures
 from sources import RATE, small_index
 from stats import share
 from worth import Worth

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import RESOLUTION, Row
-from drawing import Drawn, Sample, draw
-from run import keep, log, read_pictures
+from data import RESOLUTION, Row, read_pictures
+from drawing import Drawn, Sample, draw, keep
 from stats import mean, share
 
 from lcmem_filter.baselines import Baseline, make_baseline
@@ -45,7 +44,7 @@ class Worth:
         }
         pipe.without_memorization_filter()
         samples = clean_samples(rows["pipeline"])
-        drawn: Drawn = keep(cache / f"clean-{CLEAN}.pt", lambda: draw(pipe, samples, log))
+        drawn: Drawn = keep(cache / f"clean-{CLEAN}.pt", lambda: draw(pipe, samples))
         self._clean = features(self._network, drawn.images)
         self._clean_domains = [domain_of(sample.prompt) for sample in samples]
         self._scale = {

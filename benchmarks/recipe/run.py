@@ -27,7 +27,8 @@ from data import Images
 from figures import OVERALL, Judge, Recalls, interval, recalls
 from keep import Keeper
 from protocol import Answers, Design, Measured, Task, known_duplicates, search_tasks
-from run import SEED, log, main_tasks, provenance
+from provenance import provenance
+from tasks import SEED, main_tasks
 
 from lcmem_filter.baselines import Baseline, Searcher
 from lcmem_filter.baselines.lcmem import LCMem, LCMemEmbedding
@@ -69,7 +70,7 @@ def main() -> None:
                 for score, make in SCORES.items()
             }
             measured.setdefault(name, {})[seed] = {"found": found, "record": training_record(output)}
-            log(f"{name}, seed {seed}")
+            print(f"{name}, seed {seed}", flush=True)
             results = {
                 "about": f"recall at {arguments.rate:.0%} false rejection of {int(unseen.sum()):,} unseen validation "
                 f"images, mean of domains, in two indexes of about {len(design.index_rows(0)):,} images; "

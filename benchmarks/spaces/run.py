@@ -36,8 +36,9 @@ from keep import Keeper
 from methods import Method, open_methods
 from pairs import copy_pairs, identity_pairs
 from protocol import Answers, Design, Measured, Task, known_duplicates, search_tasks
-from run import SEED, main_tasks, provenance
+from provenance import provenance
 from sklearn.metrics import roc_auc_score
+from tasks import SEED, main_tasks
 
 from lcmem_filter.baselines import Searcher
 from lcmem_filter.baselines.lcmem import LCMem
