@@ -27,6 +27,18 @@ def commands() -> str:
     return "\n".join(["| command | what it does |", "| --- | --- |", *rows]) + "\n"
 
 
+def benchmarks() -> str:
+    """Every benchmark: what it answers, by its first line, and the results file of its folder's name."""
+    rows = []
+    for script in sorted(RESULTS.parent.glob("*/run.py")):
+        name = script.parent.name
+        about = script.read_text().split('"""')[1].strip().split("\n")[0]
+        file = RESULTS / f"{name}.json"
+        where = f"[{file.name}](benchmarks/results/{file.name})" if file.exists() else "not run yet"
+        rows.append(f"| [{name}](benchmarks/{name}) | {about} | {where} |")
+    return "\n".join(["| benchmark | what it answers | results |", "| --- | --- | --- |", *rows]) + "\n"
+
+
 def filters() -> str:
     """The comparison of filters, from the results file of ``benchmarks/filters``."""
     path = RESULTS / "filters.json"
@@ -376,6 +388,7 @@ def pipelines() -> str:
 GENERATORS: dict[str, Callable[[], str]] = {
     "attacks": attacks,
     "audits": audits,
+    "benchmarks": benchmarks,
     "commands": commands,
     "detection": detection,
     "early_stop": early_stop,
