@@ -49,6 +49,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half the pairs of two images": {"stage2_same_image": 0.85},
     "twice the pairs of two images": {"stage2_same_image": 0.4},
     "groups with labels in common": {"same_labels": 0.5},
+    "half of the identities": {"identity_share": 0.5},
+    "a quarter of the identities": {"identity_share": 0.25},
+    "an eighth of the identities": {"identity_share": 0.125},
 }
 SCORES: dict[str, Callable[..., Baseline]] = {"filter": LCMem, "embedding": LCMemEmbedding}
 

@@ -76,6 +76,7 @@ _RECIPE: dict[str, dict[str, Any]] = {
         "type": float,
         "help": "share of identities held out where no validation data is named",
     },
+    "identity_share": {"type": float, "help": "share of the other identities that is trained on, in (0, 1]"},
     "evaluate_every": {"type": int, "help": "steps between validations and checkpoints"},
     "patience": {"type": int, "help": "validations without improvement after which training stops"},
     "seed": {"type": int, "help": "of everything that is drawn"},

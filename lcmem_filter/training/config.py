@@ -67,6 +67,7 @@ class TrainingConfig:
         gradient_accumulation: Batches that one optimiser step is divided into; negatives stay within a batch.
         mixed_precision: For the trunk; losses and the finished head are in float32.
         validation_fraction: Share of identities held out where no validation data is given.
+        identity_share: Share of the other identities that is trained on: less than all, for a learning curve.
         false_rejection_rate: Of unseen identities, at which recall on validation is measured.
         evaluate_every: Steps between validations; also between checkpoints.
         patience: Validations without improvement after which training stops.
@@ -111,6 +112,7 @@ class TrainingConfig:
     gradient_accumulation: int = 1
     mixed_precision: MixedPrecision = "no"
     validation_fraction: float = 0.1
+    identity_share: float = 1.0
     false_rejection_rate: float = 0.01
     evaluate_every: int = 250
     patience: int = 6
@@ -131,6 +133,8 @@ class TrainingConfig:
         for name in ("validation_fraction", "false_rejection_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
+        if not 0 < self.identity_share <= 1:
+            raise ValueError(f"identity_share must be in (0, 1], got {self.identity_share}")
         for name in (
             "same_image",
             "hard_negatives",

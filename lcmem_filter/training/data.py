@@ -104,7 +104,7 @@ def split_by_identity(data: LatentSet, fraction: float, seed: int) -> tuple[Late
     Raises:
         DataError: fewer than two identities would be left to train on, or none to validate on.
     """
-    names = sorted(set(data.identities), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    names = _drawn_order(data, seed)
     count = max(1, round(fraction * len(names))) if fraction else 0
     if len(names) - count < 2:
         raise DataError(
@@ -112,6 +112,17 @@ def split_by_identity(data: LatentSet, fraction: float, seed: int) -> tuple[Late
         )
     held = np.isin(data.identities, names[:count])
     return data.take(~held), data.take(held)
+
+
+def some_identities(data: LatentSet, share: float, seed: int) -> LatentSet:
+    """The images of a share of the identities, at least two; a smaller share is part of a larger one."""
+    names = _drawn_order(data, seed)
+    return data.take(np.isin(data.identities, names[: max(2, round(share * len(names)))]))
+
+
+def _drawn_order(data: LatentSet, seed: int) -> list[str]:
+    """The identities in an order that depends on their names and ``seed`` only."""
+    return sorted(set(data.identities), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
 
 
 def without_identities(data: LatentSet, of: LatentSet) -> LatentSet:

@@ -17,6 +17,7 @@ from .data import (
     LatentSet,
     load_latents,
     names_of_images,
+    some_identities,
     split_by_identity,
     without_identities,
     without_images,
@@ -98,6 +99,8 @@ def prepare_data(
     else:
         held_out = without_identities(load_latents(held), data)
     held_out = without_images(held_out, leave_out)
+    if config.identity_share < 1:
+        data = some_identities(data, config.identity_share, config.seed)
     if not len(held_out):
         raise DataError(
             "every validation image is left out or of an identity that is trained on; give images of others"

@@ -74,6 +74,29 @@ def test_images_that_somebody_named_are_not_validated_on(tmp_path: Path, encoder
         held_out(others[:1], *ids)
 
 
+def test_a_share_of_the_identities_is_trained_on(tmp_path: Path, encoder: Encoder) -> None:
+    """Whole identities; a smaller share is part of a larger one, and validation stays as it is."""
+    sources = [Pictures("a", 16, 2)]
+    found = [
+        prepare_data(
+            sources,
+            (),
+            {"sd": encoder},
+            replace(QUICK, identity_share=share),
+            tmp_path,
+            Accelerator(),
+            progress=False,
+        )
+        for share in (1.0, 0.5, 0.25)
+    ]
+    whole, half, quarter = (set(train.identities) for train, _ in found)
+    assert quarter < half < whole and len(half) == round(len(whole) / 2)
+    assert all(len(train) == 2 * len(set(train.identities)) for train, _ in found)
+    assert len({tuple(held.ids) for _, held in found}) == 1
+    with pytest.raises(ValueError, match="identity_share must be in"):
+        replace(QUICK, identity_share=0.0)
+
+
 def test_further_resolutions_are_sides() -> None:
     with pytest.raises(ValueError, match="further_resolutions must be positive"):
         replace(QUICK, further_resolutions=(256, 0))
