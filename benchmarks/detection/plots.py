@@ -85,7 +85,7 @@ def _curves(results: dict[str, Any], labels: dict[str, str], colours: dict[str, 
 
 def _robustness(found: dict[str, Any], labels: dict[str, str], colours: dict[str, Any]) -> Figure:
     kinds = found["strengths"]
-    figure, axes = plt.subplots(2, -(-len(kinds) // 2), figsize=(13, 6), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(-(-len(kinds) // 5), 5, figsize=(13, 9), layout="constrained", sharey=True)
     for axis in axes.flat[len(kinds) :]:
         axis.set_visible(False)
     for axis, (kind, strengths) in zip(axes.flat, kinds.items(), strict=False):
@@ -100,13 +100,18 @@ def _robustness(found: dict[str, Any], labels: dict[str, str], colours: dict[str
                 color=colours[name],
                 label=labels[name],
                 linewidth=width,
+                zorder=3 if name == "lcmem" else 2,
             )
-        axis.set_xticks(range(len(strengths)), strengths, fontsize=7)
+        axis.set_xticks(range(len(strengths)), strengths, fontsize=7, rotation=25, ha="right")
         axis.set(title=kind, ylim=(-0.02, 1.02))
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[:, 0]:
         axis.set_ylabel("recall at 1 % false rejection")
     figure.legend(
-        *axes.flat[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8
+        *axes.flat[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=8,
     )
     return figure
