@@ -149,7 +149,7 @@ def _added(spaces: Mapping[str, Any]) -> str:
         "",
         "These were added to the trained head, its trunk frozen (`lcmem-filter train --add-space`). Mean share of the",
         "sets found by the score of the day when each was added, for samples of one space in an index of another; mild",
-        "copies are moved latents here. Pictures that are smaller than the size that they are encoded at are upsampled.",
+        "copies are moved latents here. Pictures smaller than the size that they are encoded at are upsampled.",
         "",
     ]
     rows = [
