@@ -30,6 +30,10 @@ _RECIPE: dict[str, dict[str, Any]] = {
         "help": "verification is the paper's 0.8 BCE and 0.2 NT-Xent",
     },
     "temperature": {"type": float, "help": "of NT-Xent"},
+    "margin": {
+        "type": float,
+        "help": "by which NT-Xent takes a partner for less alike than it is; 0 for none",
+    },
     "spread": {"type": float, "help": "weight of the term that pushes strangers apart"},
     "resolution": {"type": int, "help": "side in pixels that images are squashed to before they are encoded"},
     "reference_resolution": {
@@ -54,6 +58,7 @@ _RECIPE: dict[str, dict[str, Any]] = {
     "strong_views": {"type": int, "help": "strongly augmented views of each image, from stage 2 on"},
     "half_formed": {"type": float, "help": "stage 2: share of copies made to look half-denoised, in [0, 1]"},
     "hard_negatives": {"type": float, "help": "share of stage 2's groups that are neighbours of one image"},
+    "elastic": {"type": float, "help": "share of side b that is warped elastically, in [0, 1]"},
     "stage2_steps": {"type": int, "help": "optimiser steps of stage 2"},
     "stage2_learning_rate": {"type": float, "help": "peak of stage 2"},
     "upside_down_views": {"type": int, "help": "stage 3: strongly augmented views of each image upside down"},

@@ -28,6 +28,8 @@ class TrainingConfig:
             binary cross-entropy of ``fc_end`` on matched and mismatched pairs and 0.2 NT-Xent (arXiv
             2512.14421).
         temperature: Of NT-Xent.
+        margin: By which a partner's cosine has to exceed those of others for NT-Xent to call them equal, as in the
+            losses of face recognition (CosFace, arXiv 1801.09414); 0 for none.
         spread: Weight of the term that pushes each embedding from its nearest other identity.
         token_weight: Weight of NT-Xent between copies by the similarity of their tokens (``head.Description``).
         token_temperature: Of that.
@@ -45,6 +47,8 @@ class TrainingConfig:
         weight_decay: AdamW's, on matrices and kernels only.
         same_image: Share of pairs that are two views of one image although the identity has another image.
         augment: Latent-space augmentation of the pairs.
+        elastic: In stages 1 and 2, share of side b that is warped as soft tissue moves from visit to visit
+            (``views.warp_elastically``).
         image_views: Lightly augmented views of each image that are encoded and cached beside the clean one.
         stage: 1, 2 or 3.
         mild_views: From stage 2 on, views of each image as a memorising model returns it that are encoded and cached.
@@ -77,6 +81,7 @@ class TrainingConfig:
     size: str = "small"
     loss: Loss = "nt-xent"
     temperature: float = 0.07
+    margin: float = 0.0
     spread: float = 0.1
     token_weight: float = 1.0
     token_temperature: float = 0.05
@@ -92,6 +97,7 @@ class TrainingConfig:
     weight_decay: float = 0.05
     same_image: float = 0.3
     augment: bool = True
+    elastic: float = 0.0
     image_views: int = 1
     stage: Stage = 1
     mild_views: int = 1
@@ -139,13 +145,14 @@ class TrainingConfig:
             "same_image",
             "hard_negatives",
             "same_labels",
+            "elastic",
             "half_formed",
             "stage3_half_formed",
             "keep_initial",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("image_views", "mild_views", "upside_down_views", "spread", "token_weight"):
+        for name in ("image_views", "mild_views", "upside_down_views", "margin", "spread", "token_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("temperature", "token_temperature", "match_temperature"):

@@ -27,7 +27,9 @@ MERE_IDENTITY = 0.5
 """Weight of a pair that are two images of one identity, beside a copy's."""
 
 
-def nt_xent(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, temperature: float) -> torch.Tensor:
+def nt_xent(
+    a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, temperature: float, margin: float = 0.0
+) -> torch.Tensor:
     """Normalised temperature-scaled cross-entropy (Chen et al., arXiv 2002.05709), aware of identities.
 
     Each of the 2P embeddings shall pick its partner out of it and all embeddings of *other* identities;
@@ -37,14 +39,15 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, temperat
         a, b: (P, D), any norm; cosines are taken.
         identities: (P,) integers.
         temperature: Cosines are divided by it; positive.
+        margin: Is taken off the partner's cosine first (CosFace; Wang et al., arXiv 1801.09414, equation 4).
 
     Returns:
         A scalar, at least 0.
     """
     count = len(a)
     embeddings = F.normalize(torch.cat([a, b]).float(), dim=-1)
-    logits = embeddings @ embeddings.T / temperature
     partner = torch.arange(2 * count, device=a.device).roll(count)
+    logits = (embeddings @ embeddings.T - margin * F.one_hot(partner)) / temperature
     twice = identities.repeat(2)
     excluded = twice[:, None] == twice[None, :]
     excluded[torch.arange(2 * count, device=a.device), partner] = False

@@ -63,7 +63,7 @@ class Objective(nn.Module):
         self, a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor, offsets: torch.Tensor
     ) -> torch.Tensor:
         config = self.config
-        contrast = nt_xent(a, b, identities, config.temperature)
+        contrast = nt_xent(a, b, identities, config.temperature, config.margin)
         total = contrast + config.spread * spread(a, b, identities) if config.spread else contrast
         if config.loss == "nt-xent":
             return total

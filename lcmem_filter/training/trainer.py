@@ -29,7 +29,7 @@ from .data import LatentSet, Pairs, PairSampler, sampler_for
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator, embed_all
-from .views import augment_latents, generator_for, half_formed, mirror_some, turn_groups
+from .views import augment_latents, generator_for, half_formed, mirror_some, turn_groups, warp_elastically
 from .weights import averaged, decay_groups, take_weights, with_descriptors
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
@@ -277,12 +277,21 @@ class _Run:
         own = generator_for(self.config.seed, "augment", step, i, rank)
         sides = []
         half = self.config.half_formed if self.config.stage > 1 else 0.0
-        for space, images, views, clean, share in zip(
-            spaces, (pairs.a, pairs.b), (pairs.view_a, pairs.view_b), (0.5, 0.1), (0.0, half), strict=True
+        elastic = self.config.elastic if self.config.stage < 3 else 0.0
+        for space, images, views, clean, share, warped in zip(
+            spaces,
+            (pairs.a, pairs.b),
+            (pairs.view_a, pairs.view_b),
+            (0.5, 0.1),
+            (0.0, half),
+            (0.0, elastic),
+            strict=True,
         ):
             latents = train.latents[space][images[rows], views[rows]].float().to(self.accelerator.device)
             if share:
                 latents = half_formed(latents, own, share=share)
+            if warped:
+                latents = warp_elastically(latents, own, share=warped)
             if (
                 self.config.stage == 3
             ):  # both sides of a group the same way up, as the filter asks: upright, then turned

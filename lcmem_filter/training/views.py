@@ -140,6 +140,41 @@ def augment_latents(latents: torch.Tensor, draw: np.random.Generator, *, clean: 
     return torch.where(untouched, latents, moved.lerp(soft, softness) + noise * level)
 
 
+def warp_elastically(
+    latents: torch.Tensor, draw: np.random.Generator, *, most: float = 1.2, share: float = 1.0
+) -> torch.Tensor:
+    """Move what lies in latents smoothly, here this way and there that, as soft tissue moves from visit to visit.
+
+    Displacements are drawn on a grid of 4 x 4 and smoothly interpolated (after Simard et al., 2003).
+
+    Args:
+        latents: (B, C, g, g), canonical.
+        draw: Where the displacements are drawn from.
+        most: Standard deviation of the displacements, in cells, is drawn up to this.
+        share: Share of the rows that are warped.
+
+    Returns:
+        (B, C, g, g), on the device of ``latents``.
+    """
+    b, side = len(latents), latents.shape[-1]
+    size = draw.uniform(0, most, b) * (draw.random(b) < share) * 2 / side
+    coarse = draw.standard_normal((b, 2, 4, 4)) * size[:, None, None, None]
+    moved = F.interpolate(
+        torch.from_numpy(coarse).to(latents), (side, side), mode="bicubic", align_corners=True
+    )
+    still = F.affine_grid(
+        torch.eye(2, 3).expand(b, 2, 3).to(latents), list(latents.shape), align_corners=False
+    )
+    warped = F.grid_sample(
+        latents,
+        still + moved.permute(0, 2, 3, 1),
+        mode="bilinear",
+        padding_mode="reflection",
+        align_corners=False,
+    )
+    return torch.where(torch.from_numpy(size > 0).to(latents.device)[:, None, None, None], warped, latents)
+
+
 def mirror_some(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
     """Latents (B, C, g, g), half of them left to right."""
     some = torch.from_numpy(draw.random(len(latents)) < 0.5).to(latents.device)

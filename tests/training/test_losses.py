@@ -25,13 +25,14 @@ def _cosines(a: torch.Tensor, b: torch.Tensor) -> tuple[list[torch.Tensor], list
     return rows, IDENTITIES.tolist() * 2
 
 
-def naive_nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float) -> float:
+def naive_nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float, margin: float) -> float:
     rows, who = _cosines(a, b)
     total = 0.0
     for i, row in enumerate(rows):
         partner = (i + len(a)) % len(rows)
         others = [j for j in range(len(rows)) if who[j] != who[i]]
-        terms = [math.exp(float(row @ rows[j]) / temperature) for j in [partner, *others]]
+        cosines = [float(row @ rows[partner]) - margin, *(float(row @ rows[j]) for j in others)]
+        terms = [math.exp(cosine / temperature) for cosine in cosines]
         total -= math.log(terms[0] / sum(terms))
     return total / len(rows)
 
@@ -44,10 +45,11 @@ def naive_spread(a: torch.Tensor, b: torch.Tensor) -> float:
     return total / len(rows)
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.35])
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
-def test_nt_xent(pair: tuple[torch.Tensor, torch.Tensor], temperature: float) -> None:
-    assert float(nt_xent(*pair, IDENTITIES, temperature)) == pytest.approx(
-        naive_nt_xent(*pair, temperature), rel=1e-5
+def test_nt_xent(pair: tuple[torch.Tensor, torch.Tensor], temperature: float, margin: float) -> None:
+    assert float(nt_xent(*pair, IDENTITIES, temperature, margin)) == pytest.approx(
+        naive_nt_xent(*pair, temperature, margin), rel=1e-5
     )
 
 

@@ -16,6 +16,7 @@ from lcmem_filter.training.views import (
     half_formed,
     mirror_some,
     turn_groups,
+    warp_elastically,
 )
 
 
@@ -45,6 +46,23 @@ def test_half_formed_copies_are_drawn_from_the_generator_and_change_their_share(
     changed = (one != given).flatten(1).any(1)
     assert 0.2 < changed.float().mean() < 0.4
     torch.testing.assert_close(half_formed(given, generator_for(1, "half"), share=0.0), given, rtol=0, atol=0)
+
+
+def test_elastic_warps_move_what_is_smooth_a_little_and_leave_the_others_alone() -> None:
+    along = torch.arange(16.0).expand(300, 1, 16, 16)
+    one, again = (warp_elastically(along, generator_for(2, "warp"), most=1.5, share=0.4) for _ in range(2))
+    torch.testing.assert_close(one, again, rtol=0, atol=0)
+    moved = (one - along)[..., 4:12, 4:12]  # a ramp shows displacements in cells; its edges are reflected
+    warped = moved.flatten(1).any(1)
+    assert 0.3 < warped.float().mean() < 0.5
+    assert 0.4 < float(moved[warped].std()) < 1.1  # drawn up to 1.5, less between the grid's points
+
+    def together(rows: int) -> float:
+        return float(
+            torch.corrcoef(torch.stack([moved[warped, 0, 0, 0], moved[warped, 0, rows, rows]]))[0, 1]
+        )
+
+    assert together(1) > 0.9 and abs(together(7)) < 0.4  # smooth, and not one shift for all
 
 
 def test_each_latent_is_blurred_by_its_own_gaussian() -> None:
