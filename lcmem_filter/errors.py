@@ -11,6 +11,8 @@
     |  `- IncompleteIndexError
     |- AllowedIdsError            ids that samples may resemble, which the index lacks
     |- LatentSpaceError           a latent space that the head has no stem for
+    |- ConfigurationError         a recipe that cannot be followed
+    |- TrainingFailedError        a training run that came to nothing
     |- CalibrationError           no threshold can be had
     |- MissingExtraError          an optional dependency is not installed
     |- UnsupportedPipelineError   a pipeline that cannot be filtered
@@ -70,6 +72,14 @@ class AllowedIdsError(LcmemFilterError, ValueError):
 
 class LatentSpaceError(LcmemFilterError):
     """A latent space that the head has no stem for."""
+
+
+class ConfigurationError(LcmemFilterError, ValueError):
+    """A recipe, or a way of training, that cannot be followed."""
+
+
+class TrainingFailedError(LcmemFilterError):
+    """A training run whose loss or weights are no longer finite."""
 
 
 class CalibrationError(LcmemFilterError):

@@ -51,7 +51,7 @@ class ImageSource:
         name: What to call it in messages and cards.
         records: One for each image; their ids are unique.
         read: Row to the image's encoded bytes, or to its file.
-        fingerprint: Changes when the images or their records do.
+        fingerprint: Changes when the images or their records do; of images in files, when size or time of a file does.
 
     Raises:
         EmptyDataError: no images.
@@ -177,11 +177,21 @@ def _open_folder(path: Path) -> ImageSource:
         raise EmptyDataError(f"{path} has no images; give a folder with at least one")
     names = [file.relative_to(path).as_posix() for file in files]
     records = [ImageRecord(name, name.split("/")[0] if "/" in name else name) for name in names]
-    stats = [
-        (name, (stat := file.stat()).st_size, stat.st_mtime_ns)
-        for name, file in zip(names, files, strict=True)
-    ]
-    return ImageSource(path.name, records, lambda row: files[row], _digest(repr(stats).encode()))
+    return ImageSource(
+        path.name, records, lambda row: files[row], _digest(repr(_stats(path, names)).encode())
+    )
+
+
+def _stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file; -1 where there is none."""
+    found = []
+    for name in names:
+        try:
+            stat = (folder / name).stat()
+            found.append((name, stat.st_size, stat.st_mtime_ns))
+        except OSError:
+            found.append((name, -1, -1))
+    return found
 
 
 def _is_image(file: Path) -> bool:
@@ -243,9 +253,17 @@ def _open_table(
             return value["bytes"] if value.get("bytes") is not None else path.parent / value["path"]
         return value if isinstance(value, bytes) else path.parent / value
 
-    plan = repr((image_column, identity_column, id_column, sorted(where.items()))).encode()
+    first = images[rows[0]]
+    if isinstance(first, dict) and first.get("bytes") is None:
+        files = _stats(path.parent, [str(images[row]["path"]) for row in rows])
+    else:
+        files = _stats(path.parent, [images[row] for row in rows]) if in_files else []
+    plan = (image_column, identity_column, id_column, sorted(where.items()), *([files] if files else []))
     return ImageSource(
-        path.parent.name if path.name in METADATA_FILES else path.stem, records, read, _digest(plan, path)
+        path.parent.name if path.name in METADATA_FILES else path.stem,
+        records,
+        read,
+        _digest(repr(plan).encode(), path),
     )
 
 

@@ -30,6 +30,35 @@ def test_folder_of_images(tmp_path):
     assert source.image(0).mode == "RGB"
 
 
+@pytest.mark.parametrize("kind", ["folder", "csv", "parquet"])
+def test_a_fingerprint_changes_with_the_images(tmp_path, kind):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def opened(folder):
+        write_pictures(folder, [0, 1])
+        names = ["000.png", "001.png"]
+        if kind == "csv":
+            write_csv(folder / "metadata.csv", ["file_name"], [[name] for name in names])
+        if kind == "parquet":
+            image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+            rows = pa.array([{"bytes": None, "path": name} for name in names], image)
+            pq.write_table(pa.table({"image": rows}), folder / "metadata.parquet")
+        return open_images(folder)
+
+    first = opened(tmp_path / "a")
+    assert open_images(tmp_path / "a").fingerprint == first.fingerprint
+    (tmp_path / "a" / "001.png").write_bytes(b"broken")
+    broken = open_images(tmp_path / "a")
+    assert broken.fingerprint != first.fingerprint
+    (tmp_path / "a" / "001.png").unlink()
+    if kind != "folder":
+        assert open_images(tmp_path / "a").fingerprint not in (first.fingerprint, broken.fingerprint)
+    elsewhere = opened(tmp_path / "b")
+    picture(7).save(tmp_path / "b" / "001.png")
+    assert open_images(tmp_path / "b").fingerprint not in (first.fingerprint, elsewhere.fingerprint)
+
+
 def test_folder_of_identities(tmp_path):
     write_pictures(tmp_path, [1, 2], identities=True)
     picture(9).save(tmp_path / "person001" / "009.png")

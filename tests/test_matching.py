@@ -136,19 +136,35 @@ def test_gradients_can_be_taken_after_a_filter_was_used() -> None:
 def test_the_loss_asks_each_copy_to_be_most_like_its_own_image() -> None:
     stored = maps(12)
     copies, everyone = warped(stored, all_warps(CPU)[200]), torch.ones(12, dtype=torch.bool)
-    right = matched(copies, stored, everyone, 0.05)
-    wrong = matched(copies.roll(1, 0), stored, everyone, 0.05)
+    who = torch.arange(12)
+    right = matched(copies, stored, who, everyone, 0.05)
+    wrong = matched(copies.roll(1, 0), stored, who, everyone, 0.05)
     assert right.shape == (12,) and right.max() < 0.1 * wrong.min()
-    mere = matched(copies, stored, ~everyone, 0.05)
+    mere = matched(copies, stored, who, ~everyone, 0.05)
     torch.testing.assert_close(mere, 0.3 * right)
+
+
+def test_images_of_one_identity_are_no_wrong_candidates() -> None:
+    stored = maps(3).requires_grad_(True)
+    copies, everyone = warped(stored.detach(), all_warps(CPU)[200]), torch.ones(3, dtype=torch.bool)
+    alone = matched(copies, stored, torch.zeros(3, dtype=torch.long), everyone, 0.05)
+    torch.testing.assert_close(alone, torch.zeros(3))
+    (gradient,) = torch.autograd.grad(alone.sum(), stored)
+    assert gradient.isfinite().all() and not gradient.any()
+    two = matched(copies, stored, torch.tensor([0, 0, 1]), everyone, 0.05)
+    (gradient,) = torch.autograd.grad(two[0], stored)
+    assert two.isfinite().all() and gradient[1].any() == gradient[2].any()  # among all, not among its own
+    pair = matched(copies[[0, 2]], stored[[0, 2]], torch.tensor([0, 1]), everyone[:2], 0.05)
+    torch.testing.assert_close(two[2:], pair[1:], rtol=1e-3, atol=1e-3)
 
 
 def test_descriptors_that_follow_the_losss_gradient_find_their_images_better() -> None:
     stored, everyone = maps(8), torch.ones(8, dtype=torch.bool)
     copies = warped(stored, all_warps(CPU)[200]) + 0.9 * maps(8, seed=3)
     learned = stored.clone().requires_grad_(True)
-    before = matched(copies, stored, everyone, 0.5).sum()
+    who = torch.arange(8)
+    before = matched(copies, stored, who, everyone, 0.5).sum()
     for _ in range(10):
-        (gradient,) = torch.autograd.grad(matched(copies, learned, everyone, 0.5).sum(), learned)
+        (gradient,) = torch.autograd.grad(matched(copies, learned, who, everyone, 0.5).sum(), learned)
         learned = (learned - 3.0 * gradient).detach().requires_grad_(True)
-    assert matched(copies, learned, everyone, 0.5).sum() < 0.9 * before
+    assert matched(copies, learned, who, everyone, 0.5).sum() < 0.9 * before

@@ -24,7 +24,7 @@ def test_variants_are_trained_and_compared_with_the_recipe(tmp_path):
     command = on_ones_own_table(
         SCRIPT,
         tmp_path,
-        *("--variants", "a head of 0.3 million parameters"),
+        *("--variants", "a head of 0.2 million parameters"),
         identities=60,
         rate=0.2,
         draws=40,
@@ -36,7 +36,7 @@ def test_variants_are_trained_and_compared_with_the_recipe(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     table = json.loads(output.read_text())["variants"]
-    assert list(table) == ["the recipe", "a head of 0.3 million parameters"]
+    assert list(table) == ["the recipe", "a head of 0.2 million parameters"]
     for name, row in table.items():
         assert row["seeds"] == [0, 1]
         assert row["loss"]["0"] != row["loss"]["1"], name

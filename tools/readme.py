@@ -296,6 +296,34 @@ def _across(name: str, what: str) -> str:
     return "\n".join([header, "| --- " * (len(stored) + 1) + "|", *rows]) + "\n" + note
 
 
+def recipe() -> str:
+    """What parts of the training recipe gain or lose, from the results file of ``benchmarks/recipe``."""
+    path = RESULTS / "recipe.json"
+    if not path.exists():
+        return "Parts of the training recipe have not been measured yet.\n"
+    results = json.loads(path.read_text())
+    tasks = {
+        "mild_copies": "mild copies",
+        "heavy_copies": "heavily transformed copies",
+        "same_identity": "other image of the identity",
+    }
+
+    def cell(name: str, task: str, row: dict[str, Any]) -> str:
+        one = row["filter"][task]
+        if name == "the recipe":
+            return f"{one['recall']['all domains']:.1%}"
+        low, high = (100 * end for end in one["gained_interval"])
+        return f"{100 * one['gained']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+    rows = [
+        f"| {name} | {len(row['seeds'])} | {' | '.join(cell(name, task, row) for task in tasks)} |"
+        for name, row in results["variants"].items()
+    ]
+    head = f"| changed | heads | {' | '.join(tasks.values())} |"
+    note = f"\nFrom [recipe.json](benchmarks/results/recipe.json): {results['about']}\n"
+    return "\n".join([head, "| --- " * (2 + len(tasks)) + "|", *rows]) + "\n" + note
+
+
 def ladder() -> str:
     """What each rung does for memorised prompts, from the results file of ``benchmarks/ladder``."""
     path = RESULTS / "ladder.json"
@@ -416,6 +444,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "ladder": ladder,
     "pairs": pairs,
     "pipelines": pipelines,
+    "recipe": recipe,
     "resolutions": resolutions,
     "robustness": robustness,
     "spaces": spaces,

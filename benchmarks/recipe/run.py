@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a margin of 0.2": {"margin": 0.2},
     "a margin of 0.35": {"margin": 0.35},
     "no mined negatives": {"hard_negatives": 0.0},
-    "a head of 0.3 million parameters": {"size": "micro"},
+    "a head of 0.2 million parameters": {"size": "micro"},
     "latents are not augmented": {"augment": False},
     "elastic warps": {"elastic": 0.5},
     "one strong view": {"strong_views": 1},
@@ -97,14 +97,14 @@ def _trained(
     seed: int,
     arguments: argparse.Namespace,
 ) -> LCMemHead:
-    """The last head of a run."""
+    """The head that a run ends with."""
     usual = {
         "resolution": keeper.resolution,
         "image_views": 0,
         "batch_pairs": arguments.pairs,
         "stage2_steps": arguments.steps,
         "stage2_learning_rate": 1e-3,
-        "evaluate_every": max(arguments.steps // 2, 1),
+        "evaluate_every": arguments.steps,  # once, at the end: validation images choose nothing
         "seed": seed,
     }
     return train_head(

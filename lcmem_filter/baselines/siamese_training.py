@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -18,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from ..errors import DataError, EmptyDataError, UnreadableImageError
+from ..errors import ConfigurationError, DataError, EmptyDataError, TrainingFailedError, UnreadableImageError
 from ..images import ImageSource, to_pixels
 from ..training.checkpoint import RESULT, Checkpoints, Progress, write_json
-from ..training.data import LatentSet, PairSampler
+from ..training.data import LatentSet, PairSampler, check_names, identity_of
 from ..training.losses import nt_xent, verification
 from ..training.views import augment_image, augment_mildly, augment_strongly, generator_for
 from ..training.weights import decay_groups
@@ -75,13 +76,14 @@ class SiameseConfig:
     def __post_init__(self) -> None:
         for name in ("resolution", "steps", "sets_per_batch", "evaluate_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_pairs < 2:
-            raise ValueError(f"batch_pairs must be at least 2, got {self.batch_pairs}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+            raise ConfigurationError(f"batch_pairs must be at least 2, got {self.batch_pairs}")
+        for name in ("temperature", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.same_image <= 1:
-            raise ValueError(f"same_image must be in [0, 1], got {self.same_image}")
+            raise ConfigurationError(f"same_image must be in [0, 1], got {self.same_image}")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""
@@ -115,7 +117,7 @@ class PictureBatches(Dataset[Batch]):
         self.sources, self.config = list(sources), config
         self._first = np.cumsum([0, *(len(source) for source in self.sources)])
         identities = [
-            f"{s}/{row}" if config.method == "dar_unsupervised" else record.identity
+            f"{s}/{row}" if config.method == "dar_unsupervised" else identity_of(source, record)
             for s, source in enumerate(self.sources)
             for row, record in enumerate(source.records)
         ]
@@ -208,15 +210,20 @@ def train_siamese(
         The network, on the CPU.
 
     Raises:
-        DataError: no source, or too few identities.
+        DataError: no source, two of one name, or too few identities.
+        ConfigurationError: several processes, or a number of workers below 0.
+        TrainingFailedError: the loss is no longer finite.
         EmptyDataError: nearly all images of a batch cannot be read.
         ArtifactError: ``output`` holds something else than an unfinished run of the same plan.
     """
     if not sources:
         raise DataError("training needs at least one data source; give images")
-    accelerator = Accelerator()
+    check_names(sources)
+    if workers < 0:
+        raise ConfigurationError(f"workers must not be negative, got {workers}")
+    accelerator = Accelerator(mixed_precision="no")
     if accelerator.num_processes > 1:
-        raise ValueError(
+        raise ConfigurationError(
             f"siamese baselines train in one process, got {accelerator.num_processes}; leave accelerate launch out"
         )
     run = _Run(sources, Path(output), config, accelerator, terms, progress)
@@ -291,6 +298,10 @@ class _Run:
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise TrainingFailedError(
+                    f"the loss is {losses[-1]} at step {standing.step + 1}; give a smaller learning rate"
+                )
             seen, left_out = seen + 2 * len(batch.a), left_out + batch.left_out
             standing.step += 1
             if standing.step % self.config.evaluate_every == 0 or standing.step == self.config.steps:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
+from ..errors import ConfigurationError
 from ._data import open_source
 
 if TYPE_CHECKING:
@@ -50,16 +50,12 @@ def train_baseline(args: argparse.Namespace, recipe: dict[str, Any]) -> int:
 
     known = {field.name for field in fields(SiameseConfig)}
     foreign = [name for name in _FOR_HEADS if getattr(args, name)] + sorted(set(recipe) - known)
-    if args.stages != (1,):
+    if args.stages:
         foreign.append("stages")
-    try:
-        if foreign:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
-            raise ValueError(f"--baseline trains no head; leave out {options}")
-        config = SiameseConfig(cast("Method", args.baseline.replace("-", "_")), **recipe)
-    except ValueError as error:
-        print(f"lcmem-filter train: {error}", file=sys.stderr)
-        return 2
+    if foreign:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise ConfigurationError(f"--baseline trains no head; leave out {options}")
+    config = SiameseConfig(cast("Method", args.baseline.replace("-", "_")), **recipe)
     sources = [open_source(args, one, args.where) for one in args.data]
     network = train_siamese(sources, args.output, config, terms=args.terms, workers=args.workers)
     print(

@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigurationError
 from ._baseline import add_baseline_arguments, train_baseline
 from ._data import DATA, add_column_arguments, add_encoder_arguments, open_source, read_ids
 
@@ -44,7 +45,7 @@ _RECIPE: dict[str, dict[str, Any]] = {
         "type": int,
         "nargs": "+",
         "metavar": "PIXELS",
-        "help": "sides that images at least so large are encoded at too",
+        "help": "sides that sets whose first image is at least so large are encoded at too",
     },
     "steps": {"type": int, "help": "optimiser steps"},
     "batch_pairs": {"type": int, "help": "pairs of one optimiser step, all processes together"},
@@ -128,12 +129,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stages",
         type=_stages,
-        default=(1,),
+        default=(),
         metavar="1,2,3",
         help="1: identity consistency; 2: strong augmentation of one side, which finds transformed copies; 3: what "
         "lies where, which tells a copy from images that are merely alike; or some of them (default: 1)",
     )
-    parser.add_argument("--initial", metavar="HEAD", help="folder or shipped name of a head to go on from")
+    parser.add_argument(
+        "--initial",
+        metavar="HEAD",
+        help="folder or shipped name of a head to go on from; stages 1 and 2 keep of it what is of the VAE's space",
+    )
     parser.add_argument(
         "--add-space",
         action="store_true",
@@ -151,6 +156,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, save, and print what was reached as one JSON object."""
+    from accelerate import PartialState
+
     from ..latents import load_encoder
 
     if args.baseline:
@@ -164,14 +171,11 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    try:
-        config = _config(args)
-    except ValueError as error:
-        print(f"lcmem-filter train: {error}", file=sys.stderr)
-        return 2
+    config = _config(args)
     encoder = load_encoder(args.vae, trust_remote_code=args.trust_remote_code)
     head = _add_space(args, config, encoder) if args.add_space else _train(args, config, encoder)
-    print(json.dumps({"head": args.output, "spaces": list(head.spaces), "fingerprint": head.fingerprint}))
+    if PartialState().is_main_process:
+        print(json.dumps({"head": args.output, "spaces": list(head.spaces), "fingerprint": head.fingerprint}))
     return 0
 
 
@@ -184,14 +188,26 @@ def _config(args: argparse.Namespace) -> Any:
         given["further_resolutions"] = tuple(given["further_resolutions"])
     recipe = AddSpaceConfig if args.add_space else TrainingConfig
     foreign = sorted(set(given) - {field.name for field in fields(recipe)})
-    if foreign:
-        why = (
-            "--add-space trains a stem alone"
-            if args.add_space
-            else "there is no reference without --add-space"
-        )
-        raise ValueError(f"{why}; leave out {', '.join(foreign)}")
+    if args.add_space:
+        foreign += [name for name in ("stages", "terms") if getattr(args, name)]
+    _refuse(
+        foreign,
+        "--add-space trains a stem alone" if args.add_space else "there is no reference without --add-space",
+    )
+    _refuse(["workers"] if args.workers else [], "there are no workers without --baseline")
+    stages = args.stages or (1,)
+    for stage in (1, 2, 3) if not args.add_space else ():
+        of_stage = [name for name in given if name.startswith(f"stage{stage}_")]
+        of_stage += [name for name in ("steps", "learning_rate") if stage == 1 and name in given]
+        _refuse(of_stage if stage not in stages else [], f"stage {stage} is not asked for (--stages)")
     return recipe(**given)
+
+
+def _refuse(names: list[str], why: str) -> None:
+    if names:
+        raise ConfigurationError(
+            f"{why}; leave out {', '.join('--' + name.replace('_', '-') for name in names)}"
+        )
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
@@ -208,7 +224,7 @@ def _train(args: argparse.Namespace, config: TrainingConfig, encoder: Encoder) -
         {args.space or _name_of_space(encoder): encoder},
         args.output,
         config,
-        stages=args.stages,
+        stages=args.stages or (1,),
         initial=LCMemHead.from_pretrained(args.initial) if args.initial else None,
         validation=_validation(args),
         cache=args.cache,
@@ -245,11 +261,12 @@ def _validation(args: argparse.Namespace) -> list[ImageSource] | None:
 
 
 def _stages(text: str) -> tuple[int, ...]:
-    if text not in ("1", "2", "3", "1,2", "2,3", "1,2,3"):
+    chosen = text.split(",")
+    if not set(chosen) <= {"1", "2", "3"} or chosen != sorted(set(chosen)):
         raise argparse.ArgumentTypeError(
             f"stages are 1, 2 and 3, or some of them in that order, got {text!r}"
         )
-    return tuple(int(one) for one in text.split(","))
+    return tuple(int(one) for one in chosen)
 
 
 def _open(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -16,12 +17,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..errors import ArtifactError
-from ..head import LCMemHead
+from ..errors import ArtifactError, ConfigurationError, TrainingFailedError
+from ..head import LCMemHead, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder, canonical
 from .card import write_card
-from .checkpoint import RESULT, write_json
+from .checkpoint import LATENTS, RESULT, write_json
 from .config import TrainingConfig
 from .data import LatentSet
 from .losses import nt_xent
@@ -45,6 +46,9 @@ class AddSpaceConfig:
         temperature: Of NT-Xent between the two spaces.
         validation_fraction: Share of identities held out where no validation data is given.
         seed: Of everything that is drawn.
+
+    Raises:
+        ConfigurationError: a value that is out of range.
     """
 
     steps: int = 1500
@@ -55,6 +59,17 @@ class AddSpaceConfig:
     temperature: float = 0.07
     validation_fraction: float = 0.1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_images", "resolution", "learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.reference_resolution is not None and self.reference_resolution < 1:
+            raise ConfigurationError(
+                f"reference_resolution must be positive, got {self.reference_resolution}"
+            )
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigurationError(f"validation_fraction must be in (0, 1), got {self.validation_fraction}")
 
 
 def add_space(
@@ -94,12 +109,17 @@ def add_space(
         The head, in float32, on the CPU.
 
     Raises:
-        ArtifactError: the head has a stem of that name already.
+        ArtifactError: the head has a stem of that name already, or a head lies in ``output``.
+        ConfigurationError: a name that a latent space cannot have.
+        TrainingFailedError: the loss is no longer finite.
         LatentSpaceError: the head does not know the reference's space.
         EmptyDataError: a source without readable images.
         DataError: no such image to leave out.
     """
     config, output, since = config or AddSpaceConfig(), Path(output), time.monotonic()
+    check_space_name(space)
+    if (output / LCMemHead.config_name).exists():
+        raise ArtifactError(f"{output} already holds a head or model; give another --output")
     known = initial.identify_space(reference.vae).space
     if space in initial.spaces:
         raise ArtifactError(
@@ -115,7 +135,7 @@ def add_space(
         validation,
         {known: reference, space: encoder},
         recipe,
-        Path(cache) if cache else output / ".latents",
+        Path(cache) if cache else output / LATENTS,
         accelerator,
         grid=initial.grid,
         resolutions={known: config.reference_resolution or config.resolution},
@@ -147,6 +167,9 @@ def add_space(
             "validation": between,
         }
         _save(head, output, space, added, record)
+        shutil.rmtree(
+            output / LATENTS, ignore_errors=True
+        )  # pictures can be had from them: none of a head's business
     return head
 
 
@@ -183,6 +206,10 @@ def _train_stem(
         for ours, theirs in zip(parts, wanted_parts, strict=True):
             loss = loss + (1 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
             loss = loss + (ours.norm(dim=-1) - theirs.norm(dim=-1)).square().mean()
+        if not loss.isfinite():
+            raise TrainingFailedError(
+                f"the loss is {float(loss)} at step {step + 1}; give a smaller learning rate"
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(stem, 1.0)

@@ -114,7 +114,10 @@ def read_plan(plan: CachePlan) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def _encode_shard(plan: CachePlan, first: int) -> None:
-    """Encode the rows from ``first``; write the array, then its receipt, each aside and then renamed."""
+    """Encode the rows from ``first``; write the array, then its receipt, each aside and then renamed.
+
+    An image whose latent is not finite counts as one that cannot be read.
+    """
     count = min(SHARD_ROWS, len(plan.source) - first)
     readable = np.zeros(count, dtype=bool)
     parts: list[tuple[list[int], torch.Tensor]] = []
@@ -127,10 +130,13 @@ def _encode_shard(plan: CachePlan, first: int) -> None:
             except UnreadableImageError:
                 continue
         if rows:
-            readable[rows] = True
             batch = torch.stack(pixels).contiguous(memory_format=torch.channels_last)
             device = next(iter(plan.encoder.vae.parameters())).device
             encoded = canonical(plan.encoder.encode(batch.to(device)), plan.grid).cpu()
+            finite = encoded.isfinite().flatten(1).all(1)
+            rows = [row for row, good in zip(rows, finite.tolist(), strict=True) if good]
+            readable[rows] = True
+            encoded = encoded[finite]
             parts.append((rows, encoded.flip(-2) if plan.kind == TURNED_BACK else encoded))
     channels = parts[0][1].shape[1] if parts else 1
     latents = np.zeros((count, channels, plan.grid, plan.grid), dtype=np.float16)

@@ -16,6 +16,8 @@ from ..head import SHIPPED
 
 WORK = ".training"
 RESULT = "training.json"
+LATENTS = ".latents"
+"""Where latents are cached, in the output folder, if no other place is given; dropped in the end."""
 
 
 @dataclass(slots=True)
@@ -113,16 +115,27 @@ class Checkpoints:
                 f"training checkpoint {state} cannot be read: {error}; remove it to start afresh"
             ) from error
 
+    def refuse_foreign(self) -> None:
+        """Let no run begin in a folder that holds a head or model, but no run.
+
+        Raises:
+            ArtifactError: ``output`` does.
+        """
+        ours = (self.output / RESULT).exists() or any(self.work.glob("step-*/progress.json"))
+        if (self.output / "config.json").exists() and not ours:
+            raise ArtifactError(f"{self.output} already holds a head or model; give another --output")
+
     def finished(self, plan: dict[str, Any]) -> bool:
         """Whether ``output`` already holds the finished head of this plan.
 
         Raises:
             ArtifactError: it holds something else.
         """
+        self.refuse_foreign()
         result = self.output / RESULT
-        if not result.exists():
-            if (self.output / "config.json").exists():
-                raise ArtifactError(f"{self.output} already holds a head or model; give another --output")
+        if (
+            not result.exists()
+        ):  # a run that was cut off while it put its head there goes on from its last checkpoint
             return False
         try:
             written = json.loads(result.read_text())["plan"]
@@ -157,7 +170,7 @@ class Checkpoints:
 
 def training_record(head: str | os.PathLike[str]) -> dict[str, Any] | None:
     """``training.json`` of a head's folder or of one that ships, if it lies there."""
-    for folder in (Path(head), SHIPPED / os.fspath(head)):
+    for folder in (SHIPPED / os.fspath(head), Path(head)):  # in the order of ``LCMemHead.from_pretrained``
         if (folder / RESULT).exists():
             record: dict[str, Any] = json.loads((folder / RESULT).read_text())
             return record

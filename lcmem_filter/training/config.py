@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from ..errors import ConfigurationError
+
 Loss = Literal["nt-xent", "verification"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 Stage = Literal[1, 2, 3]
@@ -30,12 +32,12 @@ class TrainingConfig:
         temperature: Of NT-Xent.
         margin: By which a partner's cosine has to exceed those of others for NT-Xent to call them equal, as in the
             losses of face recognition (CosFace, arXiv 1801.09414); 0 for none.
-        spread: Weight of the term that pushes each embedding from its nearest other identity.
+        spread: Weight of the term that pushes each embedding from its nearest other identity (KoLeo).
         token_weight: Weight of NT-Xent between copies by the similarity of their tokens (``head.Description``).
         token_temperature: Of that.
         resolution: Side in pixels that images are squashed to before they are encoded.
-        further_resolutions: Sides in pixels that images at least so large are encoded at too; what such an encoding is
-            on the head's grid is a view of the image like another.
+        further_resolutions: Sides in pixels that sets are encoded at too whose first image is at least so large; what
+            such an encoding is on the head's grid is a view of the image like another.
         steps: Optimiser steps.
         batch_pairs: Pairs of one optimiser step, over all processes and accumulated batches together.
         sets_per_batch: A batch is drawn from so many of the data sets, so that negatives are of one kind.
@@ -125,22 +127,18 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_pairs % self.gradient_accumulation:
-            raise ValueError(
-                f"batch_pairs must be a multiple of gradient_accumulation ({self.gradient_accumulation}), "
-                f"got {self.batch_pairs}"
-            )
         counts = ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience", "resolution")
-        for name in (*counts, "stage2_steps", "stage3_steps", "match_dim", "strong_views"):
+        later = ("stage2_steps", "stage3_steps", "stage3_batch_pairs", "match_dim", "strong_views")
+        for name in (*counts, *later, "gradient_accumulation"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if any(side < 1 for side in self.further_resolutions):
-            raise ValueError(f"further_resolutions must be positive, got {self.further_resolutions}")
+            raise ConfigurationError(f"further_resolutions must be positive, got {self.further_resolutions}")
         for name in ("validation_fraction", "false_rejection_rate"):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in (0, 1), got {getattr(self, name)}")
+                raise ConfigurationError(f"{name} must be in (0, 1), got {getattr(self, name)}")
         if not 0 < self.identity_share <= 1:
-            raise ValueError(f"identity_share must be in (0, 1], got {self.identity_share}")
+            raise ConfigurationError(f"identity_share must be in (0, 1], got {self.identity_share}")
         for name in (
             "same_image",
             "hard_negatives",
@@ -151,13 +149,33 @@ class TrainingConfig:
             "keep_initial",
         ):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+                raise ConfigurationError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("image_views", "mild_views", "upside_down_views", "margin", "spread", "token_weight"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("temperature", "token_temperature", "match_temperature"):
+                raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
+        rates = ("learning_rate", "stage2_learning_rate", "stage3_learning_rate")
+        for name in ("temperature", "token_temperature", "match_temperature", *rates):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def check_batch(self, processes: int) -> None:
+        """Whether a batch can be divided, and in stage 3 without breaking groups of ``MATCHED_AMONG`` apart.
+
+        Raises:
+            ConfigurationError: it cannot.
+        """
+        portion = processes * self.gradient_accumulation
+        whole = portion * MATCHED_AMONG
+        if self.batch_pairs % portion:
+            raise ConfigurationError(
+                f"batch_pairs must be a multiple of processes x gradient_accumulation ({portion}), "
+                f"got {self.batch_pairs}"
+            )
+        if self.stage == 3 and self.batch_pairs % whole and (portion > 1 or self.batch_pairs > MATCHED_AMONG):
+            raise ConfigurationError(
+                f"stage3_batch_pairs must be a multiple of {MATCHED_AMONG} x processes x gradient_accumulation "
+                f"({whole}), got {self.batch_pairs}; give {whole * max(round(self.batch_pairs / whole), 1)}"
+            )
 
     def for_stage(self, stage: Stage) -> TrainingConfig:
         """The recipe of one stage of a run of several."""

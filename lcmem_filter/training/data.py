@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..images import ImageSource
+from ..images import ImageRecord, ImageSource
 from .cache import CachePlan, read_plan
 from .config import TrainingConfig
 from .views import generator_for
@@ -24,7 +24,7 @@ class LatentSet:
     Attributes:
         latents: For each space (N, V, C, grid, grid), float16.
         views: What each of the V views is: ``"clean"``, the first, then kinds of ``cache.AUGMENTATIONS``.
-        identities: (N,) strings; equal where two images are of one identity, whatever set they lie in.
+        identities: (N,) strings; equal where two images are of one identity (``identity_of``).
         sets: (N,) which of ``names`` an image comes from.
         names: One for each source.
         unreadable: Images that were left out.
@@ -84,11 +84,12 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSe
         )
     sources = next(iter(plans.values()))
     records = [record for views in sources for record in views[0].source.records]
+    identities = [identity_of(views[0].source, one) for views in sources for one in views[0].source.records]
     good = np.logical_and.reduce(readable)
     whole = LatentSet(
         per_space,
         tuple(plan.kind if plan.view else "clean" for plan in sources[0]),
-        np.array([record.identity for record in records], dtype=object),
+        np.array(identities, dtype=object),
         np.repeat(np.arange(len(sources)), [len(views[0].source) for views in sources]),
         tuple(views[0].source.name for views in sources),
         int((~good).sum()),
@@ -98,17 +99,36 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSe
     return whole.take(good) if whole.unreadable else whole
 
 
+def identity_of(source: ImageSource, record: ImageRecord) -> str:
+    """What identities are told apart by: names that were given are the same in every set, an image that is its own
+    identity is so in its own set only."""
+    return f"{source.name}/{record.id}" if record.identity == record.id else record.identity
+
+
+def check_names(sources: Sequence[ImageSource]) -> None:
+    """Sets are told apart by their names.
+
+    Raises:
+        DataError: two of one name.
+    """
+    name, count = Counter(source.name for source in sources).most_common(1)[0] if sources else ("", 0)
+    if count > 1:
+        raise DataError(
+            f"{count} data sets are called {name!r}; rename folders or tables so that no two are alike"
+        )
+
+
 def split_by_identity(data: LatentSet, fraction: float, seed: int) -> tuple[LatentSet, LatentSet]:
     """Training and validation images that share no identity; sides depend on identities and ``seed`` only.
 
     Raises:
-        DataError: fewer than two identities would be left to train on, or none to validate on.
+        DataError: fewer than two identities would be left to train on, or to validate on.
     """
     names = _drawn_order(data, seed)
-    count = max(1, round(fraction * len(names))) if fraction else 0
+    count = max(2, round(fraction * len(names)))
     if len(names) - count < 2:
         raise DataError(
-            f"training needs two identities and one to validate on, got {len(names)}; give images of more"
+            f"training needs two identities and two to validate on, got {len(names)}; give images of more"
         )
     held = np.isin(data.identities, names[:count])
     return data.take(~held), data.take(held)
@@ -183,7 +203,7 @@ class PairSampler:
     groups have labels in common with one identity, so that a patient is learned and not a disease.
 
     Raises:
-        DataError: fewer than two identities.
+        DataError: fewer than two identities, or no labels to go by.
     """
 
     def __init__(
@@ -211,6 +231,10 @@ class PairSampler:
             raise DataError(f"training needs at least two identities, got {len(names)}; give images of more")
         self._images = _groups(self._identity)
         self._labels = _label_matrix(data.labels, self._identity) if same_labels else None
+        if same_labels and self._labels is None:
+            raise DataError(
+                "same_labels needs a column `labels`, which none of the sets has; add it, or leave it out"
+            )
         self._sets = [_groups(self._identity, np.flatnonzero(data.sets == s)) for s in range(len(data.names))]
         self._sets = [members for members in self._sets if members]
         self._weights = []

@@ -20,6 +20,9 @@ TOKEN_GROUP = 64
 HARDEST = 7
 """Wrong candidates of each sample, those that the vote likes best, that are laid over it."""
 
+NEVER = -1e4
+"""Likeness, over temperature, of what is no wrong candidate after all; finite, so that gradients are."""
+
 APART = 0.5
 """Weight of a sample's place among the wrong pairs of the whole group, beside its place among its own."""
 
@@ -86,7 +89,11 @@ def copies_nt_xent(
 
 
 def matched(
-    samples: torch.Tensor, candidates: torch.Tensor, copies: torch.Tensor, temperature: float
+    samples: torch.Tensor,
+    candidates: torch.Tensor,
+    identities: torch.Tensor,
+    copies: torch.Tensor,
+    temperature: float,
 ) -> torch.Tensor:
     """How far each sample is from being most like its own image, once both are laid over each other.
 
@@ -97,7 +104,8 @@ def matched(
 
     Args:
         samples: (n, E, g, g) descriptors.
-        candidates: (n, E, g, g); row i is of sample i, the others are wrong for it.
+        candidates: (n, E, g, g); row i is of sample i, those of other identities are wrong for it.
+        identities: (n,) integers.
         copies: (n,) booleans: of the same image, not of the same identity merely.
         temperature: Likenesses are divided by it; positive.
 
@@ -108,13 +116,14 @@ def matched(
     with torch.no_grad():
         votes, warps = vote(samples, candidates[None].expand(n, *candidates.shape))
         own = torch.arange(n, device=samples.device)[:, None]
-        wrong = votes.scatter(1, own, -torch.inf).topk(min(HARDEST, n - 1), 1).indices
+        same = identities[:, None] == identities[None]  # its own among them
+        wrong = votes.masked_fill(same, -torch.inf).topk(min(HARDEST, n - 1), 1).indices
         chosen = torch.cat([own, wrong], 1)
         where = all_warps(samples.device)[warps.gather(1, chosen)].flatten(0, 1)[:, None]
     spread = samples[:, None].expand(n, chosen.shape[1], *samples.shape[1:]).flatten(0, 1)
     theirs = candidates.index_select(0, chosen.flatten())  # its gradient is summed in one order
     alike = alike_under(spread, theirs, where).view_as(chosen) / temperature
-    right, others = alike[:, 0], alike[:, 1:]
+    right, others = alike[:, 0], alike[:, 1:].masked_fill(same.gather(1, wrong), NEVER)
     among_own = F.softplus(others.logsumexp(1) - right)
     among_all = F.softplus(others.flatten().logsumexp(0) - right)
     return (among_own + APART * among_all) * torch.where(copies, 1.0, MERE_IDENTITY)
@@ -172,7 +181,7 @@ class _BestMatches(torch.autograd.Function):
 
 
 def spread(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor) -> torch.Tensor:
-    """Negated Kozachenko-Leonenko estimate of entropy between identities: strangers shall not be near.
+    """Negated Kozachenko-Leonenko estimate of entropy between identities (KoLeo): strangers shall not be near.
 
     After Sablayrolles et al., arXiv 1806.03198; SSCD, arXiv 2202.10261, uses it for copy detection.
 
@@ -181,9 +190,8 @@ def spread(a: torch.Tensor, b: torch.Tensor, identities: torch.Tensor) -> torch.
         identities: (P,) integers.
 
     Returns:
-        A scalar: minus the mean log distance of an embedding from the nearest of another identity; 0 where
-            all rows
-        are of one identity.
+        A scalar: minus the mean log distance of an embedding from the nearest of another identity; 0 where all rows are
+            of one identity.
     """
     embeddings = F.normalize(torch.cat([a, b]).float(), dim=-1)
     twice = identities.repeat(2)

@@ -83,14 +83,15 @@ class MatchObjective(Objective):
         offsets: torch.Tensor,
         copies: torch.Tensor,
     ) -> torch.Tensor:
-        """Arguments as of ``Objective``; of them ``identities``, of which a group has none twice, and ``offsets`` are
-        not used."""
+        """Arguments as of ``Objective``; of them ``offsets`` are not used."""
         described = [self._describe(one, space) for one, space in zip((a, b), spaces, strict=True)]
         with torch.autocast(a.device.type, enabled=False):
-            groups = zip(*(one.float().split(MATCHED_AMONG) for one in (*described, copies)), strict=True)
+            parts = (*(one.float() for one in described), identities, copies)
             losses = [
-                matched(sample, candidates, copied.bool(), self.config.match_temperature)
-                for candidates, sample, copied in groups
+                matched(sample, candidates, who, copied, self.config.match_temperature)
+                for candidates, sample, who, copied in zip(
+                    *(one.split(MATCHED_AMONG) for one in parts), strict=True
+                )
             ]
             return torch.cat(losses).mean()
 

@@ -15,6 +15,7 @@ from .cache import CachePlan, encode_plans
 from .config import TrainingConfig
 from .data import (
     LatentSet,
+    check_names,
     load_latents,
     names_of_images,
     some_identities,
@@ -50,8 +51,10 @@ def prepare_data(
 
     Raises:
         EmptyDataError: a source without readable images.
-        DataError: too few identities, or no such image to leave out.
+        DataError: too few identities, two sets of one name, or no such image to leave out.
     """
+    check_names(sources)
+    check_names(validation)
     if unknown := set(leave_out) - set(names_of_images(validation or sources)):
         raise DataError(
             f"no validation image {min(unknown)!r} to leave out ({len(unknown)} such); give ids, or SET/ID where "
@@ -104,6 +107,11 @@ def prepare_data(
     if not len(held_out):
         raise DataError(
             "every validation image is left out or of an identity that is trained on; give images of others"
+        )
+    if len(set(held_out.identities)) < 2:
+        raise DataError(
+            f"validation needs two identities that are not trained on, got {held_out.identities[0]!r} alone; give "
+            "images of more"
         )
     return data, held_out
 

@@ -18,21 +18,26 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from tqdm.auto import tqdm
 
-from ..errors import DataError
-from ..head import LCMemHead, Size
+from ..errors import ArtifactError, ConfigurationError, DataError, TrainingFailedError
+from ..head import LCMemHead, Size, check_space_name
 from ..images import ImageSource
-from ..latents import Encoder, canonical
+from ..latents import Encoder
+from .batches import batch_of
 from .card import went_on_from, write_card
-from .checkpoint import RESULT, Checkpoints, Progress, training_record, write_json
-from .config import MATCHED_AMONG, Stage, TrainingConfig
-from .data import LatentSet, Pairs, PairSampler, sampler_for
+from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
+from .config import Stage, TrainingConfig
+from .data import LatentSet, PairSampler, sampler_for
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator, embed_all
-from .views import augment_latents, generator_for, half_formed, mirror_some, turn_groups, warp_elastically
-from .weights import averaged, decay_groups, take_weights, with_descriptors
+from .weights import averaged, check_shape, decay_groups, take_weights, with_descriptors
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
+TRAINED_FOR = {
+    "nt-xent": {"score": "cosine", "activation": "none"},
+    "verification": {"score": "verification", "activation": "sigmoid"},
+}
+"""What each loss makes of a head."""
 
 
 def train_head(
@@ -75,16 +80,20 @@ def train_head(
 
     Raises:
         EmptyDataError: a source without readable images.
-        DataError: too few identities.
-        ArtifactError: ``output`` holds something else than an unfinished run of the same plan.
+        DataError: too few identities, or two sets of one name.
+        ArtifactError: ``output`` holds something else than an unfinished run of the same plan, or ``initial`` does not
+            go with the recipe.
+        ConfigurationError: stages or a recipe that cannot be followed.
+        TrainingFailedError: the loss is no longer finite.
     """
     output, config = Path(output), config or TrainingConfig()
-    if not stages or set(stages) - {1, 2, 3} or list(stages) != sorted(set(stages)):
-        raise ValueError(f"stages are 1, 2 and 3, or some of them in that order, got {tuple(stages)}")
-    if stages[0] == 3 and initial is None:
-        raise ValueError("stage 3 needs a trained head to go on from: run stages 1 and 2 before it")
-    for stage in stages:  # folders of earlier stages are kept: they say that their stage is done
-        folder = output if stage == stages[-1] else output / f"stage{stage}"
+    _check(stages, config, encoders, initial)
+    folders = [output if stage == stages[-1] else output / f"stage{stage}" for stage in stages]
+    for folder in folders:  # what stands in the way is told before hours of training, not after
+        Checkpoints(folder).refuse_foreign()
+    for stage, folder in zip(
+        stages, folders, strict=True
+    ):  # earlier ones are kept: they say that their stage is done
         run = _Run(
             _listed(sources),
             dict(encoders),
@@ -92,7 +101,7 @@ def train_head(
             config.for_stage(stage),
             initial,
             _listed(validation or ()),
-            Path(cache) if cache else output / ".latents",
+            Path(cache) if cache else output / LATENTS,
             terms,
             record,
             leave_out,
@@ -100,8 +109,38 @@ def train_head(
         )
         initial, record = run.run(), training_record(folder)
     if PartialState().is_main_process:
-        shutil.rmtree(output / ".latents", ignore_errors=True)
+        shutil.rmtree(output / LATENTS, ignore_errors=True)
     return cast(LCMemHead, initial)
+
+
+def _check(
+    stages: Sequence[Stage],
+    config: TrainingConfig,
+    encoders: Mapping[str, Encoder],
+    initial: LCMemHead | None,
+) -> None:
+    """What can be said of a run before anything is encoded."""
+    if not stages or set(stages) - {1, 2, 3} or list(stages) != sorted(set(stages)):
+        raise ConfigurationError(f"stages are 1, 2 and 3, or some of them in that order, got {tuple(stages)}")
+    for space in encoders:
+        check_space_name(space)
+    processes = Accelerator(mixed_precision=config.mixed_precision).num_processes
+    for stage in stages:
+        config.for_stage(stage).check_batch(processes)
+    if initial is None:
+        if stages[0] == 3:
+            raise ConfigurationError(
+                "stage 3 needs a trained head to go on from: run stages 1 and 2 before it"
+            )
+        if config.keep_initial and len(stages) == 1:
+            raise ConfigurationError("keep_initial needs a head to go on from; give one, or leave it out")
+    elif stages[0] < 3:
+        check_shape(initial, config.size, encoders)
+        if initial.config.score != TRAINED_FOR[config.loss]["score"]:
+            raise ArtifactError(
+                f"the head to go on from was trained for {initial.config.score}, which loss {config.loss!r} is not "
+                "for; give the loss that it was trained by"
+            )
 
 
 class _Run:
@@ -132,12 +171,6 @@ class _Run:
             ],
         )
         self.show = progress and self.accelerator.is_main_process
-        portion = config.gradient_accumulation * self.accelerator.num_processes
-        if config.batch_pairs % portion:
-            raise ValueError(
-                f"batch_pairs must be a multiple of processes x gradient_accumulation ({portion}), "
-                f"got {config.batch_pairs}"
-            )
         self.plan = {
             "config": config.to_dict(),
             "sources": [source.fingerprint for source in sources],
@@ -198,18 +231,18 @@ class _Run:
 
     def _starting_head(self, channels: Mapping[str, int]) -> LCMemHead:
         config = self.config
-        trained_for = {
-            "nt-xent": {"score": "cosine", "activation": "none"},
-            "verification": {"score": "verification", "activation": "sigmoid"},
-        }[config.loss]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            head = LCMemHead.create(cast(Size, config.size), channels, **trained_for)
-        if self.initial is not None:
-            take_weights(head, self.initial)
+            head = LCMemHead.create(cast(Size, config.size), channels, **TRAINED_FOR[config.loss])
+        if self.initial is not None and (left := take_weights(head, self.initial)):
+            self._say(
+                f"training would spoil what the head to go on from has besides, so it is left: {', '.join(left)}"
+            )
         for space, encoder in self.encoders.items():
             head.add_probes(space, encoder.vae)
         head.fc_end.requires_grad_(config.loss == "verification")
+        if head.local is not None and not config.token_weight:
+            head.local.requires_grad_(False)
         return head.train()
 
     def _train(
@@ -257,53 +290,22 @@ class _Run:
         size = len(pairs.a) // accumulation
         for i in range(accumulation):
             with self.accelerator.accumulate(objective):
-                loss = objective(*self._batch(pairs, slice(i * size, (i + 1) * size), train, step, i))
+                part = slice(i * size, (i + 1) * size)
+                batch = batch_of(pairs, part, train, self.config, self.accelerator, step, i)
+                loss = objective(*batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(objective.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
             total += float(loss.detach())
+        if (
+            not math.isfinite(total) and self.config.mixed_precision != "fp16"
+        ):  # whose scaler leaves such steps out
+            raise TrainingFailedError(
+                f"the loss is {total} at step {step + 1}; give a smaller learning rate, or go on from another head"
+            )
         return total / accumulation
-
-    def _batch(self, pairs: Pairs, part: slice, train: LatentSet, step: int, i: int) -> tuple[Any, ...]:
-        """This process's rows of a batch: latents of both sides, their spaces, identities, offsets, copies."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        size = (part.stop - part.start) // processes
-        rows = slice(part.start + rank * size, part.start + (rank + 1) * size)
-        shared = generator_for(self.config.seed, "batch", step, i)
-        spaces = tuple(str(shared.choice(train.spaces)) for _ in range(2))
-        offsets = shared.random(part.stop - part.start)[rank * size : (rank + 1) * size]
-        own = generator_for(self.config.seed, "augment", step, i, rank)
-        sides = []
-        half = self.config.half_formed if self.config.stage > 1 else 0.0
-        elastic = self.config.elastic if self.config.stage < 3 else 0.0
-        for space, images, views, clean, share, warped in zip(
-            spaces,
-            (pairs.a, pairs.b),
-            (pairs.view_a, pairs.view_b),
-            (0.5, 0.1),
-            (0.0, half),
-            (0.0, elastic),
-            strict=True,
-        ):
-            latents = train.latents[space][images[rows], views[rows]].float().to(self.accelerator.device)
-            if share:
-                latents = half_formed(latents, own, share=share)
-            if warped:
-                latents = warp_elastically(latents, own, share=warped)
-            if (
-                self.config.stage == 3
-            ):  # both sides of a group the same way up, as the filter asks: upright, then turned
-                turns = generator_for(self.config.seed, "turn", step, i, rank)
-                latents = turn_groups(mirror_some(latents, own), MATCHED_AMONG, turns)
-            elif self.config.augment:
-                latents = augment_latents(latents, own, clean=clean)
-            sides.append(canonical(latents, latents.shape[-1]))
-        device = self.accelerator.device
-        identities = torch.from_numpy(pairs.identities[rows]).to(device)
-        copies = torch.from_numpy(pairs.a[rows] == pairs.b[rows]).to(device)
-        return (*sides, spaces, identities, torch.from_numpy(offsets).float().to(device), copies)
 
     def _evaluate(
         self, standing: Progress, objective: Any, validator: Validator, loss: float, rate: float
@@ -349,10 +351,14 @@ class _Run:
         output = self.checkpoints.output
         head = LCMemHead.from_pretrained(self.checkpoints.best(standing.best_step))
         best = next(entry for entry in standing.history if entry["step"] == standing.best_step)
-        if self.initial is not None and self.config.keep_initial:
-            head = averaged(head, self.initial, self.config.keep_initial)
+        self.accelerator.wait_for_everyone()  # every process has read it before it is dropped
+        keep = self.config.keep_initial if self.initial is not None else 0.0
+        if keep and self.initial is not None:
+            head = averaged(head, self.initial, keep)
+        if not all(bool(values.isfinite().all()) for values in head.state_dict().values()):
+            raise TrainingFailedError("the trained weights are not finite; give a smaller learning rate")
         if self.accelerator.is_main_process:
-            if self.config.keep_initial:
+            if keep:
                 best = {**best, **validator.measure(head.to(self.accelerator.device)).to_dict()}
                 head = head.cpu()
             head.save_pretrained(output)

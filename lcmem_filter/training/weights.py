@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 
 from ..errors import ArtifactError
-from ..head import LCMemHead
+from ..head import SIZES, LCMemHead
 from .config import TrainingConfig
 
+SHAPE = ("grid", "patch_size", "stem_channels", "hidden_sizes", "depths", "embedding_dim", "token_dim")
+"""Of a head's configuration, what decides on the shapes of its weights."""
 
-def take_weights(head: LCMemHead, initial: LCMemHead) -> None:
-    """Start from ``initial``; what it lacks, a space or a branch, stays as it was drawn.
+
+def check_shape(initial: LCMemHead, size: str, spaces: Collection[str]) -> None:
+    """Whether a head of a named size and of ``spaces`` can go on from ``initial``.
 
     Raises:
-        ArtifactError: it has another shape, or a space that is not trained.
+        ArtifactError: ``initial`` is of another size, or knows none of the spaces.
+    """
+    theirs = {name: _plain(initial.config[name]) for name in SHAPE}
+    ours = {name: _plain(SIZES[size][name]) for name in SHAPE}
+    if different := [
+        name for name in SHAPE if ours[name] != theirs[name] and (name != "token_dim" or theirs[name])
+    ]:
+        raise ArtifactError(
+            f"the head to go on from has another shape than one of size {size!r} ("
+            + "; ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in different)
+            + "); give its size"
+        )
+    if not set(spaces) & set(initial.spaces):
+        raise ArtifactError(
+            f"the head to go on from has no stem for {', '.join(spaces)}; it has {', '.join(initial.spaces)}"
+        )
+
+
+def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
+    """Start from ``initial``; what it lacks, a space or a branch, stays as it was drawn.
+
+    Returns:
+        What ``initial`` has and ``head`` has not: its other spaces, and ``"descriptors"``. To train the trunk would
+            spoil them.
+
+    Raises:
+        ArtifactError: it has another shape.
     """
     try:
         lacking, foreign = head.load_state_dict(initial.state_dict(), strict=False)
@@ -24,15 +53,18 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> None:
         raise ArtifactError(
             f"the head to go on from has another shape than this recipe's ({error}); give its size"
         ) from error
-    wrong = [
-        *foreign,
-        *(key for key in lacking if key.split(".")[0] not in ("local", "dense", "stems", "probes")),
-    ]
-    if wrong:
+    parts = ("local", "dense", "stems", "probes")
+    if wrong := [key for key in (*lacking, *foreign) if key.split(".")[0] not in parts]:
         raise ArtifactError(
             f"the head to go on from has another shape than this recipe's ({', '.join(wrong[:3])} do not match); "
-            "give its size, and an encoder of each of its spaces"
+            "give its size"
         )
+    left = [space for space in initial.spaces if space not in head.spaces]
+    return [*left, "descriptors"] if initial.dense is not None and head.dense is None else left
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
 
 
 def extended(initial: LCMemHead, seed: int, **changes: Any) -> LCMemHead:

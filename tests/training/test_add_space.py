@@ -84,6 +84,7 @@ def test_a_stem_learns_and_nothing_else_moves(
         "other in other",
     }
     assert "| other in sd |" in (tmp_path / "after" / "README.md").read_text()
+    assert not (tmp_path / "after" / ".latents").exists()  # pictures could be had from them
 
 
 def test_a_stem_learns_descriptors_too(tmp_path: Path, trained: Path, known: Encoder, other: Encoder) -> None:
@@ -112,6 +113,9 @@ def test_names_and_references_are_checked(
     with pytest.raises(LatentSpaceError, match="speaks none"):
         add_space(head, "other", known, other, SOURCES, tmp_path / "no", STEM, progress=False)
     assert not (tmp_path / "no").exists()
+    head.save_pretrained(tmp_path / "taken")
+    with pytest.raises(ArtifactError, match="already holds a head"):
+        add_space(head, "other", other, known, SOURCES, tmp_path / "taken", STEM, progress=False)
 
 
 def test_the_command_adds_a_space(
@@ -133,11 +137,11 @@ def test_the_command_adds_a_space(
     assert main([*options, "--add-space"]) == 2
     whole = [*options, "--add-space", "--initial", str(trained), "--reference-vae", str(tmp_path / "known")]
     assert main([*whole, "--strong-views", "2"]) == 2
-    assert "leave out strong_views" in capsys.readouterr().err
+    assert "leave out --strong-views" in capsys.readouterr().err
     assert main([*whole, "--leave-out", str(tmp_path / "nothing.txt")]) == 2
     assert "one id a line" in capsys.readouterr().err
     assert main([*options, "--reference-resolution", "32"]) == 2
-    assert "leave out reference_resolution" in capsys.readouterr().err
+    assert "leave out --reference-resolution" in capsys.readouterr().err
     assert main([*whole, "--steps", "2", "--resolution", "32", "--reference-resolution", "16"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["spaces"] == ["sd", "other"]
     assert "| 32 px | other in sd |" in (tmp_path / "head" / "README.md").read_text()

@@ -51,6 +51,22 @@ def test_what_is_there_is_not_encoded_again(tmp_path: Path) -> None:
     assert plan(tmp_path, seed=1).path == plan(tmp_path).path  # a clean view has no seed
 
 
+def test_a_latent_that_is_not_finite_counts_as_an_image_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, encode = plan(tmp_path), Encoder.encode
+
+    def overflows(self: Encoder, pixels: torch.Tensor) -> torch.Tensor:
+        latents = encode(self, pixels).clone()
+        latents[1, 0, 0, 0] = torch.inf
+        return latents
+
+    monkeypatch.setattr(Encoder, "encode", overflows)
+    encode_plans([one], progress=False)
+    latents, readable = read_plan(one)
+    assert readable.tolist() == [row not in (1, 5, 9) for row in range(10)] and latents.isfinite().all()
+
+
 def test_processes_share_the_work(tmp_path: Path) -> None:
     plans = [plan(tmp_path), plan(tmp_path, view=1)]
     assert encode_plans(plans, rank=0, processes=2, progress=False) == 3

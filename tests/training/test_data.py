@@ -136,8 +136,8 @@ def test_groups_have_labels_in_common_where_asked() -> None:
         together.append(np.mean([len(set(batch)) == 1 for batch in drawn]))
         assert all(len(set(made.draw(step).identities)) == 10 for step in range(30))
     assert together == [0.0, 1.0]  # 20 identities have each set of labels, more than a batch holds
-    unlabelled = PairSampler(DATA, pairs=8, sets_per_batch=2, same_image=0.3, seed=0, same_labels=1.0)
-    assert (unlabelled.draw(3).a == sampler().draw(3).a).all()
+    with pytest.raises(DataError, match="needs a column `labels`"):
+        PairSampler(DATA, pairs=8, sets_per_batch=2, same_image=0.3, seed=0, same_labels=1.0)
 
 
 def test_mined_groups_are_neighbours_and_the_rest_is_not() -> None:

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from lcmem_filter.errors import ArtifactError, CorruptArtifactError, DataError, EmptyDataError
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import Encoder
-from lcmem_filter.training import TrainingConfig, train_head
+from lcmem_filter.training import TrainingConfig, train_head, trainer
 from lcmem_filter.training.trainer import _Run
 
 from tests.tiny import tiny_vae
@@ -267,13 +267,13 @@ def test_mixed_precision_and_accumulation(tmp_path: Path, cache: Path) -> None:
 def test_accumulated_batches_make_one_step(tmp_path: Path, cache: Path) -> None:
     """Two copies of one batch, accumulated, move the weights as that batch does."""
     one = replace(QUICK, steps=4, batch_pairs=4, augment=False)
-    original = _Run._batch
+    original = trainer.batch_of
 
-    def repeated(self: _Run, pairs: Any, part: slice, *rest: Any) -> Any:
-        return original(self, pairs, slice(0, 4), *rest[:2], 0)
+    def repeated(pairs: Any, part: slice, *rest: Any) -> Any:
+        return original(pairs, slice(0, 4), *rest[:-1], 0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "_batch", repeated)
+        patch.setattr(trainer, "batch_of", repeated)
         single = train(tmp_path / "single", cache, one)
         patch.setattr("lcmem_filter.training.data.PairSampler.draw", _doubled())
         double = train(tmp_path / "double", cache, replace(one, batch_pairs=8, gradient_accumulation=2))
@@ -336,7 +336,7 @@ def test_data_that_cannot_be_trained_on(tmp_path: Path, cache: Path) -> None:
 )
 def test_settings_that_make_no_sense(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
-        replace(QUICK, **change)
+        replace(QUICK, **change).check_batch(1)
 
 
 PROCESS = """

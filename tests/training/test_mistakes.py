@@ -1,0 +1,174 @@
+"""What goes wrong with a training run: told at once, told clearly, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lcmem_filter.cli.main import main
+from lcmem_filter.errors import ArtifactError, ConfigurationError, DataError, TrainingFailedError
+from lcmem_filter.head import LCMemHead
+from lcmem_filter.images import open_images
+from lcmem_filter.latents import Encoder
+from lcmem_filter.training import trainer, training_record
+from lcmem_filter.training.data import identity_of
+
+from tests.tiny import tiny_vae, write_pictures
+from tests.training.pictures import QUICK, Pictures
+from tests.training.test_trainer import SOURCES, cache, record, train
+
+__all__ = ["cache"]  # the fixture
+
+
+def test_a_run_that_is_cut_off_while_it_puts_its_head_down_goes_on(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tmp_path / "whole", cache)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_card", full)
+        with pytest.raises(OSError, match="no space left"):
+            train(tmp_path / "head", cache)
+    assert (tmp_path / "head" / "config.json").exists()
+    assert train(tmp_path / "head", cache).fingerprint == whole.fingerprint
+    assert record(tmp_path / "head")["step"] == QUICK.steps
+
+
+def test_what_stands_in_the_way_of_a_later_stage_is_told_before_the_first(
+    tmp_path: Path, cache: Path
+) -> None:
+    LCMemHead.create("micro").save_pretrained(tmp_path / "taken")
+    with pytest.raises(ArtifactError, match="already holds a head"):
+        train(tmp_path / "taken", cache, stages=(1, 2))
+    with pytest.raises(ConfigurationError, match=r"stage3_batch_pairs .* \(48\), got 72; give 96"):
+        train(tmp_path / "taken", cache, replace(QUICK, gradient_accumulation=2), stages=(1, 3))
+    with pytest.raises(ConfigurationError, match="got 40; give 48"):
+        train(tmp_path / "a", cache, replace(QUICK, stage3_batch_pairs=40), stages=(1, 3))
+    with pytest.raises(ConfigurationError, match="keep_initial needs a head"):
+        train(tmp_path / "a", cache, replace(QUICK, keep_initial=0.5))
+    assert not (tmp_path / "taken" / "stage1").exists() and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["", "sd.1", "keys"])
+def test_names_that_no_latent_space_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be called"):
+        trainer.train_head(SOURCES, {name: Encoder(tiny_vae(), "tiny")}, tmp_path / "head", QUICK)
+
+
+def test_a_head_of_many_spaces_is_gone_on_from_in_one(tmp_path: Path, cache: Path) -> None:
+    torch.manual_seed(0)
+    initial = LCMemHead.create("micro", {"sd": 4, "other": 6}, match_dim=8, match_spaces=["sd"])
+    config = replace(QUICK, stage2_steps=2, strong_views=1, stage2_learning_rate=1e-12)
+    head = train(tmp_path / "head", cache, config, stages=(2,), initial=initial)
+    assert head.spaces == ("sd",) and not head.has_descriptors("sd")
+    for name, value in head.state_dict().items():
+        if not name.startswith("probes"):
+            torch.testing.assert_close(value, initial.state_dict()[name], rtol=1e-6, atol=1e-6, msg=name)
+    with pytest.raises(ArtifactError, match="has no stem for sd; it has other"):
+        train(tmp_path / "b", cache, stages=(2,), initial=LCMemHead.create("micro", {"other": 6}))
+    with pytest.raises(ArtifactError, match="trained for cosine"):
+        train(tmp_path / "b", cache, replace(config, loss="verification"), stages=(2,), initial=initial)
+
+
+def test_without_a_loss_on_tokens_their_branch_is_left_alone(tmp_path: Path, cache: Path) -> None:
+    """With several processes, a part that no gradient reaches would stop the run."""
+    heads = [
+        train(tmp_path / f"{weight}", cache, replace(QUICK, token_weight=weight)).local
+        for weight in (0.0, 1.0)
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(QUICK.seed)
+        drawn = LCMemHead.create("micro", {"sd": 4}).local
+    assert drawn is not None
+    unchanged = [
+        all(torch.equal(value, drawn.state_dict()[name]) for name, value in local.state_dict().items())
+        for local in heads
+    ]
+    assert unchanged == [True, False]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> torch.Tensor:
+        return torch.full((), torch.nan, requires_grad=True)
+
+    monkeypatch.setattr(trainer.Objective, "forward", lost)
+    with pytest.raises(TrainingFailedError, match="the loss is nan at step 1; give a smaller"):
+        train(tmp_path / "head", cache)
+    assert not (tmp_path / "head" / "training.json").exists()
+
+
+def test_sets_and_identities_are_told_apart(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(DataError, match="2 data sets are called 'twice'"):
+        train(tmp_path / "head", cache, sources=[SOURCES[0], Pictures("twice", 4, 2, first=50)])
+    with pytest.raises(DataError, match="validation needs two identities"):
+        train(tmp_path / "head", cache, validation=[Pictures("alone", 1, 3, first=70)])
+    with pytest.raises(DataError, match="same_labels needs a column"):
+        train(tmp_path / "head", cache, replace(QUICK, same_labels=0.5))
+    sources = [open_images(write_pictures(tmp_path / name, range(3))) for name in ("d", "e")]
+    named = [identity_of(source, one) for source in sources for one in source.records]
+    assert len(set(named)) == 6
+    given = [
+        identity_of(source, one)
+        for name in ("f", "g")
+        for source in [open_images(write_pictures(tmp_path / name, range(3), identities=True))]
+        for one in source.records
+    ]
+    assert given[:3] == given[3:] and len(set(given)) == 3
+
+
+def test_a_shipped_heads_record_is_not_taken_from_a_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lcmem-small").mkdir()
+    (tmp_path / "lcmem-small" / "training.json").write_text(json.dumps({"step": -1}))
+    monkeypatch.chdir(tmp_path)
+    found = training_record("lcmem-small")
+    assert found is not None and found["step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--stages", "3"], "stage 3 needs a trained head"),
+        (["--stages", "2,1"], "some of them in that order"),
+        (["--gradient-accumulation", "0"], "gradient_accumulation must be at least 1, got 0"),
+        (["--learning-rate", "-1"], "learning_rate must be positive"),
+        (["--elastic", "2"], r"elastic must be in [0, 1], got 2.0"),
+        (["--margin", "-0.1"], "margin must not be negative"),
+        (["--space", "sd.1"], "cannot be called 'sd.1'"),
+        (["--workers", "2"], "no workers without --baseline; leave out --workers"),
+        (["--stages", "2", "--steps", "1"], "stage 1 is not asked for (--stages); leave out --steps"),
+        (["--stage2-steps", "1"], "stage 2 is not asked for (--stages); leave out --stage2-steps"),
+        (["--add-space", "--stages", "2"], "trains a stem alone; leave out --stages"),
+        (["--add-space", "--steps", "0"], "steps must be positive, got 0"),
+        (["--baseline", "dar", "--workers", "-1"], "workers must not be negative"),
+        (["--baseline", "dar", "--margin", "1"], "trains no head; leave out --margin"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+) -> None:
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    write_pictures(tmp_path / "images", range(12))
+    given = [str(tmp_path / "images"), "--output", str(tmp_path / "head")]
+    if "--baseline" not in options:
+        given += ["--vae", str(tmp_path / "vae")]
+    if "--add-space" in options:
+        given += ["--initial", "lcmem-small", "--reference-vae", str(tmp_path / "vae")]
+    try:
+        status = main(["train", *given, *options])
+    except SystemExit as error:  # argparse's own
+        status = int(error.code or 0)
+    said = capsys.readouterr().err
+    assert status == 2 and told in said and "Traceback" not in said
+    assert not (tmp_path / "head").exists()
