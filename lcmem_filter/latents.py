@@ -247,9 +247,15 @@ def encode_images(
 
 
 def to_grid(latents: torch.Tensor, grid: int) -> torch.Tensor:
-    """Latents (B, C, h, w) resized to (B, C, grid, grid), antialiased bilinear, the whole picture squashed."""
+    """Latents (B, C, h, w) resized to (B, C, grid, grid), the whole picture squashed.
+
+    Larger ones are averaged over areas, which leaves them most like the latents of a smaller picture: antialiased
+    bilinear, which is used where a side is smaller, reaches across twice the area.
+    """
     if latents.shape[-2:] == (grid, grid):
         return latents
+    if min(latents.shape[-2:]) >= grid:
+        return F.adaptive_avg_pool2d(latents, grid)
     return F.interpolate(latents, (grid, grid), mode="bilinear", antialias=True, align_corners=False)
 
 

@@ -99,6 +99,15 @@ def test_canonical_latents_stay_as_they_are() -> None:
     torch.testing.assert_close(canonical(once, 16), once, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 48), (40, 16)])
+def test_larger_latents_are_averaged_over_areas(height: int, width: int) -> None:
+    latents = torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(0))
+    resized = to_grid(latents, 16)
+    top, left = -(-height // 16), -(-width // 16)  # the first cell ends where it covers the area
+    torch.testing.assert_close(resized[..., 0, 0], latents[..., :top, :left].mean((-2, -1)))
+    assert resized.shape == (2, 4, 16, 16)
+
+
 def test_resizing_is_antialiased() -> None:
     stripes = (torch.arange(64) % 2 * 2.0 - 1).expand(1, 1, 64, 64)
     assert to_grid(stripes, 16).abs().max() < 0.1

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..errors import ArtifactNotFoundError, CorruptArtifactError
 
-FORMAT = 1
+FORMAT = 2
 CURRENT = "CURRENT"
 PLAN = "plan.json"
 HEAD = "head"

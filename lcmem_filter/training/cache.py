@@ -28,6 +28,8 @@ AUGMENTATIONS = {
 }
 TURNED_BACK = "upside-down"
 """The kind whose latents are kept upside down, so that the picture lies in them as it is."""
+RESIZED_BY = "area"
+"""How latents come to the grid (``latents.to_grid``); those that came there otherwise are not used."""
 VIEWS_VERSION = 1
 """Raise it when one of them changes: cached views of another version are not used."""
 
@@ -65,7 +67,7 @@ class CachePlan:
         ]
         kind = "view" if self.kind == "light" else f"{self.kind} view"
         view = f"{kind} {self.view} seed {self.seed} version {VIEWS_VERSION}" if self.view else "clean"
-        key += [SHARD_ROWS, view]
+        key += [SHARD_ROWS, view, RESIZED_BY]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
         object.__setattr__(self, "path", Path(self.folder) / name)
 
