@@ -207,7 +207,7 @@ class _Run:
         )
         self._say(
             f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
-            f"validation images of {len(set(held_out.identities))}; {train.unreadable} unreadable"
+            f"validation images of {len(set(held_out.identities))} identities; {train.unreadable} unreadable"
         )
         objective, optimizer = self._prepare(standing, train)
         self._train(standing, objective, optimizer, train, sampler, validator)
@@ -235,9 +235,7 @@ class _Run:
             torch.manual_seed(config.seed)
             head = LCMemHead.create(cast(Size, config.size), channels, **TRAINED_FOR[config.loss])
         if self.initial is not None and (left := take_weights(head, self.initial)):
-            self._say(
-                f"training would spoil what the head to go on from has besides, so it is left: {', '.join(left)}"
-            )
+            self._say(f"left behind, since training the trunk would spoil them: {', '.join(left)}")
         for space, encoder in self.encoders.items():
             head.add_probes(space, encoder.vae)
         head.fc_end.requires_grad_(config.loss == "verification")
