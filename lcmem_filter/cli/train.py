@@ -99,7 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_encoder_arguments(parser, required=False, default=" (needed unless --baseline is given)")
     parser.add_argument(
-        "--output", required=True, help="folder of the head; an interrupted run goes on from there"
+        "--output",
+        required=True,
+        help="folder of the head; an interrupted run goes on from there (--add-space: what was encoded is kept)",
     )
     parser.add_argument(
         "--space",
@@ -270,7 +272,15 @@ def _stages(text: str) -> tuple[int, ...]:
 
 
 def _open(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:
-    return [open_source(args, one, where) for one in data]
+    sources = [open_source(args, one, where) for one in data]
+    for source in sources:
+        if not args.add_space and all(record.identity == record.id for record in source.records):
+            print(
+                f"{source.name}: each image is an identity of its own; where some share one, name the column "
+                "(--identity-column), or give each identity a folder",
+                file=sys.stderr,
+            )
+    return sources
 
 
 def _name_of_space(encoder: Encoder) -> str:

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
 
-from ..errors import ArtifactError, ConfigurationError, TrainingFailedError
-from ..head import LCMemHead, check_space_name
+from ..errors import ArtifactError, ConfigurationError, LatentSpaceError, TrainingFailedError
+from ..head import LCMemHead, SpaceMatch, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder, canonical
 from .card import write_card
@@ -109,7 +110,8 @@ def add_space(
         The head, in float32, on the CPU.
 
     Raises:
-        ArtifactError: the head has a stem of that name already, or a head lies in ``output``.
+        ArtifactError: the head has a stem of that name already, or knows the space by another, or a head lies in
+            ``output``.
         ConfigurationError: a name that a latent space cannot have.
         TrainingFailedError: the loss is no longer finite.
         LatentSpaceError: the head does not know the reference's space.
@@ -124,6 +126,10 @@ def add_space(
     if space in initial.spaces:
         raise ArtifactError(
             f"the head has a stem for {space!r} already; give the new space a name besides {', '.join(initial.spaces)}"
+        )
+    if (same := _known_as(initial, encoder)) is not None:
+        raise ArtifactError(
+            f"the head knows this VAE's space as {same.space!r} (agreement {same.agreement:.2f}); nothing to add"
         )
     accelerator = Accelerator()
     recipe = replace(
@@ -156,6 +162,9 @@ def add_space(
         f"{query} in {index}": validator.measure_between(head, query, index, accelerator.device).to_dict()
         for query, index in ((known, known), (space, known), (known, space), (space, space))
     }
+    if progress and accelerator.is_main_process:
+        for pair, found in between.items():
+            tqdm.write(f"{pair}: {_told(found)}", file=sys.stderr)
     head = head.cpu().eval().requires_grad_(True)
     if accelerator.is_main_process:
         added = {
@@ -171,6 +180,20 @@ def add_space(
             output / LATENTS, ignore_errors=True
         )  # pictures can be had from them: none of a head's business
     return head
+
+
+def _known_as(initial: LCMemHead, encoder: Encoder) -> SpaceMatch | None:
+    try:
+        return initial.identify_space(encoder.vae)
+    except LatentSpaceError:
+        return None
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    """Shares that are found, of mild copies and of other images of an identity."""
+    named = (("mild copies", "mild_copies"), ("same identity", "same_identity"))
+    shares = [(name, found[key]["overall"]) for name, key in named]
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares if share is not None)
 
 
 def _with_stem(initial: LCMemHead, space: str, known: str, channels: int, seed: int) -> LCMemHead:
@@ -189,9 +212,7 @@ def _train_stem(
     """Same picture, same embedding, tokens and descriptors, whichever encoder it came through."""
     stem = [parameter for parameter in head.stems[space].parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(stem, lr=config.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05
-    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.steps // 20, config.steps)
     for step in tqdm(range(config.steps), desc=f"stem of {space}", unit="step", disable=not progress):
         rows = generator_for(config.seed, "stem", step).choice(
             len(train), min(config.batch_images, len(train))

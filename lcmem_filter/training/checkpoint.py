@@ -162,10 +162,20 @@ class Checkpoints:
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         if not different:
             return
-        changes = "; ".join(f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}" for key in different)
+        changes = "; ".join(_change(key, found.get(key), wanted.get(key)) for key in different)
         raise ArtifactError(
             f"{self.output} holds another run ({changes}); give another --output, or remove that folder"
         )
+
+
+def _change(name: str, was: Any, now: Any) -> str:
+    """What is different, entry by entry where there are some."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
+        return ", ".join(_change(key, was.get(key), now.get(key)) for key in keys)
+    if name in ("sources", "validation"):
+        return f"{name}: other images"
+    return f"{name} was {was!r}, is {now!r}"
 
 
 def training_record(head: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -200,6 +201,13 @@ class TrainingConfig:
             same_image=self.stage3_same_image,
             half_formed=self.stage3_half_formed,
         )
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine to 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""

@@ -258,7 +258,7 @@ class _Run:
         )
         self._mine(sampler, objective, train)
         while standing.step < config.steps and standing.stale < config.patience:
-            rate = _learning_rate(config, standing.step)
+            rate = config.learning_rate_at(standing.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             losses.append(self._step(standing.step, objective, optimizer, train, sampler))
@@ -270,6 +270,10 @@ class _Run:
                 self._mine(sampler, objective, train)
                 since, losses = time.monotonic(), []
         bar.close()
+        if standing.step < config.steps:
+            self._say(
+                f"no better in {standing.stale} validations: stopped, with the head of step {standing.best_step}"
+            )
 
     def _mine(self, sampler: PairSampler, objective: Any, train: LatentSet) -> None:
         """Tell the sampler where images lie; at checkpoints only, so that a run goes on as it would have gone."""
@@ -389,11 +393,3 @@ class _Run:
 
 def _listed(sources: Sources) -> list[ImageSource]:
     return list(sources) if isinstance(sources, list | tuple) else [cast(ImageSource, sources)]
-
-
-def _learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to 0."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

@@ -112,6 +112,8 @@ def test_names_and_references_are_checked(
         add_space(head, "sd", other, known, SOURCES, tmp_path / "no", STEM, progress=False)
     with pytest.raises(LatentSpaceError, match="speaks none"):
         add_space(head, "other", known, other, SOURCES, tmp_path / "no", STEM, progress=False)
+    with pytest.raises(ArtifactError, match=r"knows this VAE's space as 'sd' \(agreement 1.00"):
+        add_space(head, "another", known, known, SOURCES, tmp_path / "no", STEM, progress=False)
     assert not (tmp_path / "no").exists()
     head.save_pretrained(tmp_path / "taken")
     with pytest.raises(ArtifactError, match="already holds a head"):
@@ -142,8 +144,10 @@ def test_the_command_adds_a_space(
     assert "one id a line" in capsys.readouterr().err
     assert main([*options, "--reference-resolution", "32"]) == 2
     assert "leave out --reference-resolution" in capsys.readouterr().err
-    assert main([*whole, "--steps", "2", "--resolution", "32", "--reference-resolution", "16"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["spaces"] == ["sd", "other"]
+    assert main([*whole, "--steps", "20", "--resolution", "32", "--reference-resolution", "16"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["spaces"] == ["sd", "other"]
+    assert "other in sd: mild copies" in said.err
     assert "| 32 px | other in sd |" in (tmp_path / "head" / "README.md").read_text()
     recipe = json.loads((tmp_path / "head" / "training.json").read_text())["added_spaces"]["other"]["recipe"]
     assert (recipe["resolution"], recipe["reference_resolution"]) == (32, 16)

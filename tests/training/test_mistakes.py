@@ -57,6 +57,13 @@ def test_what_stands_in_the_way_of_a_later_stage_is_told_before_the_first(
     assert not (tmp_path / "taken" / "stage1").exists() and not (tmp_path / "a").exists()
 
 
+def test_another_run_is_told_by_what_is_different(tmp_path: Path, cache: Path) -> None:
+    train(tmp_path / "head", cache, replace(QUICK, steps=2))
+    with pytest.raises(ArtifactError) as told:
+        train(tmp_path / "head", cache, replace(QUICK, steps=3), sources=SOURCES[:1])
+    assert "(steps was 2, is 3; sources: other images)" in str(told.value)
+
+
 @pytest.mark.parametrize("name", ["", "sd.1", "keys"])
 def test_names_that_no_latent_space_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot be called"):
