@@ -233,7 +233,8 @@ def _open_table(
         table[name][:] if name in found else None for name in (identity_column, id_column, "labels")
     )
     images = table[image_column]
-    in_files = isinstance(images[rows[0]], str)
+    first = images[rows[0]]
+    in_files = isinstance(first, str)
     records = []
     for row in rows:
         id_ = str(ids[row]) if ids is not None else images[row] if in_files else f"{path.stem}/{row}"
@@ -253,7 +254,6 @@ def _open_table(
             return value["bytes"] if value.get("bytes") is not None else path.parent / value["path"]
         return value if isinstance(value, bytes) else path.parent / value
 
-    first = images[rows[0]]
     if isinstance(first, dict) and first.get("bytes") is None:
         files = _stats(path.parent, [str(images[row]["path"]) for row in rows])
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -19,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from ..errors import ConfigurationError, DataError, EmptyDataError, TrainingFailedError, UnreadableImageError
+from ..errors import ConfigurationError, DataError, EmptyDataError, UnreadableImageError
 from ..images import ImageSource, to_pixels
 from ..training.checkpoint import RESULT, Checkpoints, Progress, write_json
 from ..training.data import LatentSet, PairSampler, check_names, identity_of
-from ..training.losses import nt_xent, verification
+from ..training.losses import check_finite, nt_xent, verification
 from ..training.views import augment_image, augment_mildly, augment_strongly, generator_for
 from ..training.weights import decay_groups
 from .siamese import Method, SiameseNetwork
@@ -298,10 +297,7 @@ class _Run:
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise TrainingFailedError(
-                    f"the loss is {losses[-1]} at step {standing.step + 1}; give a smaller learning rate"
-                )
+            check_finite(losses[-1], standing.step + 1)
             seen, left_out = seen + 2 * len(batch.a), left_out + batch.left_out
             standing.step += 1
             if standing.step % self.config.evaluate_every == 0 or standing.step == self.config.steps:

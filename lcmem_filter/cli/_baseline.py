@@ -7,8 +7,7 @@ import json
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import ConfigurationError
-from ._data import open_source
+from ._data import open_source, refuse
 
 if TYPE_CHECKING:
     from ..baselines.siamese import Method
@@ -52,9 +51,7 @@ def train_baseline(args: argparse.Namespace, recipe: dict[str, Any]) -> int:
     foreign = [name for name in _FOR_HEADS if getattr(args, name)] + sorted(set(recipe) - known)
     if args.stages:
         foreign.append("stages")
-    if foreign:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
-        raise ConfigurationError(f"--baseline trains no head; leave out {options}")
+    refuse(foreign, "--baseline trains no head")
     config = SiameseConfig(cast("Method", args.baseline.replace("-", "_")), **recipe)
     sources = [open_source(args, one, args.where) for one in args.data]
     network = train_siamese(sources, args.output, config, terms=args.terms, workers=args.workers)

@@ -127,6 +127,19 @@ def condition(text: str) -> tuple[str, str]:
     return column, value
 
 
+def refuse(names: list[str], why: str) -> None:
+    """Options that were given and do not apply.
+
+    Raises:
+        ConfigurationError: there are some.
+    """
+    from ..errors import ConfigurationError
+
+    if names:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise ConfigurationError(f"{why}; leave out {options}")
+
+
 def read_ids(path: str) -> set[str]:
     """The lines of a file.
 

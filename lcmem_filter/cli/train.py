@@ -8,9 +8,8 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError
 from ._baseline import add_baseline_arguments, train_baseline
-from ._data import DATA, add_column_arguments, add_encoder_arguments, open_source, read_ids
+from ._data import DATA, add_column_arguments, add_encoder_arguments, open_source, read_ids, refuse
 
 if TYPE_CHECKING:
     from ..head import LCMemHead
@@ -192,24 +191,17 @@ def _config(args: argparse.Namespace) -> Any:
     foreign = sorted(set(given) - {field.name for field in fields(recipe)})
     if args.add_space:
         foreign += [name for name in ("stages", "terms") if getattr(args, name)]
-    _refuse(
+    refuse(
         foreign,
         "--add-space trains a stem alone" if args.add_space else "there is no reference without --add-space",
     )
-    _refuse(["workers"] if args.workers else [], "there are no workers without --baseline")
+    refuse(["workers"] if args.workers else [], "there are no workers without --baseline")
     stages = args.stages or (1,)
     for stage in (1, 2, 3) if not args.add_space else ():
         of_stage = [name for name in given if name.startswith(f"stage{stage}_")]
         of_stage += [name for name in ("steps", "learning_rate") if stage == 1 and name in given]
-        _refuse(of_stage if stage not in stages else [], f"stage {stage} is not asked for (--stages)")
+        refuse(of_stage if stage not in stages else [], f"stage {stage} is not asked for (--stages)")
     return recipe(**given)
-
-
-def _refuse(names: list[str], why: str) -> None:
-    if names:
-        raise ConfigurationError(
-            f"{why}; leave out {', '.join('--' + name.replace('_', '-') for name in names)}"
-        )
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:

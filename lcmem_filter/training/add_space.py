@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from ..errors import ArtifactError, ConfigurationError, LatentSpaceError, TrainingFailedError
+from ..errors import ArtifactError, ConfigurationError, LatentSpaceError
 from ..head import LCMemHead, SpaceMatch, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder, canonical
@@ -26,7 +26,7 @@ from .card import write_card
 from .checkpoint import LATENTS, RESULT, write_json
 from .config import TrainingConfig
 from .data import LatentSet
-from .losses import nt_xent
+from .losses import check_finite, nt_xent
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator
 from .views import augment_latents, generator_for
@@ -176,9 +176,8 @@ def add_space(
             "validation": between,
         }
         _save(head, output, space, added, record)
-        shutil.rmtree(
-            output / LATENTS, ignore_errors=True
-        )  # pictures can be had from them: none of a head's business
+        # pictures can be had from latents, and whoever gets the head gets this folder
+        shutil.rmtree(output / LATENTS, ignore_errors=True)
     return head
 
 
@@ -227,10 +226,7 @@ def _train_stem(
         for ours, theirs in zip(parts, wanted_parts, strict=True):
             loss = loss + (1 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
             loss = loss + (ours.norm(dim=-1) - theirs.norm(dim=-1)).square().mean()
-        if not loss.isfinite():
-            raise TrainingFailedError(
-                f"the loss is {float(loss)} at step {step + 1}; give a smaller learning rate"
-            )
+        check_finite(loss.item(), step + 1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(stem, 1.0)

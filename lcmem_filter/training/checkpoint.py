@@ -133,9 +133,7 @@ class Checkpoints:
         """
         self.refuse_foreign()
         result = self.output / RESULT
-        if (
-            not result.exists()
-        ):  # a run that was cut off while it put its head there goes on from its last checkpoint
+        if not result.exists():  # cut off while it put its head there, it goes on from its checkpoint
             return False
         try:
             written = json.loads(result.read_text())["plan"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..errors import TrainingFailedError
 from ..matching import alike_under, all_warps, vote
 
 VERIFICATION_WEIGHT = 0.8
@@ -28,6 +30,19 @@ APART = 0.5
 
 MERE_IDENTITY = 0.5
 """Weight of a pair that are two images of one identity, beside a copy's."""
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Let no run go on from a loss that says nothing.
+
+    Args:
+        step: The optimiser step that it is of, from 1.
+
+    Raises:
+        TrainingFailedError: the loss is infinite or no number.
+    """
+    if not math.isfinite(loss):
+        raise TrainingFailedError(f"the loss is {loss} at step {step}; give a smaller learning rate")
 
 
 def nt_xent(

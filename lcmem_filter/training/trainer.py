@@ -3,7 +3,6 @@ stage 3, what lies where in them."""
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sys
@@ -27,6 +26,7 @@ from .card import went_on_from, write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
 from .config import Stage, TrainingConfig
 from .data import LatentSet, PairSampler, sampler_for
+from .losses import check_finite
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator, embed_all
@@ -301,12 +301,8 @@ class _Run:
                 optimizer.step()
                 optimizer.zero_grad()
             total += float(loss.detach())
-        if (
-            not math.isfinite(total) and self.config.mixed_precision != "fp16"
-        ):  # whose scaler leaves such steps out
-            raise TrainingFailedError(
-                f"the loss is {total} at step {step + 1}; give a smaller learning rate, or go on from another head"
-            )
+        if self.config.mixed_precision != "fp16":  # whose scaler leaves such steps out
+            check_finite(total, step + 1)
         return total / accumulation
 
     def _evaluate(
