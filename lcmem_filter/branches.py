@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,46 @@ class DenseBranch(nn.Module):
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             features = features + F.gelu(convolution(norm(features)))
         return F.normalize(self.descriptors(features), dim=1) * torch.sigmoid(self.weight(features))
+
+
+class MeanPooling(nn.Module):
+    """(B, width, h, w) to the mean of its cells (B, width), as ConvNeXt takes it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        return cells.mean((-2, -1))
+
+
+class GeneralizedMeanPooling(nn.Module):
+    """(B, width, h, w) to (B, width): GeM (Radenovic et al., arXiv 1711.02512, equation 3), its exponent learned."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.exponent = nn.Parameter(torch.tensor([3.0]))
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        return cells.clamp_min(1e-6).pow(self.exponent).mean((-2, -1)).pow(1 / self.exponent)
+
+
+class AttentionPooling(nn.Module):
+    """(B, width, h, w) to (B, width): a mean weighted by the softmax of a learned logit of each cell."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.logit = nn.Conv2d(width, 1, 1)
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        weights = self.logit(cells).flatten(2).softmax(-1)
+        return (cells.flatten(2) * weights).sum(-1)
+
+
+POOLINGS: dict[str, Callable[[int], nn.Module]] = {
+    "mean": MeanPooling,
+    "gem": GeneralizedMeanPooling,
+    "attention": AttentionPooling,
+}
 
 
 def in_float32(module: nn.Module, *given: Any) -> Any:

@@ -16,11 +16,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from transformers import ConvNextConfig, ConvNextModel
 
-from .branches import DenseBranch, LocalBranch, Stem, in_float32
+from .branches import POOLINGS, DenseBranch, LocalBranch, Stem, in_float32
 from .errors import ArtifactNotFoundError, ConfigurationError, CorruptArtifactError, LatentSpaceError
 from .latents import canonical, channel_agreement, check_latents, probe_latents, weights_sha256
 
-Size = Literal["tiny", "small", "micro"]
+Size = Literal["tiny", "small", "small32", "micro"]
 Score = Literal["cosine", "verification"]
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -48,6 +48,18 @@ SIZES: dict[str, dict[str, Any]] = {
         "activation": "none",
         "layer_scale": 0.1,
     },
+    # The same on a finer grid, in as many tokens.
+    "small32": {
+        "grid": 32,
+        "patch_size": 4,
+        "stem_channels": 32,
+        "hidden_sizes": (64, 128, 256),
+        "depths": (1, 2, 2),
+        "embedding_dim": 256,
+        "token_dim": 32,
+        "activation": "none",
+        "layer_scale": 0.1,
+    },
     # For demonstrations and tests: 0.2 M parameters.
     "micro": {
         "grid": 16,
@@ -65,8 +77,8 @@ SIZES: dict[str, dict[str, Any]] = {
 MINIMUM_AGREEMENT = 0.6
 """Two encoders speak one latent space where their probe latents agree at least so much (``channel_agreement``)."""
 
-LATER = ("token_dim", "match_dim", "match_spaces")
-"""Entries of the configuration that heads of before lack; empty, they change no fingerprint."""
+LATER: dict[str, Any] = {"token_dim": 0, "match_dim": 0, "match_spaces": (), "pooling": "mean"}
+"""Entries of the configuration that heads of before lack; with these values, they change no fingerprint."""
 
 SHIPPED = Path(__file__).parent / "heads"
 
@@ -111,6 +123,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         token_dim: Length of a token of the local branch; 0 for none, as in the paper.
         match_dim: Length of a descriptor of the dense branch; 0 for none.
         match_spaces: Spaces whose stems the dense branch describes well; it need not have been trained on all of them.
+        pooling: How the trunk's cells become one vector (``branches.POOLINGS``).
     """
 
     config_name = "config.json"
@@ -132,6 +145,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         token_dim: int = 0,
         match_dim: int = 0,
         match_spaces: tuple[str, ...] = (),
+        pooling: str = "mean",
     ) -> None:
         super().__init__()
         width = hidden_sizes[0]
@@ -150,6 +164,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
             )
         )
         self.trunk.embeddings = nn.Identity()  # the stems stand in its place
+        self.pool = POOLINGS[pooling](hidden_sizes[-1])
         self.projection = nn.Linear(hidden_sizes[-1], embedding_dim)
         self.fc_end = nn.Linear(embedding_dim, 1)
         self.local = LocalBranch(tuple(hidden_sizes), token_dim) if token_dim else None
@@ -232,7 +247,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
     def _described_config(self) -> dict[str, Any]:
         """Configuration without what says nothing: private entries, and branches that are not there."""
         given = {key: value for key, value in dict(self.config).items() if not key.startswith("_")}
-        return {key: value for key, value in given.items() if key not in LATER or value}
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        return {key: value for key, value in given.items() if key not in LATER or plain[key] != LATER[key]}
 
     def canonical(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, h, w) resized to the head's grid and normalised, float32; see ``latents.canonical``."""
@@ -258,7 +274,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
     def forward(self, latents: torch.Tensor, space: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Canonical latents (B, C, grid, grid) of ``space`` to features (B, embedding_dim) and tokens, if any."""
         found = self.trunk(self.stems[space](latents), output_hidden_states=self.has_tokens)
-        features = self.projection(found.pooler_output)
+        features = self.projection(self.trunk.layernorm(self.pool(found.last_hidden_state)))
         if self.config.activation == "sigmoid":
             features = torch.sigmoid(features)
         return features, None if self.local is None else self.local(found.hidden_states[1:])

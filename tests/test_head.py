@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lcmem_filter import demo
+from lcmem_filter.branches import POOLINGS
 from lcmem_filter.errors import ArtifactNotFoundError, CorruptArtifactError, LatentSpaceError
 from lcmem_filter.head import SIZES, LCMemHead, shipped_heads
 from lcmem_filter.training import TrainingConfig
@@ -59,7 +60,7 @@ def test_tiny_is_the_papers_and_small_is_small() -> None:
 
 
 def test_unknown_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="one of tiny, small, micro, got 'huge'"):
+    with pytest.raises(ValueError, match="one of tiny, small, small32, micro, got 'huge'"):
         LCMemHead.create("huge")  # type: ignore[arg-type]
 
 
@@ -72,6 +73,26 @@ def test_embeddings_ignore_scale_and_shift_of_latents(head: LCMemHead) -> None:
     torch.testing.assert_close(
         head.embed(head.canonical(raw), "sd"), head.embed(raw, "sd"), rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("pooling", [name for name in POOLINGS if name != "mean"])
+def test_poolings_tell_more_than_the_mean_and_travel_with_the_head(pooling: str, tmp_path: Path) -> None:
+    mean, head = tiny_head(), tiny_head(pooling=pooling)
+    assert mean.fingerprint == tiny_head(pooling="mean").fingerprint != head.fingerprint
+    pool = POOLINGS[pooling](3)
+    uniform = torch.rand(2, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(2, 3, 4, 4)
+    torch.testing.assert_close(pool(uniform), uniform[..., 0, 0])
+    uneven = torch.cat([torch.zeros(1, 3, 4, 2), torch.ones(1, 3, 4, 2)], -1)
+    with torch.no_grad():
+        for parameter in pool.parameters():
+            parameter.copy_(torch.full_like(parameter, 3.0))
+    assert bool((pool(uneven) > 0.75).all())  # of which half is 1: the cells that stand out weigh more
+    head.save_pretrained(tmp_path)
+    loaded = LCMemHead.from_pretrained(tmp_path)
+    assert loaded.fingerprint == head.fingerprint
+    torch.testing.assert_close(loaded.embed(latents(), "sd"), head.embed(latents(), "sd"), rtol=0, atol=0)
+    head.embed(latents(), "sd").sum().backward()
+    assert all(parameter.grad is not None for parameter in head.pool.parameters())
 
 
 @torch.no_grad()

@@ -3,11 +3,12 @@
     python benchmarks/attacks/run.py --cache CACHE --latents LATENTS
 
 Projected gradient descent (Madry et al., arXiv 1706.06083) on copies of indexed images, against what the filter
-compares: the cosine of embeddings and the likeness of descriptors with the original. ``image``: pixels are changed by
-at most the bound, before they are encoded. ``latent``: latents are changed as they would reach the gate, so that what
-the decoder makes of them moves by at most the bound, root mean square. Beside each stands random noise of the same
-size. Index, unseen images and thresholds are those of ``benchmarks/detection``. Nobody who only writes prompts can do
-this; who serves the model can, and could leave the filter out as well. Writes ``benchmarks/results/attacks.json``.
+compares: the cosine of embeddings and the likeness of descriptors, or else tokens, with the original. ``image``:
+pixels are changed by at most the bound, before they are encoded. ``latent``: latents are changed as they would reach
+the gate, so that what the decoder makes of them moves by at most the bound, root mean square. Beside each stands
+random noise of the same size. Index, unseen images and thresholds are those of ``benchmarks/detection``. Nobody who
+only writes prompts can do this; who serves the model can, and could leave the filter out as well. Writes
+``benchmarks/results/attacks.json``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from lcmem_filter.images import to_pixels
 from lcmem_filter.latents import Encoder
 from lcmem_filter.matching import alike_under
 from lcmem_filter.report.statistics import rate_of
+from lcmem_filter.training.losses import token_similarity
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "attacks.json"
 BATCH = 16
@@ -152,21 +154,24 @@ class Attack:
         return moved * 0.98
 
     def described(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embedding and, where the head has them, descriptors."""
-        has = self.head.has_descriptors(self.space)
-        descriptors = self.head.descriptors(latents, self.space) if has else None
-        return self.head.embed(latents, self.space), descriptors
+        """Embedding, and descriptors or else tokens, where the head has them: what the filter compares."""
+        if self.head.has_descriptors(self.space):
+            return self.head.embed(latents, self.space), self.head.descriptors(latents, self.space)
+        description = self.head.describe(latents, self.space)
+        return description.embedding, description.tokens
 
     def _likeness(
         self, latents: torch.Tensor, wanted: tuple[torch.Tensor, torch.Tensor | None]
     ) -> torch.Tensor:
-        """Of embeddings, and of descriptors as they lie, added over the batch."""
-        embedding, descriptors = self.described(latents)
+        """Of embeddings, and of descriptors or tokens as they lie, added over the batch."""
+        embedding, parts = self.described(latents)
         alike = F.cosine_similarity(embedding, wanted[0]).sum()
-        if descriptors is None or wanted[1] is None:
+        if parts is None or wanted[1] is None:
             return alike
+        if parts.ndim == 3:
+            return alike + token_similarity(parts, wanted[1]).diagonal().sum()
         still = torch.eye(2, 3).expand(len(latents), 1, 2, 3)
-        return alike + alike_under(descriptors, wanted[1], still).sum()
+        return alike + alike_under(parts, wanted[1], still).sum()
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """As ``encode_pixels``, with gradients."""

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from tasks import SEED, main_tasks
 
 from lcmem_filter.baselines import Baseline, Searcher
 from lcmem_filter.baselines.lcmem import LCMem, LCMemEmbedding
-from lcmem_filter.head import LCMemHead
+from lcmem_filter.head import SIZES, LCMemHead
 from lcmem_filter.training import TrainingConfig, train_head, training_record
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "recipe.json"
@@ -47,6 +48,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a head of 0.2 million parameters": {"size": "micro"},
     "latents are not augmented": {"augment": False},
     "elastic warps": {"elastic": 0.5},
+    "views as of another visit": {"visit_views": 1},
+    "moved against the head": {"adversarial": 0.2},
+    "GeM pooling": {"pooling": "gem"},
+    "attention pooling": {"pooling": "attention"},
+    "latents of 32x32, at 256 px": {"size": "small32", "resolution": 256},
     "one strong view": {"strong_views": 1},
     "no half-formed copies": {"half_formed": 0.0},
     "half the pairs of two images": {"stage2_same_image": 0.85},
@@ -63,16 +69,17 @@ def main() -> None:
     arguments = _parse()
     splits, keeper = open_data(arguments)
     design = Design(Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies)
-    tasks = main_tasks(design, keeper)
     unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
     judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
     measured: dict[str, dict[int, dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
         for name in arguments.variants:
             output = arguments.cache / "recipe" / f"{name.replace(' ', '-')}-{seed}"
-            head = _trained(output, VARIANTS[name], splits, keeper, seed, arguments)
+            own = _keeper_for(VARIANTS[name], keeper)
+            head = _trained(output, VARIANTS[name], splits, own, seed, arguments)
+            tasks = main_tasks(design, own)
             found = {
-                score: _measured(make(head, arguments.space), keeper, design, tasks)
+                score: _measured(make(head, arguments.space), own, design, tasks)
                 for score, make in SCORES.items()
             }
             measured.setdefault(name, {})[seed] = {"found": found, "record": training_record(output)}
@@ -88,6 +95,12 @@ def main() -> None:
             }
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _keeper_for(changes: dict[str, Any], usual: Keeper) -> Keeper:
+    """Latents as a variant sees them."""
+    grid = SIZES[changes["size"]]["grid"] if "size" in changes else usual.grid
+    return replace(usual, resolution=changes.get("resolution", usual.resolution), grid=grid)
 
 
 def _trained(

@@ -22,8 +22,12 @@ HELP = "Train a head on images, some of which share an identity"
 
 _RECIPE: dict[str, dict[str, Any]] = {
     "size": {
-        "choices": ["tiny", "small", "micro"],
-        "help": "size of the head: tiny is the paper's, small is for CPUs",
+        "choices": ["tiny", "small", "small32", "micro"],
+        "help": "size of the head: tiny is the paper's, small is for CPUs, small32 sees latents at 32x32, not 16x16",
+    },
+    "pooling": {
+        "choices": ["mean", "gem", "attention"],
+        "help": "how the head makes one vector of its cells",
     },
     "loss": {
         "choices": ["nt-xent", "verification"],
@@ -59,6 +63,14 @@ _RECIPE: dict[str, dict[str, Any]] = {
     "half_formed": {"type": float, "help": "stage 2: share of copies made to look half-denoised, in [0, 1]"},
     "hard_negatives": {"type": float, "help": "share of stage 2's groups that are neighbours of one image"},
     "elastic": {"type": float, "help": "share of side b that is warped elastically, in [0, 1]"},
+    "adversarial": {
+        "type": float,
+        "help": "size to which copies are moved against the head, so that it is harder to deceive; 0 for none",
+    },
+    "visit_views": {
+        "type": int,
+        "help": "views of each image as another visit might have given it: window, gamma, warp, borders",
+    },
     "stage2_steps": {"type": int, "help": "optimiser steps of stage 2"},
     "stage2_learning_rate": {"type": float, "help": "peak of stage 2"},
     "upside_down_views": {"type": int, "help": "stage 3: strongly augmented views of each image upside down"},
@@ -84,7 +96,7 @@ _RECIPE: dict[str, dict[str, Any]] = {
     "identity_share": {"type": float, "help": "share of the other identities that is trained on, in (0, 1]"},
     "evaluate_every": {"type": int, "help": "steps between validations and checkpoints"},
     "patience": {"type": int, "help": "validations without improvement after which training stops"},
-    "seed": {"type": int, "help": "of everything that is drawn"},
+    "seed": {"type": int, "help": "of everything that is drawn, but for cached views, which runs share"},
 }
 
 

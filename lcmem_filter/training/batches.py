@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from ..latents import canonical
 from .config import MATCHED_AMONG, TrainingConfig
@@ -61,3 +62,17 @@ def batch_of(
     identities = torch.from_numpy(pairs.identities[rows]).to(accelerator.device)
     copies = torch.from_numpy(pairs.a[rows] == pairs.b[rows]).to(accelerator.device)
     return a, b, spaces, identities, torch.from_numpy(offsets).float().to(accelerator.device), copies
+
+
+def moved_against(objective: nn.Module, batch: tuple[Any, ...], most: float) -> tuple[Any, ...]:
+    """``batch`` with side b moved to where the loss is larger, by one step of the fast gradient method.
+
+    Args:
+        most: Of the step's size, root mean square; a row's share of it is that which its offset is of 1.
+    """
+    a, b, spaces, identities, offsets, copies = batch
+    moved = b.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(objective(a, moved, spaces, identities, offsets, copies), moved)
+    size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+    step = most * offsets[:, None, None, None] * gradient / size
+    return a, canonical(b + step, b.shape[-1]), spaces, identities, offsets, copies

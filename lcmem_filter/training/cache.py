@@ -16,12 +16,20 @@ from tqdm.auto import tqdm
 from ..errors import EmptyDataError, UnreadableImageError
 from ..images import ImageSource, to_pixels
 from ..latents import Encoder, canonical
-from .views import augment_image, augment_mildly, augment_strongly, augment_upside_down, generator_for
+from .views import (
+    augment_as_visit,
+    augment_image,
+    augment_mildly,
+    augment_strongly,
+    augment_upside_down,
+    generator_for,
+)
 
 SHARD_ROWS = 256
 ENCODE_BATCH = 8
 AUGMENTATIONS = {
     "light": augment_image,
+    "visit": augment_as_visit,
     "mild": augment_mildly,
     "strong": augment_strongly,
     "upside-down": augment_upside_down,

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from ..branches import POOLINGS
 from ..errors import ConfigurationError
 
 Loss = Literal["nt-xent", "verification"]
@@ -27,6 +28,7 @@ class TrainingConfig:
 
     Attributes:
         size: Named size of the head (``head.SIZES``).
+        pooling: How the head makes one vector of its cells (``branches.POOLINGS``).
         loss: ``"nt-xent"`` trains for the cosine score. ``"verification"`` is the paper's objective: 0.8
             binary cross-entropy of ``fc_end`` on matched and mismatched pairs and 0.2 NT-Xent (arXiv
             2512.14421).
@@ -52,7 +54,12 @@ class TrainingConfig:
         augment: Latent-space augmentation of the pairs.
         elastic: In stages 1 and 2, share of side b that is warped as soft tissue moves from visit to visit
             (``views.warp_elastically``).
+        adversarial: Side b is moved against the head by one step of the fast gradient method (Goodfellow et al., arXiv
+            1412.6572), whose size, root mean square in canonical latents (of standard deviation 0.5), is drawn up to
+            this. 0 for none; twice the time.
         image_views: Lightly augmented views of each image that are encoded and cached beside the clean one.
+        visit_views: Views of each image as another visit might have given it (``views.augment_as_visit``) that are
+            encoded and cached.
         stage: 1, 2 or 3.
         mild_views: From stage 2 on, views of each image as a memorising model returns it that are encoded and cached.
         strong_views: From stage 2 on, strongly augmented views of each image that are encoded and cached.
@@ -78,10 +85,11 @@ class TrainingConfig:
         false_rejection_rate: Of unseen identities, at which recall on validation is measured.
         evaluate_every: Steps between validations; also between checkpoints.
         patience: Validations without improvement after which training stops.
-        seed: Of everything that is drawn.
+        seed: Of everything that is drawn, but for the cached views, which runs of other seeds share.
     """
 
     size: str = "small"
+    pooling: str = "mean"
     loss: Loss = "nt-xent"
     temperature: float = 0.07
     margin: float = 0.0
@@ -101,7 +109,9 @@ class TrainingConfig:
     same_image: float = 0.3
     augment: bool = True
     elastic: float = 0.0
+    adversarial: float = 0.0
     image_views: int = 1
+    visit_views: int = 0
     stage: Stage = 1
     mild_views: int = 1
     strong_views: int = 2
@@ -128,6 +138,8 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ConfigurationError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
         counts = ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience", "resolution")
         later = ("stage2_steps", "stage3_steps", "stage3_batch_pairs", "match_dim", "strong_views")
         for name in (*counts, *later, "gradient_accumulation"):
@@ -151,7 +163,8 @@ class TrainingConfig:
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("image_views", "mild_views", "upside_down_views", "margin", "spread", "token_weight"):
+        views = ("image_views", "visit_views", "mild_views", "upside_down_views")
+        for name in (*views, "adversarial", "margin", "spread", "token_weight"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
         rates = ("learning_rate", "stage2_learning_rate", "stage3_learning_rate")

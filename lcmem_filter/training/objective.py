@@ -96,7 +96,7 @@ class MatchObjective(Objective):
             return torch.cat(losses).mean()
 
     def _describe(self, latents: torch.Tensor, space: str) -> torch.Tensor:
-        with torch.no_grad():
+        with torch.set_grad_enabled(latents.requires_grad):  # the stem itself is frozen
             features = self.head.stems[space](latents, True)
         assert self.head.dense is not None
         return cast(torch.Tensor, self.head.dense(features))

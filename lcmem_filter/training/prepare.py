@@ -71,7 +71,7 @@ def prepare_data(
             usual = (resolutions or {}).get(space, config.resolution)
 
             def view(number: int, kind: str, resolution: int = usual) -> CachePlan:
-                return CachePlan(cache, source, encoder, resolution, grid, number, config.seed, kind)
+                return CachePlan(cache, source, encoder, resolution, grid, number, kind=kind)
 
             views = {kind.replace("_", "-"): count for kind, count in kinds.items()}
             sides = [side if side <= _shorter_side(source) else usual for side in further]
@@ -84,6 +84,7 @@ def prepare_data(
         sources,
         config.further_resolutions,
         light=config.image_views,
+        visit=config.visit_views,
         mild=mild,
         strong=strong,
         upside_down=upside_down,

@@ -21,7 +21,7 @@ from ..errors import ArtifactError, ConfigurationError, DataError, TrainingFaile
 from ..head import LCMemHead, Size, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder
-from .batches import batch_of
+from .batches import batch_of, moved_against
 from .card import went_on_from, write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
 from .config import Stage, TrainingConfig
@@ -233,7 +233,9 @@ class _Run:
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            head = LCMemHead.create(cast(Size, config.size), channels, **TRAINED_FOR[config.loss])
+            head = LCMemHead.create(
+                cast(Size, config.size), channels, **TRAINED_FOR[config.loss], pooling=config.pooling
+            )
         if self.initial is not None and (left := take_weights(head, self.initial)):
             self._say(f"left behind, since training the trunk would spoil them: {', '.join(left)}")
         for space, encoder in self.encoders.items():
@@ -294,6 +296,10 @@ class _Run:
             with self.accelerator.accumulate(objective):
                 part = slice(i * size, (i + 1) * size)
                 batch = batch_of(pairs, part, train, self.config, self.accelerator, step, i)
+                if self.config.adversarial:
+                    batch = moved_against(
+                        self.accelerator.unwrap_model(objective), batch, self.config.adversarial
+                    )
                 loss = objective(*batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:

@@ -115,6 +115,38 @@ def augment_upside_down(image: Image.Image, resolution: int, draw: np.random.Gen
     return augment_strongly(image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), resolution, draw)
 
 
+def augment_as_visit(image: Image.Image, resolution: int, draw: np.random.Generator) -> Image.Image:
+    """A picture as another visit might have given it: another window and level, tissue moved, collimated otherwise.
+
+    The window keeps 70 to 100 % of the range of intensities, gamma is from 0.67 to 1.5, places move by some 2 % of the
+    side (an elastic warp), the whole turns to 6 degrees and is zoomed to 90 to 100 % of the side; one in three has
+    black borders of up to 12 % of the side.
+
+    Args:
+        image: RGB, any size.
+        resolution: Side of the result, which is square.
+        draw: Where the change is drawn from.
+    """
+    image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    turn = float(draw.uniform(-6, 6))
+    image = image.rotate(turn, Image.Resampling.BICUBIC, fillcolor=_border_colour(image))
+    side = resolution * float(draw.uniform(0.9, 1.0))
+    left, top = (float(v) for v in draw.uniform(0, resolution - side, 2))
+    box = (left, top, left + side, top + side)
+    image = image.resize((resolution, resolution), Image.Resampling.BICUBIC, box)
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)[None]
+    pixels = warp_elastically(pixels, draw, most=0.02 * resolution)[0].permute(1, 2, 0)
+    low, high = (float(v) for v in draw.uniform(0, 0.15, 2))
+    values = ((pixels.numpy() - low) / (1 - low - high)).clip(0, 1) ** math.exp(
+        float(draw.uniform(-0.4, 0.4))
+    )
+    if draw.random() < 1 / 3:
+        for border in draw.uniform(0, 0.12, 4):
+            values[: round(float(border) * resolution)] = 0
+            values = np.rot90(values)
+    return Image.fromarray(np.ascontiguousarray(values * 255).round().astype(np.uint8))
+
+
 def augment_latents(latents: torch.Tensor, draw: np.random.Generator, *, clean: float = 0.0) -> torch.Tensor:
     """Zoom (to 0.75), shift, turn (to 14 degrees), flip, soften and noise (to 0.1) each latent.
 

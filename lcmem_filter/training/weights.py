@@ -57,7 +57,7 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
     if wrong := [key for key in (*lacking, *foreign) if key.split(".")[0] not in parts]:
         raise ArtifactError(
             f"the head to go on from has another shape than this recipe's ({', '.join(wrong[:3])} do not match); "
-            "give its size"
+            "give its size and pooling"
         )
     left = [space for space in initial.spaces if space not in head.spaces]
     return [*left, "descriptors"] if initial.dense is not None and head.dense is None else left

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from lcmem_filter.training.views import (
     _blurred,
+    augment_as_visit,
     augment_strongly,
     augment_upside_down,
     generator_for,
@@ -63,6 +65,20 @@ def test_elastic_warps_move_what_is_smooth_a_little_and_leave_the_others_alone()
         )
 
     assert together(1) > 0.9 and abs(together(7)) < 0.4  # smooth, and not one shift for all
+
+
+def test_another_visit_moves_and_relights_a_picture_and_keeps_what_it_shows() -> None:
+    noise = np.random.default_rng(0).random((9, 9, 3))
+    picture = Image.fromarray((noise * 200 + 30).astype(np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
+    visits = [augment_as_visit(picture, 64, generator_for(0, "visit", i)) for i in range(60)]
+    assert visits[0].size == (64, 64)
+    assert np.array_equal(visits[0], augment_as_visit(picture, 64, generator_for(0, "visit", 0)))
+    given = np.asarray(picture.resize((64, 64)), dtype=float)[16:48, 16:48].ravel()
+    alike = [np.corrcoef(np.asarray(v, dtype=float)[16:48, 16:48].ravel(), given)[0, 1] for v in visits]
+    assert 0.4 < np.median(alike) < 0.97  # a picture like it, and not it
+    bordered = [bool((np.asarray(v)[:, :2] == 0).all()) for v in visits]
+    assert 0.1 < np.mean(bordered) < 0.5  # of one in three, those whose border is as wide
+    assert np.std([np.asarray(v)[20:44, 20:44].mean() for v in visits]) > 8  # lit otherwise
 
 
 def test_each_latent_is_blurred_by_its_own_gaussian() -> None:
