@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,34 @@ class Stem(nn.Module):
         beyond = patches.kernel_size[0] - 1
         wide = F.pad(latents, (0, beyond, 0, beyond), mode="replicate")
         return self.layernorm(F.conv2d(wide, patches.weight, patches.bias))
+
+
+class Halving(nn.Module):
+    """Normalised latents of one space to those of the picture at half the size, as its encoder would give them.
+
+    It starts as the mean of four cells, and learns what else they say: what an encoder writes into a cell depends on
+    how fine the picture is there.
+    """
+
+    def __init__(self, channels: int, width: int = 64) -> None:
+        super().__init__()
+        around: dict[str, Any] = {"kernel_size": 6, "stride": 2, "padding": 2, "padding_mode": "replicate"}
+        beside: dict[str, Any] = {"kernel_size": 3, "padding": 1, "padding_mode": "replicate"}
+        self.linear = nn.Conv2d(channels, channels, **around)
+        self.first = nn.Conv2d(channels, width, **around)
+        self.second = nn.Conv2d(width, width, **beside)
+        self.last = nn.Conv2d(width, channels, **beside)
+        with torch.no_grad():
+            self.linear.weight.zero_()[:, :, 2:4, 2:4] = torch.eye(channels)[:, :, None, None] / 4
+            for parameter in (*self.linear.named_parameters(), *self.last.named_parameters()):
+                if parameter[0] == "bias" or parameter[1] is self.last.weight:
+                    parameter[1].zero_()
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) to (B, C, h // 2, w // 2)."""
+        features = F.gelu(self.first(latents))
+        features = features + F.gelu(self.second(features))
+        return cast(torch.Tensor, self.linear(latents) + self.last(features))
 
 
 class LocalBranch(nn.Module):

@@ -16,9 +16,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from transformers import ConvNextConfig, ConvNextModel
 
-from .branches import POOLINGS, DenseBranch, LocalBranch, Stem, in_float32
+from .branches import POOLINGS, DenseBranch, Halving, LocalBranch, Stem, in_float32
 from .errors import ArtifactNotFoundError, ConfigurationError, CorruptArtifactError, LatentSpaceError
-from .latents import canonical, channel_agreement, check_latents, probe_latents, weights_sha256
+from .latents import canonical, channel_agreement, check_latents, normalise, probe_latents, weights_sha256
 
 Size = Literal["tiny", "small", "small32", "micro"]
 Score = Literal["cosine", "verification"]
@@ -77,7 +77,13 @@ SIZES: dict[str, dict[str, Any]] = {
 MINIMUM_AGREEMENT = 0.6
 """Two encoders speak one latent space where their probe latents agree at least so much (``channel_agreement``)."""
 
-LATER: dict[str, Any] = {"token_dim": 0, "match_dim": 0, "match_spaces": (), "pooling": "mean"}
+LATER: dict[str, Any] = {
+    "token_dim": 0,
+    "match_dim": 0,
+    "match_spaces": (),
+    "halved_spaces": (),
+    "pooling": "mean",
+}
 """Entries of the configuration that heads of before lack; with these values, they change no fingerprint."""
 
 SHIPPED = Path(__file__).parent / "heads"
@@ -123,6 +129,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         token_dim: Length of a token of the local branch; 0 for none, as in the paper.
         match_dim: Length of a descriptor of the dense branch; 0 for none.
         match_spaces: Spaces whose stems the dense branch describes well; it need not have been trained on all of them.
+        halved_spaces: Spaces whose larger latents are halved by a network; those of others are averaged over areas.
         pooling: How the trunk's cells become one vector (``branches.POOLINGS``).
     """
 
@@ -145,6 +152,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         token_dim: int = 0,
         match_dim: int = 0,
         match_spaces: tuple[str, ...] = (),
+        halved_spaces: tuple[str, ...] = (),
         pooling: str = "mean",
     ) -> None:
         super().__init__()
@@ -152,6 +160,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         self.stems = nn.ModuleDict(
             {name: Stem(c, width, patch_size, stem_channels) for name, c in spaces.items()}
         )
+        self.halvings = nn.ModuleDict({name: Halving(spaces[name]) for name in halved_spaces})
         self.trunk = ConvNextModel(
             ConvNextConfig(
                 num_channels=width,
@@ -238,9 +247,10 @@ class LCMemHead(ModelMixin, ConfigMixin):
         config["spaces"] = {space: config["spaces"][space]}
         if "match_spaces" in config:
             config["match_spaces"] = [name for name in config["match_spaces"] if name == space]
-        others = tuple(
-            f"{kind}.{name}" for kind in ("stems", "probes") for name in self.spaces if name != space
-        )
+        if space in config.pop("halved_spaces", ()):
+            config["halved_spaces"] = [space]
+        kinds = ("stems", "probes", "halvings")
+        others = tuple(f"{kind}.{name}" for kind in kinds for name in self.spaces if name != space)
         prefix = json.dumps(config, sort_keys=True).encode()
         return weights_sha256(self, prefix, but=others)
 
@@ -250,9 +260,18 @@ class LCMemHead(ModelMixin, ConfigMixin):
         plain = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
         return {key: value for key, value in given.items() if key not in LATER or plain[key] != LATER[key]}
 
-    def canonical(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, C, h, w) resized to the head's grid and normalised, float32; see ``latents.canonical``."""
-        return canonical(latents, self.grid)
+    def canonical(self, latents: torch.Tensor, space: str) -> torch.Tensor:
+        """Latents (B, C, h, w) of ``space`` resized to the head's grid and normalised, float32.
+
+        As long as both sides are at least twice the grid's, they are halved by the network of ``halved_spaces``, if
+        there is one for ``space``; the rest is ``latents.canonical``.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            if space in self.halvings and min(latents.shape[-2:]) >= 2 * self.grid:
+                latents = normalise(latents)
+                while min(latents.shape[-2:]) >= 2 * self.grid:
+                    latents = normalise(in_float32(self.halvings[space], latents))
+            return canonical(latents, self.grid)
 
     @property
     def has_tokens(self) -> bool:
@@ -314,7 +333,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
                 f"the head has no stem for latent space {space!r}; it has {', '.join(self.spaces)}"
             )
         check_latents(latents, int(self.config.spaces[space]), space)
-        return self.canonical(latents)
+        return self.canonical(latents, space)
 
     def verification_score(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """The paper's score: the probability in [0, 1] that two features (..., embedding_dim) are of one identity.
@@ -336,7 +355,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
         """
         latents = probe_latents(vae, self.grid)
         agreements = {
-            name: channel_agreement(probes.float().cpu(), latents) for name, probes in self.probes.items()
+            name: channel_agreement(probes.detach().float().cpu(), latents)
+            for name, probes in self.probes.items()
         }
         space = max(agreements, key=lambda name: agreements[name])
         if not agreements[space] >= MINIMUM_AGREEMENT:

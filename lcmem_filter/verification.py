@@ -143,7 +143,7 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
     _check(latents)
     with torch.autocast(latents.device.type, enabled=False):  # another precision is another threshold
         kind = compared_by(index, space)
-        query = Query.of(index.head, index.head.canonical(latents), space, kind)
+        query = Query.of(index.head, index.head.canonical(latents, space), space, kind)
         rows = torch.cat([index.search(pose, SHORTLIST).rows for pose in query.embedding], 1)
         compared = compare(query, _stored(index, rows, kind))
     if not torch.isfinite(compared.score).all():

@@ -71,7 +71,7 @@ def test_embeddings_ignore_scale_and_shift_of_latents(head: LCMemHead) -> None:
     )
     torch.testing.assert_close(head.embed(scaled, "sd"), head.embed(raw, "sd"), rtol=0, atol=1e-5)
     torch.testing.assert_close(
-        head.embed(head.canonical(raw), "sd"), head.embed(raw, "sd"), rtol=0, atol=1e-5
+        head.embed(head.canonical(raw, "sd"), "sd"), head.embed(raw, "sd"), rtol=0, atol=1e-5
     )
 
 

@@ -69,7 +69,7 @@ def main() -> None:
     attack = Attack(head, arguments.space, keeper.encoder, arguments.steps)
 
     def found(changed: torch.Tensor) -> list[float]:
-        scores = searcher.search(baseline.embed(head.canonical(changed)), baseline.shortlist)
+        scores = searcher.search(baseline.embed(head.canonical(changed, arguments.space)), baseline.shortlist)
         hit = (scores.rows.numpy() == own[:, None]) & (scores.similarity.numpy() > threshold)
         found = rate_of(int(hit.any(1).sum()), len(rows))
         return [found.share, found.low, found.high]

@@ -62,7 +62,8 @@ def main() -> None:
         encoder = load_encoder(folder, trust_remote_code=arguments.trust_remote_code)
         latents = arguments.latents or arguments.cache / "latents"
         resolution = int(side or arguments.resolution)
-        keepers[name] = Keeper(arguments.cache, latents, encoder, resolution, grid)
+        own = encoder.encode(torch.zeros(1, 3, resolution, resolution)).shape[-1]
+        keepers[name] = Keeper(arguments.cache, latents, encoder, resolution, max(own, grid))
         (methods[name],), _ = open_methods(["lcmem"], arguments.head, space, {}, False)
     base = Images("validation", splits["validation"].sources)
     design = Design(base, splits["test"], SEED, arguments.copies)

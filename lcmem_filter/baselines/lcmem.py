@@ -62,7 +62,7 @@ class LCMem(OfHead):
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        canonical = self.head.canonical(images.to(self.head.device))
+        canonical = self.head.canonical(images.to(self.head.device), self.space)
         kept = [self.head.embed(canonical, self.space), canonical.flatten(1)]
         for kind in self._shapes(self.space):
             kept.append(describe_parts(self.head, canonical, self.space, kind).flatten(1))

@@ -22,7 +22,7 @@ class LCMemWithoutWarps(OfHead):
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         described = self.head.describe(images.to(self.head.device), self.space)
-        parts = self.head.canonical(images) if described.tokens is None else described.tokens
+        parts = self.head.canonical(images, self.space) if described.tokens is None else described.tokens
         return torch.cat([described.embedding.cpu(), parts.flatten(1).cpu()], 1)
 
     def key(self, kept: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..head import LCMemHead
     from ..images import ImageSource
     from ..latents import Encoder
-    from ..training import AddSpaceConfig, TrainingConfig
+    from ..training import AddHalvingConfig, AddSpaceConfig, TrainingConfig
 
 NAME = "train"
 HELP = "Train a head on images, some of which share an identity"
@@ -158,6 +158,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="teach --initial the latent space of --vae, on unlabelled images, everything else frozen",
     )
     parser.add_argument(
+        "--add-halving",
+        action="store_true",
+        help="teach --initial, which knows the latent space of --vae, what latents of two and more times the size "
+        "show, on unlabelled images, everything else frozen",
+    )
+    parser.add_argument(
         "--reference-vae", metavar="VAE", help="with --add-space: an encoder of a space that the head knows"
     )
     parser.add_argument("--terms", default="", help="terms of the data, for the model card")
@@ -184,9 +190,15 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
+    if args.add_halving and (args.add_space or not args.initial):
+        print("lcmem-filter train: --add-halving needs --initial HEAD, and not --add-space", file=sys.stderr)
+        return 2
     config = _config(args)
     encoder = load_encoder(args.vae, trust_remote_code=args.trust_remote_code)
-    head = _add_space(args, config, encoder) if args.add_space else _train(args, config, encoder)
+    if args.add_space:
+        head = _add_space(args, config, encoder)
+    else:
+        head = (_add_halving if args.add_halving else _train)(args, config, encoder)
     if PartialState().is_main_process:
         print(json.dumps({"head": args.output, "spaces": list(head.spaces), "fingerprint": head.fingerprint}))
     return 0
@@ -194,22 +206,23 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> Any:
     """The recipe that the options say, in which those that do not apply, to a stem or to a head, are refused."""
-    from ..training import AddSpaceConfig, TrainingConfig
+    from ..training import AddHalvingConfig, AddSpaceConfig, TrainingConfig
 
     given = _given(args)
     if "further_resolutions" in given:
         given["further_resolutions"] = tuple(given["further_resolutions"])
-    recipe = AddSpaceConfig if args.add_space else TrainingConfig
-    foreign = sorted(set(given) - {field.name for field in fields(recipe)})
+    recipe: Any = TrainingConfig
+    why, others = "there is no reference without --add-space", []
     if args.add_space:
-        foreign += [name for name in ("stages", "terms") if getattr(args, name)]
-    refuse(
-        foreign,
-        "--add-space trains a stem alone" if args.add_space else "there is no reference without --add-space",
-    )
+        recipe, why, others = AddSpaceConfig, "--add-space trains a stem alone", ["stages", "terms"]
+    elif args.add_halving:
+        recipe, why = AddHalvingConfig, "--add-halving trains a halving network alone"
+        others = ["stages", "terms", "space"]
+    foreign = sorted(set(given) - {field.name for field in fields(recipe)})
+    refuse(foreign + [name for name in others if getattr(args, name)], why)
     refuse(["workers"] if args.workers else [], "there are no workers without --baseline")
     stages = args.stages or (1,)
-    for stage in (1, 2, 3) if not args.add_space else ():
+    for stage in (1, 2, 3) if recipe is TrainingConfig else ():
         of_stage = [name for name in given if name.startswith(f"stage{stage}_")]
         of_stage += [name for name in ("steps", "learning_rate") if stage == 1 and name in given]
         refuse(of_stage if stage not in stages else [], f"stage {stage} is not asked for (--stages)")
@@ -260,6 +273,23 @@ def _add_space(args: argparse.Namespace, config: AddSpaceConfig, encoder: Encode
     )
 
 
+def _add_halving(args: argparse.Namespace, config: AddHalvingConfig, encoder: Encoder) -> LCMemHead:
+    from ..head import LCMemHead
+    from ..training import add_halving, training_record
+
+    return add_halving(
+        LCMemHead.from_pretrained(args.initial),
+        encoder,
+        _open(args, args.data, args.where),
+        args.output,
+        config,
+        validation=_validation(args) or (),
+        cache=args.cache,
+        record=training_record(args.initial),
+        leave_out=read_ids(args.leave_out) if args.leave_out else (),
+    )
+
+
 def _validation(args: argparse.Namespace) -> list[ImageSource] | None:
     if not (args.validation or args.validation_where):
         return None
@@ -278,7 +308,9 @@ def _stages(text: str) -> tuple[int, ...]:
 def _open(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:
     sources = [open_source(args, one, where) for one in data]
     for source in sources:
-        if not args.add_space and all(record.identity == record.id for record in source.records):
+        if not (args.add_space or args.add_halving) and all(
+            record.identity == record.id for record in source.records
+        ):
             print(
                 f"{source.name}: each image is an identity of its own; where some share one, name the column "
                 "(--identity-column), or give each identity a folder",

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -26,6 +25,7 @@ from .card import write_card
 from .checkpoint import LATENTS, RESULT, write_json
 from .config import TrainingConfig
 from .data import LatentSet
+from .distil import apart
 from .losses import check_finite, nt_xent
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator
@@ -217,32 +217,15 @@ def _train_stem(
             len(train), min(config.batch_images, len(train))
         )
         latents = [_moved(head, train, one, rows, config.seed, step) for one in (space, known)]
-        with torch.no_grad():
-            wanted, *wanted_parts = _described(head, latents[1], known, head.has_descriptors(space))
-        given, *parts = _described(head, latents[0], space, head.has_descriptors(space))
-        loss = (1 - F.cosine_similarity(given, wanted)).mean()
+        loss, given, wanted = apart(head, latents[0], space, latents[1], known)
         same = torch.from_numpy(np.unique(rows, return_inverse=True)[1]).to(given.device)
         loss = loss + 0.1 * nt_xent(given, wanted, same, config.temperature)
-        for ours, theirs in zip(parts, wanted_parts, strict=True):
-            loss = loss + (1 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
-            loss = loss + (ours.norm(dim=-1) - theirs.norm(dim=-1)).square().mean()
         check_finite(loss.item(), step + 1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(stem, 1.0)
         optimizer.step()
         schedule.step()
-
-
-def _described(
-    head: LCMemHead, latents: torch.Tensor, space: str, with_descriptors: bool
-) -> tuple[torch.Tensor, ...]:
-    """Features, and what describes parts: tokens (B, T, E), descriptors (B, cells, E), as far as there are any."""
-    features, tokens = head(latents, space)
-    parts = [] if tokens is None else [tokens]
-    if with_descriptors and head.dense is not None:
-        parts.append(head.dense(head.stems[space](latents, True)).flatten(2).transpose(1, 2))
-    return features, *parts
 
 
 def _moved(

@@ -34,7 +34,7 @@ embeddings = head.embed(latents, "{space}")  # (batch, {dim}), unit-norm; compar
 
 Figures below were measured with these encoders. Another encoder of the same space is recognised by how it
 encodes a fixed set of probe images; how much it costs was not measured here.
-{added}
+{added}{halved}
 ## Data
 
 {data}
@@ -67,7 +67,7 @@ the median.
   a model returns what it only half remembers.
 - Where the table's last column is low, an identity is mostly missed when the index holds only other images of
   it: that nothing was found is no proof that a sample is new.
-- Encodings at other resolutions are resized to the head's grid; it was trained on those at {resolutions} px.
+- Encodings at other resolutions are brought to the head's grid; it was trained on those at {resolutions} px.
 - Kinds of images other than those above were not measured.
 """
 
@@ -90,6 +90,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
             ],
         ),
         added=_added(record.get("added_spaces", {})),
+        halved=_halved(record.get("halvings", {})),
         mild="pictures zoomed to 8 %, shifted to 4 %, softened, with noise to 0.03"
         if config.get("stage", 1) > 1 and config.get("mild_views")
         else "latents zoomed to 6 %, shifted to 3 %, with noise to 0.1",
@@ -124,9 +125,8 @@ def went_on_from(before: Mapping[str, Any], stage: int) -> dict[str, Any]:
     config, earlier = before["plan"]["config"], before.get("went_on_from")
     told = f"stage {config['stage']} for {before['step']:,} steps of {config['batch_pairs']} pairs"
     kept = {"went_on_from": f"{told}; before that: {earlier}" if earlier else told}
-    if stage == 3 and "added_spaces" in before:
-        return {**kept, "added_spaces": before["added_spaces"]}
-    return kept
+    still_true = ("added_spaces", "halvings") if stage == 3 else ()
+    return {**kept, **{name: before[name] for name in still_true if name in before}}
 
 
 def _compared(head: LCMemHead) -> str:
@@ -176,6 +176,39 @@ def _added(spaces: Mapping[str, Any]) -> str:
         "another image of the identity",
     )
     return "\n".join([*lines, _table(header, rows), ""])
+
+
+def _halved(spaces: Mapping[str, Any]) -> str:
+    """Spaces whose larger latents are halved by a network: how alike the head then finds two sizes of a picture."""
+    if not spaces:
+        return ""
+    lines = [
+        "",
+        "Latents of twice the grid's side and more are halved, once or several times, by networks that were trained",
+        "for it, the head frozen (`lcmem-filter train --add-halving`); those of other spaces are averaged over areas.",
+        "Mean cosine, over validation images, of what the head makes of a picture at twice the size with what it makes",
+        "of it at the size that it was trained on, averaged and halved:",
+        "",
+    ]
+    rows = [
+        (
+            space,
+            one["encoder"]["name"],
+            f"{2 * one['recipe']['resolution']} and {one['recipe']['resolution']} px",
+            one["validation"]["images"],
+            *(
+                f"{found['averaged'][what]:.3f}, {found['halved'][what]:.3f}"
+                if what in found["halved"]
+                else ""
+                for what in ("embeddings", "descriptors")
+            ),
+        )
+        for space, one in spaces.items()
+        for found in (one["validation"],)
+    ]
+    return "\n".join(
+        [*lines, _table(("space", "encoder", "sizes", "images", "embeddings", "descriptors"), rows), ""]
+    )
 
 
 def _data(data: Mapping[str, Any]) -> str:

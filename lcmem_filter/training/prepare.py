@@ -34,6 +34,7 @@ def prepare_data(
     accelerator: Accelerator,
     *,
     grid: int | None = None,
+    grids: Mapping[str, int] | None = None,
     resolutions: Mapping[str, int] | None = None,
     leave_out: Collection[str] = (),
     progress: bool = True,
@@ -42,6 +43,7 @@ def prepare_data(
 
     Args:
         grid: Side of the canonical latents; that of the recipe's size by default.
+        grids: The same of some spaces, where it is another.
         resolutions: Side in pixels that some spaces' images are squashed to, in place of the recipe's.
         leave_out: Images that are not validated on, by ``names_of_images``.
 
@@ -71,7 +73,8 @@ def prepare_data(
             usual = (resolutions or {}).get(space, config.resolution)
 
             def view(number: int, kind: str, resolution: int = usual) -> CachePlan:
-                return CachePlan(cache, source, encoder, resolution, grid, number, kind=kind)
+                side = (grids or {}).get(space, grid)
+                return CachePlan(cache, source, encoder, resolution, side, number, kind=kind)
 
             views = {kind.replace("_", "-"): count for kind, count in kinds.items()}
             sides = [side if side <= _shorter_side(source) else usual for side in further]

@@ -234,7 +234,13 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             head = LCMemHead.create(
-                cast(Size, config.size), channels, **TRAINED_FOR[config.loss], pooling=config.pooling
+                cast(Size, config.size),
+                channels,
+                **TRAINED_FOR[config.loss],
+                pooling=config.pooling,
+                halved_spaces=[
+                    space for space in channels if self.initial and space in self.initial.halvings
+                ],
             )
         if self.initial is not None and (left := take_weights(head, self.initial)):
             self._say(f"left behind, since training the trunk would spoil them: {', '.join(left)}")

@@ -53,7 +53,7 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
         raise ArtifactError(
             f"the head to go on from has another shape than this recipe's ({error}); give its size"
         ) from error
-    parts = ("local", "dense", "stems", "probes")
+    parts = ("local", "dense", "stems", "probes", "halvings")
     if wrong := [key for key in (*lacking, *foreign) if key.split(".")[0] not in parts]:
         raise ArtifactError(
             f"the head to go on from has another shape than this recipe's ({', '.join(wrong[:3])} do not match); "

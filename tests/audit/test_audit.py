@@ -296,7 +296,7 @@ def test_duplicates_are_those_of_every_pair_compared(folder):
     index, source = MemorizationIndex.load(folder / "index"), opened(folder / "unseen")
     encoded = encode_images(source, range(30), encoder(folder), index.resolution)
     assert encoded.latents is not None
-    canonical = index.head.canonical(encoded.latents)
+    canonical = index.head.canonical(encoded.latents, index.space)
     embedding, kind = index.head.embed(canonical, "sd"), compared_by(index, "sd")
     query = Query.of(index.head, canonical, "sd", kind)
     parts = describe_parts(index.head, canonical, "sd", kind)

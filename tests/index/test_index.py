@@ -51,7 +51,9 @@ def test_rows_are_the_embedded_images(tmp_path):
     hits = index.search(expected, 1)
     assert hits.rows.flatten().tolist() == list(range(20))
     torch.testing.assert_close(hits.similarity, torch.ones(20, 1), rtol=0, atol=2e-3)
-    torch.testing.assert_close(index.latents(torch.arange(20)), head().canonical(latents), rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        index.latents(torch.arange(20)), head().canonical(latents, "phantoms"), rtol=0, atol=2e-3
+    )
     assert [record.id for record in index.records] == [f"{i:03d}.png" for i in range(20)]
     assert hashlib.sha256((tmp_path / "train" / "007.png").read_bytes()).hexdigest() in index.sha256_set
 

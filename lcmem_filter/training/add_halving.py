@@ -1,0 +1,219 @@
+"""Larger latents for a trained head: a network learns to make of them the latents of the picture at half the size."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from ..errors import ArtifactError, ConfigurationError
+from ..head import LCMemHead
+from ..images import ImageSource
+from ..latents import NORMALISED_STD, Encoder
+from .card import write_card
+from .checkpoint import LATENTS, RESULT, write_json
+from .config import TrainingConfig
+from .data import LatentSet
+from .distil import apart
+from .losses import check_finite
+from .prepare import prepare_data
+from .views import generator_for
+from .weights import extended
+
+ONCE, TWICE = "once", "twice"
+"""The two encodings of each picture, at the resolution and at twice that."""
+
+AS_IT_LIES = 0.25
+"""Weight of the latents' own difference, in variances, beside that of what the head makes of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddHalvingConfig:
+    """Recipe of a halving network.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_images: Images of one step.
+        learning_rate: Peak of a cosine decay.
+        resolution: Side in pixels of pictures whose latents are about as fine as the head's grid; they are encoded at
+            twice that side too.
+        validation_fraction: Share of identities held out where no validation data is given.
+        seed: Of everything that is drawn.
+
+    Raises:
+        ConfigurationError: a value that is out of range.
+    """
+
+    steps: int = 1500
+    batch_images: int = 32
+    learning_rate: float = 2e-3
+    resolution: int = 128
+    validation_fraction: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_images", "resolution", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigurationError(f"validation_fraction must be in (0, 1), got {self.validation_fraction}")
+
+
+def add_halving(
+    initial: LCMemHead,
+    encoder: Encoder,
+    sources: Sequence[ImageSource],
+    output: str | os.PathLike[str],
+    config: AddHalvingConfig | None = None,
+    *,
+    validation: Sequence[ImageSource] = (),
+    cache: str | os.PathLike[str] | None = None,
+    record: Mapping[str, Any] | None = None,
+    leave_out: Collection[str] = (),
+    progress: bool = True,
+) -> LCMemHead:
+    """Teach a head what larger latents of a space that it knows show, on unlabelled images.
+
+    Without, they are averaged over areas, which makes neighbours of what was apart: cells of larger latents do not say
+    what those of smaller ones do. Latents of four times the grid's side are halved twice, and so on. Everything else
+    stays as it was to the last bit, and so does what the head makes of latents of less than twice the grid's side.
+    Encoding is resumable; the training, minutes, is not.
+
+    Args:
+        initial: A trained head.
+        encoder: Of a space that the head knows; which one is found out.
+        sources: Images, better twice as large as ``config.resolution``; their identities are not used, but kept apart
+            from those of ``validation``.
+        output: Folder of the new head, with its card.
+        validation: Images to measure on; a share of ``sources`` by default.
+        cache: Folder of encoded latents, for use by other runs too; inside ``output`` by default.
+        record: ``training.json`` of ``initial``, for the card.
+        leave_out: Ids of validation images; see ``train_head``.
+        progress: Show progress on stderr.
+
+    Returns:
+        The head, in float32, on the CPU.
+
+    Raises:
+        ArtifactError: the head halves latents of that space already, or a head lies in ``output``.
+        TrainingFailedError: the loss is no longer finite.
+        LatentSpaceError: the head does not know the encoder's space.
+        EmptyDataError: a source without readable images.
+        DataError: no such image to leave out.
+    """
+    config, output, since = config or AddHalvingConfig(), Path(output), time.monotonic()
+    if (output / LCMemHead.config_name).exists():
+        raise ArtifactError(f"{output} already holds a head or model; give another --output")
+    space = initial.identify_space(encoder.vae).space
+    if space in initial.halvings:
+        raise ArtifactError(f"the head halves latents of {space!r} already; give one that does not")
+    accelerator = Accelerator()
+    recipe = TrainingConfig(image_views=0, validation_fraction=config.validation_fraction, seed=config.seed)
+    train, held = prepare_data(
+        sources,
+        validation,
+        {ONCE: encoder, TWICE: encoder},
+        recipe,
+        Path(cache) if cache else output / LATENTS,
+        accelerator,
+        grids={ONCE: initial.grid, TWICE: 2 * initial.grid},
+        resolutions={ONCE: config.resolution, TWICE: 2 * config.resolution},
+        leave_out=leave_out,
+        progress=progress,
+    )
+    head = extended(initial, config.seed, halved_spaces=[*initial.config.halved_spaces, space])
+    head.halvings[space].requires_grad_(True)
+    head.to(accelerator.device)
+    _train(head, space, train, config, progress=progress)
+    head = head.eval()
+    found = {
+        "averaged": _alike(initial.to(accelerator.device), space, held),
+        "halved": _alike(head, space, held),
+    }
+    if progress and accelerator.is_main_process:
+        told = ", ".join(f"{how} {one['embeddings']:.3f}" for how, one in found.items())
+        tqdm.write(f"{space}: cosine of embeddings at once and twice the size: {told}", file=sys.stderr)
+    initial.cpu()
+    head = head.cpu().requires_grad_(True)
+    if accelerator.is_main_process:
+        head.save_pretrained(output)
+        if record is None:
+            print(
+                f"{output}: no record of the head's own training was given, so no card is written",
+                file=sys.stderr,
+            )
+        else:
+            added = {
+                "encoder": encoder.described(),
+                "recipe": asdict(config),
+                "images": train.counts(),
+                "seconds": time.monotonic() - since,
+                "validation": {"images": len(held), **found},
+            }
+            whole = {**record, "halvings": {**record.get("halvings", {}), space: added}}
+            write_card(output, head, whole)
+            write_json(output / RESULT, whole)
+        # pictures can be had from latents, and whoever gets the head gets this folder
+        shutil.rmtree(output / LATENTS, ignore_errors=True)
+    return head
+
+
+def _train(
+    head: LCMemHead, space: str, train: LatentSet, config: AddHalvingConfig, *, progress: bool
+) -> None:
+    """Same picture, same latents, embedding, tokens and descriptors, at either size."""
+    network = list(head.halvings[space].parameters())
+    optimizer = torch.optim.AdamW(network, lr=config.learning_rate, weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.steps // 20, config.steps)
+    for step in tqdm(range(config.steps), desc=f"halving of {space}", unit="step", disable=not progress):
+        draw = generator_for(config.seed, "halving", step)
+        rows = torch.from_numpy(draw.choice(len(train), min(config.batch_images, len(train)), replace=False))
+        mirrored = torch.from_numpy(draw.random(len(rows)) < 0.5)[:, None, None, None]
+        large, wanted = (
+            torch.where(mirrored, one.flip(-1), one).to(head.device)
+            for one in (train.latents[kind][rows, 0].float() for kind in (TWICE, ONCE))
+        )
+        given = head.canonical(large, space)
+        loss, _, _ = apart(head, given, space, wanted, space)
+        loss = loss + AS_IT_LIES * F.mse_loss(given, wanted) / NORMALISED_STD**2
+        check_finite(loss.item(), step + 1)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network, 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def _alike(head: LCMemHead, space: str, held: LatentSet) -> dict[str, float]:
+    """Of held-out images, how alike the head finds one at once and at twice the size."""
+    cosines: dict[str, list[np.ndarray]] = {"embeddings": [], "latents": []}
+    for rows in torch.arange(len(held)).split(64):
+        large, small = (held.latents[kind][rows, 0].float().to(head.device) for kind in (TWICE, ONCE))
+        given = head.canonical(large, space)
+        pairs = {
+            "embeddings": (head.embed(given, space), head.embed(small, space)),
+            "latents": (given, small),
+        }
+        if head.has_descriptors(space):
+            pairs["descriptors"] = (head.descriptors(given, space), head.descriptors(small, space))
+        for name, (a, b) in pairs.items():
+            cosine = (
+                F.cosine_similarity(a, b, dim=1).flatten(1).mean(1)
+                if a.ndim > 2
+                else F.cosine_similarity(a, b)
+            )
+            cosines.setdefault(name, []).append(cosine.cpu().numpy())
+    return {name: float(np.concatenate(values).mean()) for name, values in cosines.items()}
