@@ -51,7 +51,7 @@ def test_an_attack_keeps_its_bound_and_outdoes_noise(attacks, tmp_path, with_des
     pixels = torch.stack([to_pixels(picture(seed), 32) for seed in range(3)])
     clean = attack.encode(pixels)
     wanted, decoded = attack.described(clean), attack.decode(clean)
-    assert (wanted[1] is not None) == with_descriptors
+    assert wanted[1] is not None and wanted[1].ndim == (4 if with_descriptors else 3)  # else tokens
     for kind in ("image", "latent"):
         make = getattr(attack, kind)
         noise, attacked = (make(pixels, BOUND, follow) for follow in (False, True))

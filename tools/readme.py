@@ -180,26 +180,35 @@ def _interval(value: float, interval: list[float]) -> str:
 
 
 def attacks() -> str:
-    """What white-box attacks leave to be found, from the results file of ``benchmarks/attacks``."""
-    path = RESULTS / "attacks.json"
-    if not path.exists():
+    """What white-box attacks leave to be found, from the results files of ``benchmarks/attacks``, a head each."""
+    measured = {name: RESULTS / f"attacks{name and '-'}{name}.json" for name in ATTACKED}
+    results = {name: json.loads(path.read_text()) for name, path in measured.items() if path.exists()}
+    if "" not in results:
         return "Attacks have not been measured yet.\n"
-    results = json.loads(path.read_text())
-    found = results["found"]
-    bounds = list(found["image"])
+    bounds = list(results[""]["found"]["image"])
     rows = [
-        f"| {what}, {how} | "
-        + " | ".join(_interval(row[0], row[1:]) for row in (found[kind][b][how] for b in bounds))
+        f"| {ATTACKED[name]} | {what}, {how} | "
+        + " | ".join(_interval(row[0], row[1:]) for row in (one["found"][kind][b][how] for b in bounds))
         + " |"
+        for name, one in results.items()
         for kind, what in (("image", "pixels, at most"), ("latent", "the decoded latent, root mean square"))
         for how in ("noise", "attack")
     ]
-    head = f"| changed by | {' | '.join(bounds)} |"
-    note = (
-        f"\nFrom [attacks.json](benchmarks/results/attacks.json): {results['about']} "
-        f"Unchanged: {found['unchanged'][0]:.1%}.\n"
+    head = f"| head | changed by | {' | '.join(bounds)} |"
+    notes = "; ".join(
+        f"[{measured[name].name}](benchmarks/results/{measured[name].name}): {one['about']} "
+        f"Unchanged: {one['found']['unchanged'][0]:.1%}"
+        for name, one in results.items()
     )
-    return "\n".join([head, "| --- " * (1 + len(bounds)) + "|", *rows]) + "\n" + note
+    return "\n".join([head, "| --- " * (2 + len(bounds)) + "|", *rows]) + f"\n\nFrom {notes}.\n"
+
+
+ATTACKED = {
+    "": "lcmem-small",
+    "recipe": "short recipe",
+    "adversarial": "short recipe, copies moved against the head",
+}
+"""Heads that were attacked, by what their results file is called after."""
 
 
 def pairs() -> str:
@@ -298,7 +307,15 @@ def _across(name: str, what: str) -> str:
 
 def recipe() -> str:
     """What parts of the training recipe gain or lose, from the results file of ``benchmarks/recipe``."""
-    path = RESULTS / "recipe.json"
+    return _recipe(RESULTS / "recipe.json")
+
+
+def latent_sizes() -> str:
+    """The same of finer latents, which were measured on the larger pictures alone."""
+    return _recipe(RESULTS / "recipe-latents.json")
+
+
+def _recipe(path: Path) -> str:
     if not path.exists():
         return "Parts of the training recipe have not been measured yet.\n"
     results = json.loads(path.read_text())
@@ -320,7 +337,7 @@ def recipe() -> str:
         for name, row in results["variants"].items()
     ]
     head = f"| changed | heads | {' | '.join(tasks.values())} |"
-    note = f"\nFrom [recipe.json](benchmarks/results/recipe.json): {results['about']}\n"
+    note = f"\nFrom [{path.name}](benchmarks/results/{path.name}): {results['about']}\n"
     return "\n".join([head, "| --- " * (2 + len(tasks)) + "|", *rows]) + "\n" + note
 
 
@@ -442,6 +459,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "early_stop": early_stop,
     "filters": filters,
     "ladder": ladder,
+    "latent_sizes": latent_sizes,
     "pairs": pairs,
     "pipelines": pipelines,
     "recipe": recipe,

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from tqdm.auto import tqdm
 
 from ..errors import ArtifactError, ConfigurationError, DataError, TrainingFailedError
-from ..head import LCMemHead, Size, check_space_name
+from ..head import LCMemHead, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder
 from .batches import batch_of, moved_against
@@ -30,14 +30,17 @@ from .losses import check_finite
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator, embed_all
-from .weights import averaged, check_shape, decay_groups, take_weights, with_descriptors
+from .weights import (
+    TRAINED_FOR,
+    averaged,
+    check_shape,
+    decay_groups,
+    drawn_head,
+    take_weights,
+    with_descriptors,
+)
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
-TRAINED_FOR = {
-    "nt-xent": {"score": "cosine", "activation": "none"},
-    "verification": {"score": "verification", "activation": "sigmoid"},
-}
-"""What each loss makes of a head."""
 
 
 def train_head(
@@ -231,17 +234,7 @@ class _Run:
 
     def _starting_head(self, channels: Mapping[str, int]) -> LCMemHead:
         config = self.config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            head = LCMemHead.create(
-                cast(Size, config.size),
-                channels,
-                **TRAINED_FOR[config.loss],
-                pooling=config.pooling,
-                halved_spaces=[
-                    space for space in channels if self.initial and space in self.initial.halvings
-                ],
-            )
+        head = drawn_head(config, channels, tuple(self.initial.halvings) if self.initial is not None else ())
         if self.initial is not None and (left := take_weights(head, self.initial)):
             self._say(f"left behind, since training the trunk would spoil them: {', '.join(left)}")
         for space, encoder in self.encoders.items():

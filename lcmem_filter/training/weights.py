@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, cast
 
 import torch
 
 from ..errors import ArtifactError
-from ..head import SIZES, LCMemHead
+from ..head import SIZES, LCMemHead, Size
 from .config import TrainingConfig
 
 SHAPE = ("grid", "patch_size", "stem_channels", "hidden_sizes", "depths", "embedding_dim", "token_dim")
 """Of a head's configuration, what decides on the shapes of its weights."""
+
+
+TRAINED_FOR = {
+    "nt-xent": {"score": "cosine", "activation": "none"},
+    "verification": {"score": "verification", "activation": "sigmoid"},
+}
+"""What each loss makes of a head."""
+
+
+def drawn_head(config: TrainingConfig, channels: Mapping[str, int], halved: Collection[str]) -> LCMemHead:
+    """An untrained head, drawn by the recipe's seed; those of its spaces that are ``halved`` have a network for that,
+    which is not trained on."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        head = LCMemHead.create(
+            cast(Size, config.size),
+            channels,
+            **TRAINED_FOR[config.loss],
+            pooling=config.pooling,
+            halved_spaces=[space for space in channels if space in halved],
+        )
+    head.halvings.requires_grad_(False)
+    return head
 
 
 def check_shape(initial: LCMemHead, size: str, spaces: Collection[str]) -> None:
