@@ -157,7 +157,8 @@ class MemorizationIndex:
             The new index; it has to be calibrated.
 
         Raises:
-            ArtifactError: ``output`` holds something else.
+            ArtifactError: ``output`` holds something else, or larger latents came to the grid by another way than the
+                head's.
             LatentSpaceError: the head has no stem for the space, or another grid.
             LcmemFilterError: the index keeps no latents.
         """

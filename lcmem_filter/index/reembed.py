@@ -13,6 +13,7 @@ import torch
 
 from ..errors import ArtifactError, LatentSpaceError, LcmemFilterError
 from ..head import LCMemHead
+from ..latents import weights_sha256
 from . import folder as files
 
 BATCH = 256
@@ -50,6 +51,18 @@ def _check_head(source: Path, manifest: dict[str, Any], head: LCMemHead) -> None
             f"index {source} keeps latents of space {manifest['space']!r} on a grid of {manifest['grid']}; the head "
             f"has {', '.join(head.spaces)} on a grid of {head.grid}: build the index from its images"
         )
+    if min(manifest["latent_size"]) >= 2 * head.grid:
+        before = LCMemHead.from_pretrained(source / files.HEAD)
+        if _halving(before, manifest["space"]) != _halving(head, manifest["space"]):
+            raise ArtifactError(
+                f"index {source} keeps latents that were {'x'.join(map(str, manifest['latent_size']))} and came to the "
+                f"grid of {head.grid} by another way than this head's; build the index from its images"
+            )
+
+
+def _halving(head: LCMemHead, space: str) -> str | None:
+    """By what larger latents come to the grid: a fingerprint of the network, if there is one."""
+    return weights_sha256(head.halvings[space]) if space in head.halvings else None
 
 
 def _is_done(output: Path, plan: dict[str, Any]) -> bool:

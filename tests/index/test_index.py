@@ -312,3 +312,21 @@ def test_another_head_embeds_the_kept_latents_as_building_anew_would(tmp_path):
     bare = build(tmp_path / "bare", keep_latents=False)
     with pytest.raises(LcmemFilterError, match="keeps no latents to embed anew"):
         bare.reembed(other, tmp_path / "none")
+
+
+def test_larger_latents_are_not_embedded_anew_by_a_head_that_halves_them_otherwise(tmp_path):
+    def halving() -> LCMemHead:
+        made = LCMemHead.create("micro", {"sd": 4}, halved_spaces=["sd"])
+        made.load_state_dict(head().state_dict(), strict=False)
+        return made
+
+    small = build(tmp_path / "small").reembed(
+        halving(), tmp_path / "fine"
+    )  # of the grid's size: nothing was halved
+    assert list(small.head.halvings) == ["sd"]
+    large = build(tmp_path / "large", resolution=2 * 2 * head().grid)
+    assert min(large.latent_size) >= 2 * head().grid
+    with pytest.raises(ArtifactError, match="32x32 and came to the grid of 16 by another way"):
+        large.reembed(halving(), tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    large.reembed(head(), tmp_path / "same")
