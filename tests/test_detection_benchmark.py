@@ -100,6 +100,38 @@ def test_ones_own_table_through_the_command(tmp_path):
     assert len(list((tmp_path / "out").glob("mine-*.png"))) == 3
 
 
+def test_rows_are_added_to_those_that_were_measured_on_the_same_terms(tmp_path):
+    pytest.importorskip("sklearn")
+    saved_encoder(tmp_path)
+    head().save_pretrained(tmp_path / "head")
+    output = tmp_path / "mine.json"
+    more = {"rate": 0.2, "draws": 20, "robustness_images": 0, "output": output}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = on_ones_own_table(SCRIPT, tmp_path, "--skip-pairs", *words, **more)
+        return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+    assert run("--methods", "lcmem", "mse").returncode == 0
+    before = json.loads(output.read_text())
+    done = run("--add", "--methods", "lcmem", "raw_latents")
+    assert done.returncode == 0, done.stderr[-4000:]
+    after = json.loads(output.read_text())
+    assert set(after["labels"]) == {"lcmem", "mse", "raw_latents"} == set(after["unseen_rejected"])
+    for task, domains in after["deciding"].items():
+        methods = domains["mine"]["methods"]
+        assert (
+            methods.pop("raw_latents")["recall"] >= 0
+            and methods == before["deciding"][task]["mine"]["methods"]
+        )
+        assert after["curves"][task]["raw_latents"]
+    assert "raw latents" in before["not_run"] and "raw latents" not in after["not_run"]
+    after["deciding"]["mild_copies"]["mine"]["methods"]["lcmem"]["recall"] -= 0.05
+    output.write_text(json.dumps(after))
+    refused = run("--add", "--methods", "lcmem", "ncc")
+    assert refused.returncode and "measure all rows anew" in refused.stderr
+    assert json.loads(output.read_text()) == after
+
+
 def test_the_nearest_unseen_images_are_shown(tmp_path):
     saved_encoder(tmp_path)
     head().save_pretrained(tmp_path / "head")

@@ -27,6 +27,7 @@ from changes import CHANGES, Change
 from data import Images, one_per_identity
 from figures import Judge, average_precision, curve, deciding
 from keep import Keeper
+from merge import merged
 from methods import REFERENCE, Method, open_methods
 from pairs import Pairs, copy_pairs, identity_pairs, pair_figures, score_pairs
 from PIL import Image
@@ -95,18 +96,20 @@ def main() -> None:
         "not_run": absent,
         **provenance(arguments, design, keeper),
     }
-    write(arguments.output, results)
+    before = json.loads(arguments.output.read_text()) if arguments.add else None
+    write(arguments.output, results, before)
     if not arguments.skip_pairs:
         results["pairs"] = all_pairs(methods, design, splits["validation"], tasks, keeper)
-        write(arguments.output, results)
+        write(arguments.output, results, before)
     if arguments.robustness_images:
         results["robustness"] = robustness(methods, design, judge, keeper, arguments.robustness_images)
-        write(arguments.output, results)
+        write(arguments.output, results, before)
 
 
-def write(path: Path, results: dict[str, Any]) -> None:
+def write(path: Path, results: dict[str, Any], before: dict[str, Any] | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(results), indent=1) + "\n")
+    results = _rounded(results) if before is None else merged(before, _rounded(results))
+    path.write_text(json.dumps(results, indent=1) + "\n")
     plots.draw(results, path.with_suffix(""))
     log(f"wrote {path}")
 
@@ -250,6 +253,12 @@ def _parse() -> argparse.Namespace:
     )
     add_rate_argument(parser)
     parser.add_argument("--draws", type=int, default=1000, help="draws of identities for the intervals")
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="add the rows of --methods to those of --output, which were measured on the same terms: LCMem's figures, "
+        "which are measured again, have to be the same",
+    )
     parser.add_argument("--methods", nargs="*", default=[], help="rows to measure; default all")
     parser.add_argument(
         "--weights", nargs="*", default=[], type=lambda v: v.split("=", 1), metavar="NAME=PATH"
