@@ -128,7 +128,10 @@ class GeneralizedMeanPooling(nn.Module):
         self.exponent = nn.Parameter(torch.tensor([3.0]))
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
-        return cells.clamp_min(1e-6).pow(self.exponent).mean((-2, -1)).pow(1 / self.exponent)
+        exponent = self.exponent.clamp(
+            1, 6
+        )  # with more, powers of cells that are 0 are no longer told from 0
+        return cells.clamp_min(1e-6).pow(exponent).mean((-2, -1)).pow(1 / exponent)
 
 
 class AttentionPooling(nn.Module):

@@ -73,6 +73,12 @@ class Encoder:
         """Pixels (B, 3, H, W) in [-1, 1] to float32 latents; see ``encode_pixels``."""
         return encode_pixels(self.vae, pixels)
 
+    @torch.inference_mode()
+    def side_at(self, resolution: int) -> int:
+        """Shorter side of the latents of a square picture of so many pixels a side."""
+        device = next(iter(self.vae.parameters())).device
+        return min(self.encode(torch.zeros(1, 3, resolution, resolution, device=device)).shape[-2:])
+
 
 def load_encoder(
     path_or_id: str | os.PathLike[str],

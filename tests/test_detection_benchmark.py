@@ -127,6 +127,7 @@ def test_rows_are_added_to_those_that_were_measured_on_the_same_terms(tmp_path):
     assert "raw latents" in before["not_run"] and "raw latents" not in after["not_run"]
     after["deciding"]["mild_copies"]["mine"]["methods"]["lcmem"]["recall"] -= 0.05
     output.write_text(json.dumps(after))
+    assert "lcmem among --methods" in run("--add", "--methods", "ncc").stderr
     refused = run("--add", "--methods", "lcmem", "ncc")
     assert refused.returncode and "measure all rows anew" in refused.stderr
     assert json.loads(output.read_text()) == after

@@ -163,7 +163,7 @@ class Attack:
     def _likeness(
         self, latents: torch.Tensor, wanted: tuple[torch.Tensor, torch.Tensor | None]
     ) -> torch.Tensor:
-        """Of embeddings, and of descriptors or tokens as they lie, added over the batch."""
+        """Of embeddings, and of descriptors as they lie or tokens wherever, added over the batch."""
         embedding, parts = self.described(latents)
         alike = F.cosine_similarity(embedding, wanted[0]).sum()
         if parts is None or wanted[1] is None:

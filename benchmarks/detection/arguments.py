@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from data import Images, data_files, open_splits, vae_folder
-from keep import Keeper
+from keep import Keeper, grid_for
 
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import load_encoder
@@ -39,5 +39,6 @@ def open_data(arguments: argparse.Namespace) -> tuple[dict[str, Images], Keeper]
     splits = open_splits(arguments.data or data_files(), arguments.identity_column)
     encoder = load_encoder(arguments.vae or vae_folder())
     latents = arguments.latents or arguments.cache / "latents"
-    grid = LCMemHead.from_pretrained(arguments.head).grid
+    head = LCMemHead.from_pretrained(arguments.head)
+    grid = grid_for(head, arguments.space, encoder, arguments.resolution)
     return splits, Keeper(arguments.cache, latents, encoder, arguments.resolution, grid)

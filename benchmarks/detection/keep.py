@@ -12,6 +12,7 @@ import torch
 from data import Images
 from methods import Method
 
+from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import ImageSource, to_pixels
 from lcmem_filter.latents import Encoder
 from lcmem_filter.training.cache import CachePlan, encode_plans, read_plan
@@ -53,7 +54,8 @@ class Keeper:
 
     def kept(self, method: Method, images: Images) -> torch.Tensor:
         """What ``method`` keeps of ``images`` (N, D); zeros for domains that it is not measured on."""
-        where = self.cache / f"{self.encoder.source.sha256[:8]}-{self.resolution}" / "kept" / method.kept_key
+        where = self.cache / f"{self.encoder.source.sha256[:8]}-{self.resolution}" / "kept"
+        where = where / f"{method.kept_key}-{self.grid}"
         parts, first = [], 0
         for source in images.sources:
             domains = images.domains[first : first + len(source)]
@@ -99,6 +101,12 @@ class Keeper:
         if parts:
             kept[rows] = np.concatenate(parts)
         return kept
+
+
+def grid_for(head: LCMemHead, space: str, encoder: Encoder, resolution: int) -> int:
+    """Side of the latents that are kept: the head's grid, or the encoder's where the head halves what is larger."""
+    side = encoder.side_at(resolution) if space in head.halvings else 0
+    return side if side >= 2 * head.grid else head.grid
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from methods import REFERENCE
 
-BY_METHOD = ("labels", "unseen_rejected", "index_level", "curves", "pairs", "robustness")
-"""Parts of a results file, other than the figure that decides, in which methods stand by their names."""
+BY_METHOD = ("labels", "unseen_rejected", "index_level", "curves", "pairs", "robustness", "deciding")
+"""Parts of a results file in which methods stand by their names."""
 
 
 def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -16,20 +16,30 @@ def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SystemExit: the reference does otherwise in ``now``: its rows were not measured on the same terms.
     """
-    for task, domains in before["deciding"].items():
-        for domain, row in domains.items():
-            old, new = row["methods"][REFERENCE], now["deciding"][task][domain]["methods"][REFERENCE]
-            if old != new:
-                raise SystemExit(
-                    f"{REFERENCE} finds {new['recall']:.2%} of {task} in {domain}, and {old['recall']:.2%} in the file "
-                    "that rows are added to: images, head or code differ; measure all rows anew"
-                )
-    result: dict[str, Any] = _with(before, {name: now[name] for name in BY_METHOD if name in now})
-    result["deciding"] = _with(before["deciding"], now["deciding"])
-    result["notes"] = {**now["notes"], **before["notes"]}
+    parts = [name for name in BY_METHOD if name in before and name in now]
+    for name in parts:
+        _check_same(before[name], now[name], name)
     measured = set(now["labels"].values())
-    result["not_run"] = {label: why for label, why in before["not_run"].items() if label not in measured}
-    return result
+    return {
+        **before,
+        **{name: _with(before[name], now[name]) for name in parts},
+        "notes": {**now["notes"], **before["notes"]},
+        "not_run": {label: why for label, why in before["not_run"].items() if label not in measured},
+    }
+
+
+def _check_same(before: Any, now: Any, where: str) -> None:
+    """Whether two trees differ in nothing but methods that are not the reference."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        if before != now:
+            raise SystemExit(
+                f"{where} was {before} in the file that rows are added to, and is {now}: images, head, options or code "
+                "differ; measure all rows anew"
+            )
+        return
+    keys = {*before, *now} if REFERENCE not in before else {REFERENCE}
+    for key in sorted(keys):
+        _check_same(before.get(key), now.get(key), f"{where}, {key}")
 
 
 def _with(before: Any, now: Any) -> Any:

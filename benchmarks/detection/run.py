@@ -57,6 +57,7 @@ TASKS = {
 
 def main() -> None:
     arguments = _parse()
+    before = json.loads(arguments.output.read_text()) if arguments.add else None
     splits, keeper = open_data(arguments)
     methods, absent = open_methods(
         arguments.methods, arguments.head, arguments.space, dict(arguments.weights), arguments.download
@@ -96,7 +97,6 @@ def main() -> None:
         "not_run": absent,
         **provenance(arguments, design, keeper),
     }
-    before = json.loads(arguments.output.read_text()) if arguments.add else None
     write(arguments.output, results, before)
     if not arguments.skip_pairs:
         results["pairs"] = all_pairs(methods, design, splits["validation"], tasks, keeper)
@@ -272,7 +272,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--robustness-images", type=int, default=300, help="0 leaves robustness out")
     parser.add_argument("--skip-pairs", action="store_true", help="leave pair-level figures out")
     parser.add_argument("--output", type=Path, default=RESULTS / "detection.json")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.add and not (arguments.output.exists() and REFERENCE in arguments.methods):
+        parser.error(f"--add needs a results file at --output, and {REFERENCE} among --methods")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import torch
 
 import lcmem_filter
 from lcmem_filter.baselines import make_baseline
-from lcmem_filter.latents import canonical
 
 RATE = 0.01
 PIXEL_SIZE = 64
@@ -77,12 +76,13 @@ class RawLatents:
     label = "raw normalised latents"
 
     def __init__(self, index: lcmem_filter.MemorizationIndex) -> None:
-        self.grid = index.head.grid
+        self.index = index
         self.rows = _unit(index.latents(torch.arange(len(index))))
         self.threshold = float("nan")
 
     def scores(self, latents: torch.Tensor, images: np.ndarray) -> np.ndarray:
-        return np.asarray((_unit(canonical(latents, self.grid)) @ self.rows.T).amax(1).numpy())
+        canonical = self.index.head.canonical(latents, self.index.space)
+        return np.asarray((_unit(canonical) @ self.rows.T).amax(1).numpy())
 
 
 class Pixels:

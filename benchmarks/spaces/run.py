@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 from arguments import add_rate_argument
 from data import Images, data_files, open_splits
 from figures import OVERALL, Judge, interval, recalls
-from keep import Keeper
+from keep import Keeper, grid_for
 from methods import Method, open_methods
 from pairs import copy_pairs, identity_pairs
 from protocol import Answers, Design, Measured, Task, known_duplicates, search_tasks
@@ -56,14 +56,14 @@ def main() -> None:
     splits = open_splits(files, arguments.identity_column)
     folders = dict(arguments.vae)
     keepers, methods = {}, {}
-    grid = LCMemHead.from_pretrained(arguments.head).grid
+    head = LCMemHead.from_pretrained(arguments.head)
     for name, folder in folders.items():
         space, _, side = name.partition("@")
         encoder = load_encoder(folder, trust_remote_code=arguments.trust_remote_code)
         latents = arguments.latents or arguments.cache / "latents"
         resolution = int(side or arguments.resolution)
-        own = encoder.encode(torch.zeros(1, 3, resolution, resolution)).shape[-1]
-        keepers[name] = Keeper(arguments.cache, latents, encoder, resolution, max(own, grid))
+        grid = grid_for(head, space, encoder, resolution)
+        keepers[name] = Keeper(arguments.cache, latents, encoder, resolution, grid)
         (methods[name],), _ = open_methods(["lcmem"], arguments.head, space, {}, False)
     base = Images("validation", splits["validation"].sources)
     design = Design(base, splits["test"], SEED, arguments.copies)
@@ -105,7 +105,9 @@ def main() -> None:
 
 def _key(pair: list[tuple[Method, Keeper]], design: Design, tasks: list[Task], judge: Judge) -> str:
     """Changes with everything that a cell's figures depend on."""
-    of = [[method.key, keeper.encoder.source.sha256, keeper.resolution] for method, keeper in pair]
+    of = [
+        [method.key, keeper.encoder.source.sha256, keeper.resolution, keeper.grid] for method, keeper in pair
+    ]
     copies = [
         [task.name, task.images.fingerprint if task.images else "", task.rows.tolist()] for task in tasks
     ]

@@ -124,7 +124,9 @@ def _examine(judge: Judge, images: ImageSource) -> tuple[list[Sample], torch.Ten
     ):
         samples.append(_sample(judge, images, one))
         if one.latent is not None:
-            latents.append(head.canonical(one.latent[None], judge.filter.space).half())
+            with torch.inference_mode():
+                canonical = head.canonical(one.latent[None].to(head.device), judge.filter.space)
+            latents.append(canonical.half().cpu())
     channels = int(head.config.spaces[judge.filter.space])
     nothing = torch.empty(0, channels, head.grid, head.grid, dtype=torch.float16)
     return samples, torch.cat(latents or [nothing])

@@ -21,7 +21,8 @@ class LCMemWithoutWarps(OfHead):
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        described = self.head.describe(images.to(self.head.device), self.space)
+        images = images.to(self.head.device)
+        described = self.head.describe(images, self.space)
         parts = self.head.canonical(images, self.space) if described.tokens is None else described.tokens
         return torch.cat([described.embedding.cpu(), parts.flatten(1).cpu()], 1)
 

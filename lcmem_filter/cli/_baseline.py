@@ -23,6 +23,7 @@ _FOR_HEADS = (
     "validation_where",
     "initial",
     "add_space",
+    "add_halving",
     "reference_vae",
     "leave_out",
 )

@@ -112,7 +112,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         required=True,
-        help="folder of the head; an interrupted run goes on from there (--add-space: what was encoded is kept)",
+        help="folder of the head; an interrupted run goes on from there (with --add-space and --add-halving, what was "
+        "encoded is kept)",
     )
     parser.add_argument(
         "--space",

@@ -130,8 +130,8 @@ def _write_shard(build: Build, number: int, first: int, bar: Any) -> None:
         unreadable |= {build.source.records[row].id: why for row, why in part.unreadable.items()}
         if part.latents is not None:
             size = list(part.latents.shape[-2:])
-            canonical = head.canonical(part.latents.to(device), build.space)
             with torch.inference_mode():
+                canonical = head.canonical(part.latents.to(device), build.space)
                 embeddings.append(head.embed(canonical, build.space).cpu().half().numpy())
             latents.append(canonical.cpu().half().numpy())
             records += [

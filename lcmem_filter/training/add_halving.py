@@ -108,6 +108,7 @@ def add_halving(
 
     Raises:
         ArtifactError: the head halves latents of that space already, or a head lies in ``output``.
+        ConfigurationError: latents of ``config.resolution`` are not about as fine as the head's grid.
         TrainingFailedError: the loss is no longer finite.
         LatentSpaceError: the head does not know the encoder's space.
         EmptyDataError: a source without readable images.
@@ -119,6 +120,12 @@ def add_halving(
     space = initial.identify_space(encoder.vae).space
     if space in initial.halvings:
         raise ArtifactError(f"the head halves latents of {space!r} already; give one that does not")
+    once, grid = encoder.side_at(config.resolution), initial.grid
+    if not grid <= once < 2 * grid:
+        raise ConfigurationError(
+            f"latents of {config.resolution} px are {once}x{once}, which is not about as fine as the head's grid, "
+            f"{grid}x{grid}; give resolution {config.resolution * grid // once}"
+        )
     accelerator = Accelerator()
     recipe = TrainingConfig(image_views=0, validation_fraction=config.validation_fraction, seed=config.seed)
     train, held = prepare_data(

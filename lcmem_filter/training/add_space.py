@@ -30,7 +30,7 @@ from .losses import check_finite, nt_xent
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator
 from .views import augment_latents, generator_for
-from .weights import extended
+from .weights import check_sizes, extended
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,8 @@ def add_space(
     Raises:
         ArtifactError: the head has a stem of that name already, or knows the space by another, or a head lies in
             ``output``.
-        ConfigurationError: a name that a latent space cannot have.
+        ConfigurationError: a name that a latent space cannot have, or pictures of the reference so large that the
+            filter would halve their latents.
         TrainingFailedError: the loss is no longer finite.
         LatentSpaceError: the head does not know the reference's space.
         EmptyDataError: a source without readable images.
@@ -131,6 +132,7 @@ def add_space(
         raise ArtifactError(
             f"the head knows this VAE's space as {same.space!r} (agreement {same.agreement:.2f}); nothing to add"
         )
+    check_sizes(initial, {known: reference}, {known: (config.reference_resolution or config.resolution,)})
     accelerator = Accelerator()
     recipe = replace(
         TrainingConfig(size="small", resolution=config.resolution, image_views=0, seed=config.seed),

@@ -38,6 +38,8 @@ TURNED_BACK = "upside-down"
 """The kind whose latents are kept upside down, so that the picture lies in them as it is."""
 RESIZED_BY = "area"
 """How latents come to the grid (``latents.to_grid``); those that came there otherwise are not used."""
+VIEWS_SEED = 0
+"""Of what views are drawn from: runs of all seeds share them."""
 VIEWS_VERSION = 1
 """Raise it when one of them changes: cached views of another version are not used."""
 
@@ -51,7 +53,6 @@ class CachePlan:
         resolution: Side in pixels of the encoded squares.
         grid: Side of the canonical latents that are kept.
         view: 0 for the clean picture, else the number of an augmented view.
-        seed: Of the augmentation.
         kind: How it is augmented: one of ``AUGMENTATIONS``.
     """
 
@@ -61,7 +62,6 @@ class CachePlan:
     resolution: int
     grid: int
     view: int = 0
-    seed: int = 0
     kind: str = "light"
     path: Path = field(init=False)
 
@@ -74,7 +74,7 @@ class CachePlan:
             self.grid,
         ]
         kind = "view" if self.kind == "light" else f"{self.kind} view"
-        view = f"{kind} {self.view} seed {self.seed} version {VIEWS_VERSION}" if self.view else "clean"
+        view = f"{kind} {self.view} seed {VIEWS_SEED} version {VIEWS_VERSION}" if self.view else "clean"
         key += [SHARD_ROWS, view, RESIZED_BY]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
         object.__setattr__(self, "path", Path(self.folder) / name)
@@ -159,7 +159,7 @@ def _pixels(plan: CachePlan, row: int) -> torch.Tensor:
     image = plan.source.image(row)
     if plan.view:
         key = plan.view if plan.kind == "light" else (plan.kind, plan.view)
-        draw = generator_for(plan.seed, key, plan.source.records[row].id)
+        draw = generator_for(VIEWS_SEED, key, plan.source.records[row].id)
         image = AUGMENTATIONS[plan.kind](image, plan.resolution, draw)
     return to_pixels(image, plan.resolution)
 

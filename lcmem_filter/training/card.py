@@ -117,16 +117,18 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
     (folder / "README.md").write_text(text)
 
 
-def went_on_from(before: Mapping[str, Any], stage: int) -> dict[str, Any]:
-    """What a run's record keeps of the one before, ``{}`` if there was none: how that was trained, and what a frozen
-    trunk leaves as it was."""
+def went_on_from(before: Mapping[str, Any], stage: int, head: LCMemHead) -> dict[str, Any]:
+    """What a run's record keeps of the one before, ``{}`` if there was none: how that was trained, what a frozen trunk
+    leaves as it was, and the networks that ``head`` has of it."""
     if not before:
         return {}
     config, earlier = before["plan"]["config"], before.get("went_on_from")
     told = f"stage {config['stage']} for {before['step']:,} steps of {config['batch_pairs']} pairs"
-    kept = {"went_on_from": f"{told}; before that: {earlier}" if earlier else told}
-    still_true = ("added_spaces", "halvings") if stage == 3 else ()
-    return {**kept, **{name: before[name] for name in still_true if name in before}}
+    kept: dict[str, Any] = {"went_on_from": f"{told}; before that: {earlier}" if earlier else told}
+    if stage == 3 and "added_spaces" in before:
+        kept["added_spaces"] = before["added_spaces"]
+    halvings = {space: one for space, one in before.get("halvings", {}).items() if space in head.halvings}
+    return {**kept, "halvings": halvings} if halvings else kept
 
 
 def _compared(head: LCMemHead) -> str:
@@ -186,8 +188,8 @@ def _halved(spaces: Mapping[str, Any]) -> str:
         "",
         "Latents of twice the grid's side and more are halved, once or several times, by networks that were trained",
         "for it, the head frozen (`lcmem-filter train --add-halving`); those of other spaces are averaged over areas.",
-        "Mean cosine, over validation images, of what the head makes of a picture at twice the size with what it makes",
-        "of it at the size that it was trained on, averaged and halved:",
+        "Mean cosine, over validation images, of what the head that each was added to makes of a picture at the larger",
+        "size with what it makes of it at the smaller, averaged and halved:",
         "",
     ]
     rows = [

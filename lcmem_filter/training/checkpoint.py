@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,12 @@ class Checkpoints:
     ``progress.json`` is written into ``step-N`` last, so a folder with it is complete.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
+    def __init__(self, output: Path, defaults: Mapping[str, Any] | None = None) -> None:
+        """
+        Args:
+            defaults: Of a plan's configuration; what a plan of before does not mention was so.
+        """
+        self.output, self.defaults = output, dict(defaults or {})
         self.work = output / WORK
 
     def state(self, step: int) -> Path:
@@ -157,6 +162,8 @@ class Checkpoints:
 
     def _same_plan(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
         wanted = json.loads(json.dumps(wanted))
+        if "config" in found:
+            found = {**found, "config": {**self.defaults, **found["config"]}}
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         if not different:
             return

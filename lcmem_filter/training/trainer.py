@@ -17,7 +17,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from tqdm.auto import tqdm
 
-from ..errors import ArtifactError, ConfigurationError, DataError, TrainingFailedError
+from ..errors import ConfigurationError, DataError, TrainingFailedError
 from ..head import LCMemHead, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder
@@ -31,9 +31,8 @@ from .objective import MatchObjective, Objective
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator, embed_all
 from .weights import (
-    TRAINED_FOR,
     averaged,
-    check_shape,
+    check_initial,
     decay_groups,
     drawn_head,
     take_weights,
@@ -137,13 +136,8 @@ def _check(
             )
         if config.keep_initial and len(stages) == 1:
             raise ConfigurationError("keep_initial needs a head to go on from; give one, or leave it out")
-    elif stages[0] < 3:
-        check_shape(initial, config.size, encoders)
-        if initial.config.score != TRAINED_FOR[config.loss]["score"]:
-            raise ArtifactError(
-                f"the head to go on from was trained for {initial.config.score}, which loss {config.loss!r} is not "
-                "for; give the loss that it was trained by"
-            )
+        return
+    check_initial(initial, config, encoders, trunk=stages[0] < 3)
 
 
 class _Run:
@@ -164,7 +158,11 @@ class _Run:
         if not sources or not encoders:
             raise DataError("training needs at least one data source and one encoder")
         self.sources, self.encoders, self.validation, self.config = sources, encoders, validation, config
-        self.terms, self.leave_out, self.checkpoints = terms, leave_out, Checkpoints(output)
+        self.terms, self.leave_out, self.checkpoints = (
+            terms,
+            leave_out,
+            Checkpoints(output, TrainingConfig().to_dict()),
+        )
         self.initial, self.before, self.cache = initial, before or {}, cache
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -379,7 +377,7 @@ class _Run:
                     name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate")
                 },
                 "terms": self.terms,
-                **went_on_from(self.before, self.config.stage),
+                **went_on_from(self.before, self.config.stage, head),
             }
             write_card(output, head, record)
             write_json(output / RESULT, record)

@@ -118,7 +118,7 @@ def augment_upside_down(image: Image.Image, resolution: int, draw: np.random.Gen
 def augment_as_visit(image: Image.Image, resolution: int, draw: np.random.Generator) -> Image.Image:
     """A picture as another visit might have given it: another window and level, tissue moved, collimated otherwise.
 
-    The window keeps 70 to 100 % of the range of intensities, gamma is from 0.67 to 1.5, places move by some 2 % of the
+    The window keeps 70 to 100 % of the range of intensities, gamma is from 0.67 to 1.5, places move by some 1 % of the
     side (an elastic warp), the whole turns to 6 degrees and is zoomed to 90 to 100 % of the side; one in three has
     black borders of up to 12 % of the side.
 

@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import torch
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, ConfigurationError
 from ..head import SIZES, LCMemHead, Size
+from ..latents import Encoder
 from .config import TrainingConfig
 
 SHAPE = ("grid", "patch_size", "stem_channels", "hidden_sizes", "depths", "embedding_dim", "token_dim")
@@ -38,6 +39,33 @@ def drawn_head(config: TrainingConfig, channels: Mapping[str, int], halved: Coll
     return head
 
 
+def check_initial(
+    initial: LCMemHead, config: TrainingConfig, encoders: Mapping[str, Encoder], *, trunk: bool
+) -> None:
+    """Whether a recipe can go on from ``initial``.
+
+    Args:
+        trunk: Whether it is trained, and not the descriptors alone.
+
+    Raises:
+        ArtifactError: it was made otherwise.
+        ConfigurationError: of pictures so large ``initial`` makes something else.
+    """
+    check_sizes(initial, encoders, dict.fromkeys(encoders, (config.resolution, *config.further_resolutions)))
+    if initial.config.pooling != config.pooling:
+        raise ArtifactError(
+            f"the head to go on from has pooling {initial.config.pooling!r}, not {config.pooling!r}; give its pooling"
+        )
+    if not trunk:
+        return
+    check_shape(initial, config.size, encoders)
+    if initial.config.score != TRAINED_FOR[config.loss]["score"]:
+        raise ArtifactError(
+            f"the head to go on from was trained for {initial.config.score}, which loss {config.loss!r} is not "
+            "for; give the loss that it was trained by"
+        )
+
+
 def check_shape(initial: LCMemHead, size: str, spaces: Collection[str]) -> None:
     """Whether a head of a named size and of ``spaces`` can go on from ``initial``.
 
@@ -60,6 +88,26 @@ def check_shape(initial: LCMemHead, size: str, spaces: Collection[str]) -> None:
         )
 
 
+def check_sizes(
+    initial: LCMemHead, encoders: Mapping[str, Encoder], sides: Mapping[str, Collection[int]]
+) -> None:
+    """Whether no space's latents are so large that the filter would halve them: what is trained on is averaged.
+
+    Args:
+        sides: In pixels, that pictures of each space are encoded at.
+
+    Raises:
+        ConfigurationError: some are.
+    """
+    for space, encoder in encoders.items():
+        for side in sides[space] if space in initial.halvings else ():
+            if encoder.side_at(side) >= 2 * initial.grid:
+                raise ConfigurationError(
+                    f"the head halves latents of {space!r} of {2 * initial.grid}x{2 * initial.grid} and more, and at "
+                    f"{side} px they are so large: give a smaller resolution, it knows larger pictures already"
+                )
+
+
 def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
     """Start from ``initial``; what it lacks, a space or a branch, stays as it was drawn.
 
@@ -80,7 +128,7 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
     if wrong := [key for key in (*lacking, *foreign) if key.split(".")[0] not in parts]:
         raise ArtifactError(
             f"the head to go on from has another shape than this recipe's ({', '.join(wrong[:3])} do not match); "
-            "give its size and pooling"
+            "give its size"
         )
     left = [space for space in initial.spaces if space not in head.spaces]
     return [*left, "descriptors"] if initial.dense is not None and head.dense is None else left

@@ -24,6 +24,7 @@ from lcmem_filter.images import to_pixels
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.index import build as building
 from lcmem_filter.index import folder as files
+from lcmem_filter.verification import score_latents
 
 from .material import build, head, pictures, saved_encoder
 from tests.tiny import RESOLUTION, tiny_vae
@@ -314,19 +315,36 @@ def test_another_head_embeds_the_kept_latents_as_building_anew_would(tmp_path):
         bare.reembed(other, tmp_path / "none")
 
 
-def test_larger_latents_are_not_embedded_anew_by_a_head_that_halves_them_otherwise(tmp_path):
-    def halving() -> LCMemHead:
-        made = LCMemHead.create("micro", {"sd": 4}, halved_spaces=["sd"])
-        made.load_state_dict(head().state_dict(), strict=False)
-        return made
+def halving_head() -> LCMemHead:
+    made = LCMemHead.create("micro", {"sd": 4}, halved_spaces=["sd"])
+    made.load_state_dict(head().state_dict(), strict=False)
+    torch.nn.init.normal_(
+        made.halvings["sd"].last.weight, std=0.1, generator=torch.Generator().manual_seed(0)
+    )
+    return made
 
+
+def test_an_index_halves_larger_latents_as_the_filter_does(tmp_path):
+    source, encoder = pictures(tmp_path / "train", range(12)), saved_encoder(tmp_path)
+    pixels = torch.stack([to_pixels(source.image(row), 64) for row in range(12)])
+    found = {}
+    for name, made in (("halved", halving_head()), ("averaged", head())):
+        index = MemorizationIndex.build(source, encoder, made, tmp_path / name, resolution=64, progress=False)
+        assert index.latent_size == (32, 32)
+        nearest = [one.neighbours[0] for one in score_latents(index, encoder.encode(pixels), "sd")]
+        assert [one.id for one in nearest] == [record.id for record in index.records]
+        assert min(one.embedding_similarity for one in nearest) > 0.999
+        found[name] = index.latents(torch.arange(12))
+    assert (found["halved"] - found["averaged"]).abs().mean() > 0.02
+
+
+def test_larger_latents_are_not_embedded_anew_by_a_head_that_halves_them_otherwise(tmp_path):
     small = build(tmp_path / "small").reembed(
-        halving(), tmp_path / "fine"
-    )  # of the grid's size: nothing was halved
+        halving_head(), tmp_path / "fine"
+    )  # of the grid's size: none was halved
     assert list(small.head.halvings) == ["sd"]
-    large = build(tmp_path / "large", resolution=2 * 2 * head().grid)
-    assert min(large.latent_size) >= 2 * head().grid
+    large = build(tmp_path / "large", resolution=64)
     with pytest.raises(ArtifactError, match="32x32 and came to the grid of 16 by another way"):
-        large.reembed(halving(), tmp_path / "no")
+        large.reembed(halving_head(), tmp_path / "no")
     assert not (tmp_path / "no").exists()
     large.reembed(head(), tmp_path / "same")

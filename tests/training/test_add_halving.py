@@ -11,11 +11,18 @@ import pytest
 import torch
 
 from lcmem_filter.cli.main import main
-from lcmem_filter.errors import ArtifactError, LatentSpaceError
+from lcmem_filter.errors import ArtifactError, ConfigurationError, LatentSpaceError
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import to_pixels
 from lcmem_filter.latents import Encoder, to_grid
-from lcmem_filter.training import AddHalvingConfig, add_halving, train_head, training_record
+from lcmem_filter.training import (
+    AddHalvingConfig,
+    AddSpaceConfig,
+    add_halving,
+    add_space,
+    train_head,
+    training_record,
+)
 from lcmem_filter.training.weights import with_descriptors
 
 from tests.tiny import picture, tiny_vae
@@ -92,6 +99,11 @@ def test_what_cannot_be_halved_is_refused(tmp_path: Path, trained: Path, encoder
     stranger = Encoder(tiny_vae(seed=1, latent_channels=6), "other")
     with pytest.raises(LatentSpaceError, match="speaks none"):
         add_halving(head, stranger, SOURCES, tmp_path / "no", HALVING, progress=False)
+    for side, better in ((8, 32), (64, 32)):
+        with pytest.raises(ConfigurationError, match=f"give resolution {better}"):
+            add_halving(
+                head, encoder, SOURCES, tmp_path / "no", replace(HALVING, resolution=side), progress=False
+            )
     quick = replace(HALVING, steps=1)
     once = add_halving(head, encoder, SOURCES, tmp_path / "once", quick, progress=False)
     with pytest.raises(ArtifactError, match="halves latents of 'sd' already"):
@@ -102,14 +114,28 @@ def test_what_cannot_be_halved_is_refused(tmp_path: Path, trained: Path, encoder
 
 
 def test_further_training_keeps_the_network(tmp_path: Path, trained: Path, encoder: Encoder) -> None:
+    initial = LCMemHead.from_pretrained(trained)
     once = add_halving(
-        LCMemHead.from_pretrained(trained), encoder, SOURCES, tmp_path / "once", HALVING, progress=False
+        initial, encoder, SOURCES, tmp_path / "once", HALVING, record=training_record(trained), progress=False
     )
-    further = train_head(
-        SOURCES, {"sd": encoder}, tmp_path / "further", replace(QUICK, steps=4), initial=once, progress=False
-    )
+    given: dict[str, Any] = {"initial": once, "record": training_record(tmp_path / "once"), "progress": False}
+    config = replace(QUICK, steps=4)
+    further = train_head(SOURCES, {"sd": encoder}, tmp_path / "further", config, **given)
     for name, value in once.halvings.state_dict().items():
         assert torch.equal(further.halvings.state_dict()[name], value), name
+    assert "--add-halving" in (tmp_path / "further" / "README.md").read_text()
+    for larger in ({"resolution": 64}, {"further_resolutions": (64,)}):  # which the cache would average
+        with pytest.raises(
+            ConfigurationError, match="halves latents of 'sd' of 32x32 and more, and at 64 px"
+        ):
+            train_head(SOURCES, {"sd": encoder}, tmp_path / "no", replace(config, **larger), **given)
+    stranger, stem = (
+        Encoder(tiny_vae(seed=1, latent_channels=6), "other"),
+        AddSpaceConfig(reference_resolution=64),
+    )
+    with pytest.raises(ConfigurationError, match="at 64 px"):
+        add_space(once, "other", stranger, encoder, SOURCES, tmp_path / "no", stem, progress=False)
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_command_teaches_sizes(
@@ -132,5 +158,15 @@ def test_the_command_teaches_sizes(
     ):
         assert main([*command, *wrong]) == 2
         assert told in capsys.readouterr().err
+    baseline = [
+        "train",
+        str(images),
+        "--baseline",
+        "dar",
+        "--add-halving",
+        "--output",
+        str(tmp_path / "siamese"),
+    ]
+    assert main(baseline) == 2 and "--add-halving" in capsys.readouterr().err
     assert main([*command, "--add-space", "--reference-vae", str(tmp_path / "vae")]) == 2
     assert "not --add-space" in capsys.readouterr().err

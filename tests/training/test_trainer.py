@@ -141,6 +141,10 @@ def test_a_finished_run_is_not_repeated_and_not_overwritten(
     assert train(tmp_path / "head", cache, replace(QUICK, steps=4)).fingerprint == first.fingerprint
     with pytest.raises(ArtifactError, match=r"another run .*seed"):
         train(tmp_path / "head", cache, replace(QUICK, steps=4, seed=7))
+    written = record(tmp_path / "head")
+    del written["plan"]["config"]["pooling"]  # of before there were any
+    (tmp_path / "head" / "training.json").write_text(json.dumps(written))
+    assert train(tmp_path / "head", cache, replace(QUICK, steps=4)).fingerprint == first.fingerprint
     (tmp_path / "head" / "training.json").unlink()
     with pytest.raises(ArtifactError, match="already holds"):
         train(tmp_path / "head", cache, replace(QUICK, steps=4))
@@ -197,6 +201,9 @@ def test_stage_2_goes_on_from_stage_1_and_finds_transformed_copies(tmp_path: Pat
     assert again.fingerprint == head.fingerprint
     with pytest.raises(ArtifactError, match="another shape"):
         train(tmp_path / "third", cache, config, stages=(2,), initial=LCMemHead.create("small"))
+    for stages in ((2,), (3,)):
+        with pytest.raises(ArtifactError, match="has pooling 'mean', not 'gem'"):
+            train(tmp_path / "fifth", cache, replace(config, pooling="gem"), stages=stages, initial=one)
     with pytest.raises(ValueError, match="stages are 1, 2 and 3"):
         train(tmp_path / "fourth", cache, config, stages=(2, 1))  # type: ignore[arg-type]
 
