@@ -10,6 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lcmem_filter.images import open_images
+
+from tests.tiny import write_pictures
+
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "detection"
 MODULES = ("data", "figures", "keep", "methods", "pairs", "protocol")
 PEOPLE = 60
@@ -119,3 +123,13 @@ def test_wrong_pairs_with_the_same_labels(figures):
         assert (~found.same).sum() == pairs.NEGATIVES * found.same.sum()
     assert (labels[alike.a] == labels[alike.b]).all() and (labels[alike.a] != "").all()
     assert (labels[plain.a] != labels[plain.b])[~plain.same].mean() > 0.5
+
+
+def test_copies_are_of_the_domain_of_their_originals(figures, tmp_path):
+    data, views = importlib.import_module("data"), importlib.import_module("views")
+    for name in ("lfw", "art"):
+        write_pictures(tmp_path / name, range(3))
+    images = data.Images("test", tuple(open_images(tmp_path / name) for name in ("lfw", "art")))
+    rows = np.array([1, 3, 5])
+    copies = views.View("heavy_copies", images, rows, views.heavy, 32).open(tmp_path / "cache")
+    assert copies.domains.tolist() == images.domains[rows].tolist() == ["faces", "paintings", "paintings"]

@@ -39,10 +39,12 @@ class Images:
     Attributes:
         name: What the folder of what was kept of them is called.
         sources: In the order of the rows.
+        kinds: The domain of each row, where the source does not say it: of copies, that of their originals.
     """
 
     name: str
     sources: tuple[ImageSource, ...]
+    kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
@@ -62,7 +64,7 @@ class Images:
 
     @cached_property
     def domains(self) -> np.ndarray:
-        return np.array([DOMAINS.get(name, name) for name in self.sets])
+        return np.array(self.kinds or [DOMAINS.get(name, name) for name in self.sets])
 
     @property
     def fingerprint(self) -> str:

@@ -59,7 +59,8 @@ class View:
 
         records = [self.images.records[row] for row in self.rows]
         records = [ImageRecord(f"{self.name} of {r.id}", r.identity, r.labels) for r in records]
-        return Images(self.name, (ImageSource(self.name, records, read, fingerprint),))
+        source = ImageSource(self.name, records, read, fingerprint)
+        return Images(self.name, (source,), tuple(self.images.domains[self.rows].tolist()))
 
     def _shard(self, folder: Path, first: int) -> np.ndarray:
         path = folder / f"{first:06d}.npy"
