@@ -164,6 +164,7 @@ def add_halving(
         else:
             added = {
                 "encoder": encoder.described(),
+                "added_to": initial.fingerprint_of(space),
                 "recipe": asdict(config),
                 "images": train.counts(),
                 "seconds": time.monotonic() - since,

@@ -188,6 +188,7 @@ def _halved(spaces: Mapping[str, Any]) -> str:
         "",
         "Latents of twice the grid's side and more are halved, once or several times, by networks that were trained",
         "for it, the head frozen (`lcmem-filter train --add-halving`); those of other spaces are averaged over areas.",
+        "Of smaller latents the head makes what it made before they were added, to the last bit.",
         "Mean cosine, over validation images, of what the head that each was added to makes of a picture at the larger",
         "size with what it makes of it at the smaller, averaged and halved:",
         "",

@@ -70,7 +70,9 @@ def test_larger_latents_become_alike_and_nothing_else_moves(
     assert after.fingerprint_of("sd") != before.fingerprint_of("sd")
     loaded = LCMemHead.from_pretrained(tmp_path / "after")
     assert loaded.fingerprint == after.fingerprint and alike(loaded, encoder) == alike(after, encoder)
-    found = json.loads((tmp_path / "after" / "training.json").read_text())["halvings"]["sd"]["validation"]
+    added = json.loads((tmp_path / "after" / "training.json").read_text())["halvings"]["sd"]
+    assert added["added_to"] == before.fingerprint_of("sd")
+    found = added["validation"]
     for what in ("embeddings", "latents", "descriptors"):
         assert found["halved"][what] > found["averaged"][what]
     assert f"{found['halved']['embeddings']:.3f}" in (tmp_path / "after" / "README.md").read_text()
