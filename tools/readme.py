@@ -188,7 +188,7 @@ def attacks() -> str:
     bounds = list(results[""]["found"]["image"])
     rows = [
         f"| {ATTACKED[name]} | {what}, {how} | "
-        + " | ".join(_interval(row[0], row[1:]) for row in (one["found"][kind][b][how] for b in bounds))
+        + " | ".join(_attacked(one["found"][kind].get(bound), how) for bound in bounds)
         + " |"
         for name, one in results.items()
         for kind, what in (("image", "pixels, at most"), ("latent", "the decoded latent, root mean square"))
@@ -201,6 +201,10 @@ def attacks() -> str:
         for name, one in results.items()
     )
     return "\n".join([head, "| --- " * (2 + len(bounds)) + "|", *rows]) + f"\n\nFrom {notes}.\n"
+
+
+def _attacked(found: dict[str, list[float]] | None, how: str) -> str:
+    return "-" if found is None else _interval(found[how][0], found[how][1:])
 
 
 ATTACKED = {
