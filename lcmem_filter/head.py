@@ -23,6 +23,18 @@ from .latents import canonical, channel_agreement, check_latents, normalise, pro
 Size = Literal["tiny", "small", "small32", "micro"]
 Score = Literal["cosine", "verification"]
 
+_SMALL: dict[str, Any] = {
+    "grid": 16,
+    "patch_size": 2,
+    "stem_channels": 32,
+    "hidden_sizes": (64, 128, 256),
+    "depths": (1, 2, 2),
+    "embedding_dim": 256,
+    "token_dim": 32,
+    "activation": "none",
+    "layer_scale": 0.1,
+}
+
 SIZES: dict[str, dict[str, Any]] = {
     # The paper's network: ConvNeXt-Tiny (Liu et al., 2022), sigmoid features, 512-d (arXiv 2512.14421).
     "tiny": {
@@ -37,29 +49,9 @@ SIZES: dict[str, dict[str, Any]] = {
         "layer_scale": 1e-6,
     },
     # For CPUs: 1.7 M parameters, 1.9 M with descriptors.
-    "small": {
-        "grid": 16,
-        "patch_size": 2,
-        "stem_channels": 32,
-        "hidden_sizes": (64, 128, 256),
-        "depths": (1, 2, 2),
-        "embedding_dim": 256,
-        "token_dim": 32,
-        "activation": "none",
-        "layer_scale": 0.1,
-    },
+    "small": _SMALL,
     # The same on a finer grid, in as many tokens.
-    "small32": {
-        "grid": 32,
-        "patch_size": 4,
-        "stem_channels": 32,
-        "hidden_sizes": (64, 128, 256),
-        "depths": (1, 2, 2),
-        "embedding_dim": 256,
-        "token_dim": 32,
-        "activation": "none",
-        "layer_scale": 0.1,
-    },
+    "small32": {**_SMALL, "grid": 32, "patch_size": 4},
     # For demonstrations and tests: 0.2 M parameters.
     "micro": {
         "grid": 16,

@@ -257,7 +257,7 @@ def _train(args: argparse.Namespace, config: TrainingConfig, encoder: Encoder) -
 def _add_space(args: argparse.Namespace, config: AddSpaceConfig, encoder: Encoder) -> LCMemHead:
     from ..head import LCMemHead
     from ..latents import load_encoder
-    from ..training import add_space, training_record
+    from ..training import add_space
 
     return add_space(
         LCMemHead.from_pretrained(args.initial),
@@ -267,16 +267,13 @@ def _add_space(args: argparse.Namespace, config: AddSpaceConfig, encoder: Encode
         _open(args, args.data, args.where),
         args.output,
         config,
-        validation=_validation(args) or (),
-        cache=args.cache,
-        record=training_record(args.initial),
-        leave_out=read_ids(args.leave_out) if args.leave_out else (),
+        **_beside(args),
     )
 
 
 def _add_halving(args: argparse.Namespace, config: AddHalvingConfig, encoder: Encoder) -> LCMemHead:
     from ..head import LCMemHead
-    from ..training import add_halving, training_record
+    from ..training import add_halving
 
     return add_halving(
         LCMemHead.from_pretrained(args.initial),
@@ -284,11 +281,20 @@ def _add_halving(args: argparse.Namespace, config: AddHalvingConfig, encoder: En
         _open(args, args.data, args.where),
         args.output,
         config,
-        validation=_validation(args) or (),
-        cache=args.cache,
-        record=training_record(args.initial),
-        leave_out=read_ids(args.leave_out) if args.leave_out else (),
+        **_beside(args),
     )
+
+
+def _beside(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``add_space`` and ``add_halving`` are told beside data and recipe."""
+    from ..training import training_record
+
+    return {
+        "validation": _validation(args) or (),
+        "cache": args.cache,
+        "record": training_record(args.initial),
+        "leave_out": read_ids(args.leave_out) if args.leave_out else (),
+    }
 
 
 def _validation(args: argparse.Namespace) -> list[ImageSource] | None:

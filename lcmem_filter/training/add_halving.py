@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -22,11 +21,11 @@ from ..errors import ArtifactError, ConfigurationError
 from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import NORMALISED_STD, Encoder
-from .card import write_card
-from .checkpoint import LATENTS, RESULT, write_json
+from .checkpoint import LATENTS
 from .config import TrainingConfig
 from .data import LatentSet
 from .distil import apart
+from .extend import refuse_occupied, save_extended
 from .losses import check_finite
 from .prepare import prepare_data
 from .views import generator_for
@@ -115,8 +114,7 @@ def add_halving(
         DataError: no such image to leave out.
     """
     config, output, since = config or AddHalvingConfig(), Path(output), time.monotonic()
-    if (output / LCMemHead.config_name).exists():
-        raise ArtifactError(f"{output} already holds a head or model; give another --output")
+    refuse_occupied(output)
     space = initial.identify_space(encoder.vae).space
     if space in initial.halvings:
         raise ArtifactError(f"the head halves latents of {space!r} already; give one that does not")
@@ -155,26 +153,15 @@ def add_halving(
     initial.cpu()
     head = head.cpu().requires_grad_(True)
     if accelerator.is_main_process:
-        head.save_pretrained(output)
-        if record is None:
-            print(
-                f"{output}: no record of the head's own training was given, so no card is written",
-                file=sys.stderr,
-            )
-        else:
-            added = {
-                "encoder": encoder.described(),
-                "added_to": initial.fingerprint_of(space),
-                "recipe": asdict(config),
-                "images": train.counts(),
-                "seconds": time.monotonic() - since,
-                "validation": {"images": len(held), **found},
-            }
-            whole = {**record, "halvings": {**record.get("halvings", {}), space: added}}
-            write_card(output, head, whole)
-            write_json(output / RESULT, whole)
-        # pictures can be had from latents, and whoever gets the head gets this folder
-        shutil.rmtree(output / LATENTS, ignore_errors=True)
+        added = {
+            "encoder": encoder.described(),
+            "added_to": initial.fingerprint_of(space),
+            "recipe": asdict(config),
+            "images": train.counts(),
+            "seconds": time.monotonic() - since,
+            "validation": {"images": len(held), **found},
+        }
+        save_extended(head, output, "halvings", space, added, record)
     return head
 
 

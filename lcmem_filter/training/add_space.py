@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -21,11 +20,11 @@ from ..errors import ArtifactError, ConfigurationError, LatentSpaceError
 from ..head import LCMemHead, SpaceMatch, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder, canonical
-from .card import write_card
-from .checkpoint import LATENTS, RESULT, write_json
+from .checkpoint import LATENTS
 from .config import TrainingConfig
 from .data import LatentSet
 from .distil import apart
+from .extend import refuse_occupied, save_extended
 from .losses import check_finite, nt_xent
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator
@@ -121,8 +120,7 @@ def add_space(
     """
     config, output, since = config or AddSpaceConfig(), Path(output), time.monotonic()
     check_space_name(space)
-    if (output / LCMemHead.config_name).exists():
-        raise ArtifactError(f"{output} already holds a head or model; give another --output")
+    refuse_occupied(output)
     known = initial.identify_space(reference.vae).space
     if space in initial.spaces:
         raise ArtifactError(
@@ -177,9 +175,7 @@ def add_space(
             "seconds": time.monotonic() - since,
             "validation": between,
         }
-        _save(head, output, space, added, record)
-        # pictures can be had from latents, and whoever gets the head gets this folder
-        shutil.rmtree(output / LATENTS, ignore_errors=True)
+        save_extended(head, output, "added_spaces", space, added, record)
     return head
 
 
@@ -237,18 +233,3 @@ def _moved(
     latents = train.latents[space][torch.from_numpy(rows), 0].float().to(head.device)
     moved = augment_latents(latents, generator_for(seed, "stem", "augment", step), clean=0.3)
     return canonical(moved, head.grid)
-
-
-def _save(
-    head: LCMemHead, output: Path, space: str, added: dict[str, Any], record: Mapping[str, Any] | None
-) -> None:
-    head.save_pretrained(output)
-    if record is None:
-        print(
-            f"{output}: no record of the head's own training was given, so no card is written",
-            file=sys.stderr,
-        )
-        return
-    whole = {**record, "added_spaces": {**record.get("added_spaces", {}), space: added}}
-    write_card(output, head, whole)
-    write_json(output / RESULT, whole)
