@@ -49,7 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "latents are not augmented": {"augment": False},
     "elastic warps": {"elastic": 0.5},
     "views as of another visit": {"visit_views": 1},
-    "moved against the head": {"adversarial": 0.2},
+    "moved against the head": {"adversarial": 0.05},
+    "moved far against the head": {"adversarial": 0.2},
     "GeM pooling": {"pooling": "gem"},
     "attention pooling": {"pooling": "attention"},
     "latents of 32x32, at 256 px": {"size": "small32", "resolution": 256},
@@ -86,7 +87,8 @@ def main() -> None:
             print(f"{name}, seed {seed}", flush=True)
             results = {
                 "about": f"recall at {arguments.rate:.0%} false rejection of {int(unseen.sum()):,} unseen validation "
-                f"images, mean of domains, in two indexes of about {len(design.index_rows(0)):,} images; "
+                f"images, mean of domains, at most {arguments.copies} copies of each, in two indexes of about "
+                f"{len(design.index_rows(0)):,} images; "
                 f"{arguments.steps:,} steps of {arguments.pairs} pairs; strongly changed views of each image: "
                 f"{arguments.strong_views}; the mean of the seeds, and what is gained over the recipe of the same "
                 "seeds with 95 % intervals by identity, seeds not drawn again.",
