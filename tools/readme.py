@@ -311,15 +311,7 @@ def _across(name: str, what: str) -> str:
 
 def recipe() -> str:
     """What parts of the training recipe gain or lose, from the results file of ``benchmarks/recipe``."""
-    return _recipe(RESULTS / "recipe.json")
-
-
-def latent_sizes() -> str:
-    """The same of finer latents, which were measured on the larger pictures alone."""
-    return _recipe(RESULTS / "recipe-latents.json")
-
-
-def _recipe(path: Path) -> str:
+    path = RESULTS / "recipe.json"
     if not path.exists():
         return "Parts of the training recipe have not been measured yet.\n"
     results = json.loads(path.read_text())
@@ -463,7 +455,6 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "early_stop": early_stop,
     "filters": filters,
     "ladder": ladder,
-    "latent_sizes": latent_sizes,
     "pairs": pairs,
     "pipelines": pipelines,
     "recipe": recipe,
