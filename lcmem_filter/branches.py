@@ -55,9 +55,8 @@ class Halving(nn.Module):
         self.last = nn.Conv2d(width, channels, **beside)
         with torch.no_grad():
             self.linear.weight.zero_()[:, :, 2:4, 2:4] = torch.eye(channels)[:, :, None, None] / 4
-            for parameter in (*self.linear.named_parameters(), *self.last.named_parameters()):
-                if parameter[0] == "bias" or parameter[1] is self.last.weight:
-                    parameter[1].zero_()
+            for zero in (self.linear.bias, self.last.weight, self.last.bias):
+                cast(torch.Tensor, zero).zero_()
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) to (B, C, h // 2, w // 2)."""
@@ -128,9 +127,8 @@ class GeneralizedMeanPooling(nn.Module):
         self.exponent = nn.Parameter(torch.tensor([3.0]))
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
-        exponent = self.exponent.clamp(
-            1, 6
-        )  # with more, powers of cells that are 0 are no longer told from 0
+        # with a larger one, powers of cells that are all but 0 are no longer told from 0
+        exponent = self.exponent.clamp(1, 6)
         return cells.clamp_min(1e-6).pow(exponent).mean((-2, -1)).pow(1 / exponent)
 
 

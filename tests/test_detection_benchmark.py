@@ -108,10 +108,10 @@ def test_rows_are_added_to_those_that_were_measured_on_the_same_terms(tmp_path):
     more = {"rate": 0.2, "draws": 20, "robustness_images": 0, "output": output}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = on_ones_own_table(SCRIPT, tmp_path, "--skip-pairs", *words, **more)
+        command = on_ones_own_table(SCRIPT, tmp_path, *words, **more)
         return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
-    assert run("--methods", "lcmem", "mse").returncode == 0
+    assert run("--skip-pairs", "--methods", "lcmem", "mse").returncode == 0
     before = json.loads(output.read_text())
     done = run("--add", "--methods", "lcmem", "raw_latents")
     assert done.returncode == 0, done.stderr[-4000:]
@@ -124,6 +124,7 @@ def test_rows_are_added_to_those_that_were_measured_on_the_same_terms(tmp_path):
             and methods == before["deciding"][task]["mine"]["methods"]
         )
         assert after["curves"][task]["raw_latents"]
+    assert "pairs" not in before and set(after["pairs"]["mild_copies"]) == {"lcmem", "raw_latents"}
     assert "raw latents" in before["not_run"] and "raw latents" not in after["not_run"]
     after["deciding"]["mild_copies"]["mine"]["methods"]["lcmem"]["recall"] -= 0.05
     output.write_text(json.dumps(after))

@@ -40,7 +40,7 @@ from lcmem_filter.images import to_pixels
 from lcmem_filter.latents import Encoder
 from lcmem_filter.matching import alike_under
 from lcmem_filter.report.statistics import rate_of
-from lcmem_filter.training.losses import token_similarity
+from lcmem_filter.standing import local_similarity
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "attacks.json"
 BATCH = 16
@@ -169,7 +169,7 @@ class Attack:
         if parts is None or wanted[1] is None:
             return alike
         if parts.ndim == 3:
-            return alike + token_similarity(parts, wanted[1]).diagonal().sum()
+            return alike + local_similarity(parts, wanted[1][:, None]).sum()
         still = torch.eye(2, 3).expand(len(latents), 1, 2, 3)
         return alike + alike_under(parts, wanted[1], still).sum()
 

@@ -11,21 +11,18 @@ BY_METHOD = ("labels", "unseen_rejected", "index_level", "curves", "pairs", "rob
 
 
 def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """``before`` with the methods of ``now`` that it lacks.
+    """``before`` with the methods, and parts, of ``now`` that it lacks.
 
     Raises:
         SystemExit: the reference does otherwise in ``now``: its rows were not measured on the same terms.
     """
-    parts = [name for name in BY_METHOD if name in before and name in now]
-    for name in parts:
-        _check_same(before[name], now[name], name)
+    parts = {name: now[name] for name in (*BY_METHOD, "notes") if name in now}
+    for name in BY_METHOD:
+        if name in before and name in now:
+            _check_same(before[name], now[name], name)
     measured = set(now["labels"].values())
-    return {
-        **before,
-        **{name: _with(before[name], now[name]) for name in parts},
-        "notes": {**now["notes"], **before["notes"]},
-        "not_run": {label: why for label, why in before["not_run"].items() if label not in measured},
-    }
+    not_run = {label: why for label, why in before["not_run"].items() if label not in measured}
+    return {**_with(before, parts), "not_run": not_run}
 
 
 def _check_same(before: Any, now: Any, where: str) -> None:

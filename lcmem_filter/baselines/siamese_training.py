@@ -21,6 +21,7 @@ from transformers import get_cosine_schedule_with_warmup
 from ..errors import ConfigurationError, DataError, EmptyDataError, UnreadableImageError
 from ..images import ImageSource, to_pixels
 from ..training.checkpoint import RESULT, Checkpoints, Progress, write_json
+from ..training.config import check_positive
 from ..training.data import LatentSet, PairSampler, check_names, identity_of
 from ..training.losses import check_finite, nt_xent, verification
 from ..training.views import augment_image, augment_mildly, augment_strongly, generator_for
@@ -78,9 +79,7 @@ class SiameseConfig:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_pairs < 2:
             raise ConfigurationError(f"batch_pairs must be at least 2, got {self.batch_pairs}")
-        for name in ("temperature", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, "temperature", "learning_rate")
         if not 0 <= self.same_image <= 1:
             raise ConfigurationError(f"same_image must be in [0, 1], got {self.same_image}")
 

@@ -162,7 +162,7 @@ class MemorizationIndex:
             LatentSpaceError: the head has no stem for the space, or another grid.
             LcmemFilterError: the index keeps no latents.
         """
-        reembed_index(self.path, self._manifest, head, Path(output))
+        reembed_index(self.path, self._manifest, self.head, head, Path(output))
         return type(self).load(output, allow_unindexed=True, backend=self.backend)
 
     def __len__(self) -> int:

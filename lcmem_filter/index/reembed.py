@@ -19,9 +19,12 @@ from . import folder as files
 BATCH = 256
 
 
-def reembed_index(source: Path, manifest: dict[str, Any], head: LCMemHead, output: Path) -> None:
-    """Write the index at ``source`` into ``output`` with embeddings of ``head``; see ``MemorizationIndex.reembed``."""
-    _check_head(source, manifest, head)
+def reembed_index(
+    source: Path, manifest: dict[str, Any], before: LCMemHead, head: LCMemHead, output: Path
+) -> None:
+    """Write the index at ``source``, whose head is ``before``, into ``output`` with embeddings of ``head``; see
+    ``MemorizationIndex.reembed``."""
+    _check_head(source, manifest, before, head)
     plan = {"reembedded": manifest["files"], "head": head.fingerprint}
     if _is_done(output, plan):
         return
@@ -43,7 +46,7 @@ def reembed_index(source: Path, manifest: dict[str, Any], head: LCMemHead, outpu
     files.commit(output, {**manifest, **changed, "files": checksums})
 
 
-def _check_head(source: Path, manifest: dict[str, Any], head: LCMemHead) -> None:
+def _check_head(source: Path, manifest: dict[str, Any], before: LCMemHead, head: LCMemHead) -> None:
     if not manifest["latents"]:
         raise LcmemFilterError(f"index {source} keeps no latents to embed anew; build it from its images")
     if manifest["space"] not in head.spaces or manifest["grid"] != head.grid:
@@ -51,13 +54,12 @@ def _check_head(source: Path, manifest: dict[str, Any], head: LCMemHead) -> None
             f"index {source} keeps latents of space {manifest['space']!r} on a grid of {manifest['grid']}; the head "
             f"has {', '.join(head.spaces)} on a grid of {head.grid}: build the index from its images"
         )
-    if min(manifest["latent_size"]) >= 2 * head.grid:
-        before = LCMemHead.from_pretrained(source / files.HEAD)
-        if _halving(before, manifest["space"]) != _halving(head, manifest["space"]):
-            raise ArtifactError(
-                f"index {source} keeps latents that were {'x'.join(map(str, manifest['latent_size']))} and came to the "
-                f"grid of {head.grid} by another way than this head's; build the index from its images"
-            )
+    ways = {_halving(one, manifest["space"]) for one in (before, head)}
+    if min(manifest["latent_size"]) >= 2 * head.grid and len(ways) > 1:
+        raise ArtifactError(
+            f"index {source} keeps latents that were {'x'.join(map(str, manifest['latent_size']))} and came to the "
+            f"grid of {head.grid} by another way than this head's; build the index from its images"
+        )
 
 
 def _halving(head: LCMemHead, space: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import NORMALISED_STD, Encoder
 from .checkpoint import LATENTS
-from .config import TrainingConfig
+from .config import TrainingConfig, check_fractions, check_positive
 from .data import LatentSet
 from .distil import apart
 from .extend import refuse_occupied, save_extended
@@ -63,11 +64,8 @@ class AddHalvingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_images", "resolution", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigurationError(f"validation_fraction must be in (0, 1), got {self.validation_fraction}")
+        check_positive(self, "steps", "batch_images", "resolution", "learning_rate")
+        check_fractions(self, "validation_fraction")
 
 
 def add_halving(
@@ -194,7 +192,7 @@ def _train(
 @torch.no_grad()
 def _alike(head: LCMemHead, space: str, held: LatentSet) -> dict[str, float]:
     """Of held-out images, how alike the head finds one at once and at twice the size."""
-    cosines: dict[str, list[np.ndarray]] = {"embeddings": [], "latents": []}
+    cosines: defaultdict[str, list[np.ndarray]] = defaultdict(list)
     for rows in torch.arange(len(held)).split(64):
         large, small = (held.latents[kind][rows, 0].float().to(head.device) for kind in (TWICE, ONCE))
         given = head.canonical(large, space)
@@ -205,10 +203,6 @@ def _alike(head: LCMemHead, space: str, held: LatentSet) -> dict[str, float]:
         if head.has_descriptors(space):
             pairs["descriptors"] = (head.descriptors(given, space), head.descriptors(small, space))
         for name, (a, b) in pairs.items():
-            cosine = (
-                F.cosine_similarity(a, b, dim=1).flatten(1).mean(1)
-                if a.ndim > 2
-                else F.cosine_similarity(a, b)
-            )
-            cosines.setdefault(name, []).append(cosine.cpu().numpy())
+            cosine = F.cosine_similarity(a, b, dim=1).reshape(len(a), -1).mean(1)
+            cosines[name].append(cosine.cpu().numpy())
     return {name: float(np.concatenate(values).mean()) for name, values in cosines.items()}

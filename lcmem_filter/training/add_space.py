@@ -21,7 +21,7 @@ from ..head import LCMemHead, SpaceMatch, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder, canonical
 from .checkpoint import LATENTS
-from .config import TrainingConfig
+from .config import TrainingConfig, check_fractions, check_positive
 from .data import LatentSet
 from .distil import apart
 from .extend import refuse_occupied, save_extended
@@ -61,15 +61,12 @@ class AddSpaceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_images", "resolution", "learning_rate", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, "steps", "batch_images", "resolution", "learning_rate", "temperature")
         if self.reference_resolution is not None and self.reference_resolution < 1:
             raise ConfigurationError(
                 f"reference_resolution must be positive, got {self.reference_resolution}"
             )
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigurationError(f"validation_fraction must be in (0, 1), got {self.validation_fraction}")
+        check_fractions(self, "validation_fraction")
 
 
 def add_space(

@@ -17,6 +17,28 @@ MATCHED_AMONG = 24
 """Images, neighbours of each other, among which stage 3 has to find each one's copy."""
 
 
+def check_positive(recipe: Any, *names: str) -> None:
+    """Whether values of a recipe are above 0.
+
+    Raises:
+        ConfigurationError: one is not.
+    """
+    for name in names:
+        if not getattr(recipe, name) > 0:
+            raise ConfigurationError(f"{name} must be positive, got {getattr(recipe, name)}")
+
+
+def check_fractions(recipe: Any, *names: str) -> None:
+    """Whether values of a recipe lie between 0 and 1.
+
+    Raises:
+        ConfigurationError: one does not.
+    """
+    for name in names:
+        if not 0 < getattr(recipe, name) < 1:
+            raise ConfigurationError(f"{name} must be in (0, 1), got {getattr(recipe, name)}")
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """Recipe of a training run.
@@ -147,9 +169,7 @@ class TrainingConfig:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if any(side < 1 for side in self.further_resolutions):
             raise ConfigurationError(f"further_resolutions must be positive, got {self.further_resolutions}")
-        for name in ("validation_fraction", "false_rejection_rate"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} must be in (0, 1), got {getattr(self, name)}")
+        check_fractions(self, "validation_fraction", "false_rejection_rate")
         if not 0 < self.identity_share <= 1:
             raise ConfigurationError(f"identity_share must be in (0, 1], got {self.identity_share}")
         for name in (
@@ -168,9 +188,7 @@ class TrainingConfig:
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
         rates = ("learning_rate", "stage2_learning_rate", "stage3_learning_rate")
-        for name in ("temperature", "token_temperature", "match_temperature", *rates):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, "temperature", "token_temperature", "match_temperature", *rates)
 
     def check_batch(self, processes: int) -> None:
         """Whether a batch can be divided, and in stage 3 without breaking groups of ``MATCHED_AMONG`` apart.

@@ -158,11 +158,8 @@ class _Run:
         if not sources or not encoders:
             raise DataError("training needs at least one data source and one encoder")
         self.sources, self.encoders, self.validation, self.config = sources, encoders, validation, config
-        self.terms, self.leave_out, self.checkpoints = (
-            terms,
-            leave_out,
-            Checkpoints(output, TrainingConfig().to_dict()),
-        )
+        self.terms, self.leave_out = terms, leave_out
+        self.checkpoints = Checkpoints(output, TrainingConfig().to_dict())
         self.initial, self.before, self.cache = initial, before or {}, cache
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
