@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from .errors import ArtifactNotFoundError, CorruptArtifactError
+from .errors import ArtifactNotFoundError, CorruptArtifactError, first_of
 from .head import LCMemHead
 
 _LAYER = {"0": "dwconv", "2": "layernorm", "3": "pwconv1", "5": "pwconv2"}
@@ -52,7 +52,7 @@ def convert_checkpoint(
     wanted = {name for name in head.state_dict() if not name.startswith("probes.")}
     missing, surplus = sorted(wanted - weights.keys()), sorted(weights.keys() - wanted)
     if missing or surplus:
-        raise _unfit(path, f"lacks {_some(missing)}; has besides {_some(surplus)}")
+        raise _unfit(path, f"lacks {first_of(missing)}; has besides {first_of(surplus)}")
     try:
         head.load_state_dict(weights, strict=False)
     except RuntimeError as error:
@@ -144,7 +144,3 @@ def _unfit(path: Path, found: str) -> CorruptArtifactError:
         f"{path} is no checkpoint of the paper's network: it {found}; "
         "expected torchvision's ConvNeXt under 'model.' (features, classifier) and 'fc_end'"
     )
-
-
-def _some(names: list[str]) -> str:
-    return (", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")) or "nothing"

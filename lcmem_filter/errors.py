@@ -112,3 +112,9 @@ class MemorizationError(LcmemFilterError):
     def __init__(self, message: str, decisions: Sequence[Decision] = ()) -> None:
         super().__init__(message)
         self.decisions = tuple(decisions)
+
+
+def first_of(names: Sequence[str], most: int = 4) -> str:
+    """The first names of some, and how many more there are, for a message."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(names[:most]) + more) or "nothing"

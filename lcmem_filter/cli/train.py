@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._baseline import add_baseline_arguments, train_baseline
 from ._data import DATA, add_column_arguments, add_encoder_arguments, open_source, read_ids, refuse
+from ._recipe import RECIPE
 
 if TYPE_CHECKING:
     from ..head import LCMemHead
@@ -19,85 +20,6 @@ if TYPE_CHECKING:
 
 NAME = "train"
 HELP = "Train a head on images, some of which share an identity"
-
-_RECIPE: dict[str, dict[str, Any]] = {
-    "size": {
-        "choices": ["tiny", "small", "small32", "micro"],
-        "help": "size of the head: tiny is the paper's, small is for CPUs, small32 sees latents at 32x32, not 16x16",
-    },
-    "pooling": {
-        "choices": ["mean", "gem", "attention"],
-        "help": "how the head makes one vector of its cells",
-    },
-    "loss": {
-        "choices": ["nt-xent", "verification"],
-        "help": "verification is the paper's 0.8 BCE and 0.2 NT-Xent",
-    },
-    "temperature": {"type": float, "help": "of NT-Xent"},
-    "margin": {
-        "type": float,
-        "help": "by which NT-Xent takes a partner for less alike than it is; 0 for none",
-    },
-    "spread": {"type": float, "help": "weight of the term that pushes strangers apart"},
-    "resolution": {"type": int, "help": "side in pixels that images are squashed to before they are encoded"},
-    "reference_resolution": {
-        "type": int,
-        "help": "with --add-space: that side for --reference-vae, where it differs",
-    },
-    "further_resolutions": {
-        "type": int,
-        "nargs": "+",
-        "metavar": "PIXELS",
-        "help": "sides that sets whose first image is at least so large are encoded at too",
-    },
-    "steps": {"type": int, "help": "optimiser steps"},
-    "batch_pairs": {"type": int, "help": "pairs of one optimiser step, all processes together"},
-    "learning_rate": {"type": float, "help": "peak of the cosine decay"},
-    "image_views": {
-        "type": int,
-        "help": "augmented views of each image that are encoded beside the clean one",
-    },
-    "mild_views": {"type": int, "help": "views as a memorising model returns them, from stage 2 on"},
-    "token_weight": {"type": float, "help": "weight of the loss on tokens; 0 for none"},
-    "strong_views": {"type": int, "help": "strongly augmented views of each image, from stage 2 on"},
-    "half_formed": {"type": float, "help": "stage 2: share of copies made to look half-denoised, in [0, 1]"},
-    "hard_negatives": {"type": float, "help": "share of stage 2's groups that are neighbours of one image"},
-    "elastic": {"type": float, "help": "share of side b that is warped elastically, in [0, 1]"},
-    "adversarial": {
-        "type": float,
-        "help": "size to which copies are moved against the head, so that it is harder to deceive; 0 for none",
-    },
-    "visit_views": {
-        "type": int,
-        "help": "views of each image as another visit might have given it: window, gamma, warp, borders",
-    },
-    "stage2_steps": {"type": int, "help": "optimiser steps of stage 2"},
-    "stage2_learning_rate": {"type": float, "help": "peak of stage 2"},
-    "upside_down_views": {"type": int, "help": "stage 3: strongly augmented views of each image upside down"},
-    "stage3_steps": {"type": int, "help": "optimiser steps of stage 3"},
-    "stage3_learning_rate": {"type": float, "help": "peak of stage 3"},
-    "stage3_batch_pairs": {"type": int, "help": "pairs of one step of stage 3"},
-    "match_dim": {"type": int, "help": "length of the descriptors that stage 3 trains"},
-    "same_labels": {
-        "type": float,
-        "help": "share of groups of identities that have labels in common (a column `labels`), so that a patient is "
-        "told from others with the same disease",
-    },
-    "keep_initial": {
-        "type": float,
-        "help": "how far the best head's weights go back towards those of --initial, 0 to 1",
-    },
-    "gradient_accumulation": {"type": int, "help": "batches that one optimiser step is divided into"},
-    "mixed_precision": {"choices": ["no", "fp16", "bf16"], "help": "of the trunk while training"},
-    "validation_fraction": {
-        "type": float,
-        "help": "share of identities held out where no validation data is named",
-    },
-    "identity_share": {"type": float, "help": "share of the other identities that is trained on, in (0, 1]"},
-    "evaluate_every": {"type": int, "help": "steps between validations and checkpoints"},
-    "patience": {"type": int, "help": "validations without improvement after which training stops"},
-    "seed": {"type": int, "help": "of everything that is drawn, but for cached views, which runs share"},
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--terms", default="", help="terms of the data, for the model card")
     add_baseline_arguments(parser)
     recipe = parser.add_argument_group("recipe")
-    for name, options in _RECIPE.items():
+    for name, options in RECIPE.items():
         recipe.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **options)
 
 
@@ -232,7 +154,7 @@ def _config(args: argparse.Namespace) -> Any:
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The options of the recipe that were given."""
-    return {name: getattr(args, name) for name in _RECIPE if hasattr(args, name)}
+    return {name: getattr(args, name) for name in RECIPE if hasattr(args, name)}
 
 
 def _train(args: argparse.Namespace, config: TrainingConfig, encoder: Encoder) -> LCMemHead:

@@ -27,7 +27,7 @@ class LatentSet:
         identities: (N,) strings; equal where two images are of one identity (``identity_of``).
         sets: (N,) which of ``names`` an image comes from.
         names: One for each source.
-        unreadable: Images that were left out.
+        unreadable: Images that were left out, by ``names_of_images``.
         labels: (N,) strings, each image's labels with ``|`` between them; ``None`` where there are none.
         ids: (N,) strings, each image's id (``names_of_images``); ``None`` where nobody asks for them.
     """
@@ -37,7 +37,7 @@ class LatentSet:
     identities: np.ndarray
     sets: np.ndarray
     names: tuple[str, ...]
-    unreadable: int = 0
+    unreadable: tuple[str, ...] = ()
     labels: np.ndarray | None = None
     ids: np.ndarray | None = None
 
@@ -86,15 +86,16 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSe
     records = [record for views in sources for record in views[0].source.records]
     identities = [identity_of(views[0].source, one) for views in sources for one in views[0].source.records]
     good = np.logical_and.reduce(readable)
+    names = np.array(names_of_images([views[0].source for views in sources]), dtype=object)
     whole = LatentSet(
         per_space,
         tuple(plan.kind if plan.view else "clean" for plan in sources[0]),
         np.array(identities, dtype=object),
         np.repeat(np.arange(len(sources)), [len(views[0].source) for views in sources]),
         tuple(views[0].source.name for views in sources),
-        int((~good).sum()),
+        tuple(names[~good]),
         np.array([record.labels for record in records], dtype=object),
-        np.array(names_of_images([views[0].source for views in sources]), dtype=object),
+        names,
     )
     return whole.take(good) if whole.unreadable else whole
 

@@ -41,8 +41,7 @@ def train(
         output,
         config,
         cache=cache,
-        progress=False,
-        **options,
+        **{"progress": False, **options},
     )
 
 
@@ -305,11 +304,14 @@ def _doubled() -> Any:
     return halved
 
 
-def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_unreadable_images_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sources: list[Any] = [Pictures("twice", 12, 2, broken=(3, 4)), SOURCES[1]]
-    train(tmp_path / "head", tmp_path / "cache", replace(QUICK, steps=4), sources)
+    train(tmp_path / "head", tmp_path / "cache", replace(QUICK, steps=4), sources, progress=True)
     data = record(tmp_path / "head")["data"]
-    assert data["unreadable"] == 2
+    names = [f"twice/{sources[0].records[row].id}" for row in (3, 4)]
+    assert (data["unreadable"], data["unreadable_images"]) == (2, names)
+    assert f"2 training images cannot be read: {', '.join(names)}" in capsys.readouterr().err
+    assert f"2 images could not be read: {', '.join(names)}." in (tmp_path / "head" / "README.md").read_text()
     assert sum(data[part][name][0] for part in ("train", "validation") for name in ("twice", "once")) == 34
 
 
