@@ -11,7 +11,7 @@ import pytest
 import lcmem_filter
 from lcmem_filter.cli.main import build_parser, commands
 
-from tools.readme import README, refreshed
+from tools.readme import PAGES, README, refreshed
 
 HEAVY = (
     "torch",
@@ -104,13 +104,23 @@ def test_command_has_help_and_a_readme_entry(name, capsys):
     assert f"lcmem-filter {name}" in README.read_text()
 
 
-def test_readme_blocks_are_current():
-    assert README.read_text() == refreshed(README.read_text()), "run: python -m tools.readme"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_generated_blocks_are_current(page):
+    assert page.read_text() == refreshed(page), "run: python -m tools.readme"
 
 
-def test_readme_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README.read_text()):
-        assert (README.parent / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_links_lead_somewhere(page):
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        assert not heading or heading in headings(file), f"{target}#{heading}"
+
+
+def headings(page):
+    """What links call the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 def test_module_sizes_stay_readable():

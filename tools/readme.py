@@ -1,4 +1,4 @@
-"""Write the README's generated blocks, or with ``--check`` find the ones that are out of date.
+"""Write the generated blocks of the README and of the benchmarks' page, or with ``--check`` find those out of date.
 
 A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``.
 """
@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (README, ROOT / "benchmarks" / "README.md")
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -151,6 +152,19 @@ DETECTION_TASKS = {
 
 def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str, str]) -> str:
     cells = row["methods"]
+    best = _strongest_other(cells)
+    lead, strongest = "-", "-"
+    if best is not None:
+        lead = _interval(cells[best]["lead_of_reference"], cells[best]["lead_interval"])
+        strongest = f"{labels[best]} {_recall(cells[best])}"
+    return (
+        f"| {task} | {domain} | {row['n']:,} | {_recall(cells.get('lcmem'))} | {_recall(cells.get('raw_latents'))} "
+        f"| {strongest} | {lead} |"
+    )
+
+
+def _strongest_other(cells: dict[str, Any]) -> str | None:
+    """The filter that finds most, of those that are not LCMem and have no column of their own."""
     apart = (
         "lcmem",
         "lcmem_without_warps",
@@ -159,16 +173,26 @@ def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str
         "raw_latents",
         "dlib_faces",
     )
-    others = {name: cell for name, cell in cells.items() if name not in apart}
-    best = max(others, key=lambda name: others[name]["recall"], default=None)
-    lead = (
-        "-" if best is None else _interval(others[best]["lead_of_reference"], others[best]["lead_interval"])
-    )
-    strongest = "-" if best is None else f"{labels[best]} {_recall(others[best])}"
-    return (
-        f"| {task} | {domain} | {row['n']:,} | {_recall(cells.get('lcmem'))} | {_recall(cells.get('raw_latents'))} "
-        f"| {strongest} | {lead} |"
-    )
+    others = [name for name in cells if name not in apart]
+    return max(others, key=lambda name: cells[name]["recall"], default=None)
+
+
+def found() -> str:
+    """The figure that decides in one line a task, from the results file of ``benchmarks/detection``."""
+    path = RESULTS / "detection.json"
+    if not path.exists():
+        return "The comparison has not been run yet.\n"
+    results = json.loads(path.read_text())
+    domains = list(dict.fromkeys(domain for task in results["deciding"].values() for domain in task))
+    rows = []
+    for task, of in results["deciding"].items():
+        shares = [f"{of[one]['methods']['lcmem']['recall']:.1%}" if one in of else "-" for one in domains]
+        cells = of[domains[-1]]["methods"]
+        best = _strongest_other(cells)
+        other = "-" if best is None else f"{results['labels'][best]} {cells[best]['recall']:.1%}"
+        rows.append(f"| {DETECTION_TASKS[task]} | {' | '.join(shares)} | {other} |")
+    columns = ["query", *domains, f"strongest other, {domains[-1]}"]
+    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n"
 
 
 def _recall(cell: dict[str, Any] | None) -> str:
@@ -454,6 +478,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "detection": detection,
     "early_stop": early_stop,
     "filters": filters,
+    "found": found,
     "ladder": ladder,
     "pairs": pairs,
     "pipelines": pipelines,
@@ -464,9 +489,15 @@ GENERATORS: dict[str, Callable[[], str]] = {
 }
 
 
-def refreshed(text: str) -> str:
-    """``text`` with every generated block written anew."""
-    return BLOCK.sub(lambda match: match[1] + GENERATORS[match[2]]() + match[4], text)
+def refreshed(page: Path) -> str:
+    """The text of ``page`` with every generated block written anew, its links as they lead from there."""
+    here = page.parent.relative_to(ROOT).as_posix()
+
+    def block(match: re.Match[str]) -> str:
+        made = GENERATORS[match[2]]()
+        return match[1] + (made if here == "." else made.replace(f"]({here}/", "](")) + match[4]
+
+    return BLOCK.sub(block, page.read_text())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -477,17 +508,17 @@ def main(argv: list[str] | None = None) -> int:
         "--check", action="store_true", help="change nothing; exit 1 where a block is out of date"
     )
     arguments = parser.parse_args(argv)
-    before = README.read_text()
-    after = refreshed(before)
-    if not arguments.check:
-        README.write_text(after)
-        return 0
-    if before != after:
-        print(
-            "README.md has generated blocks that are out of date; run: python -m tools.readme",
-            file=sys.stderr,
-        )
-    return int(before != after)
+    stale = [page for page in PAGES if page.read_text() != refreshed(page)]
+    for page in stale:
+        name = page.relative_to(ROOT).as_posix()
+        if arguments.check:
+            print(
+                f"{name} has generated blocks that are out of date; run: python -m tools.readme",
+                file=sys.stderr,
+            )
+        else:
+            page.write_text(refreshed(page))
+    return int(arguments.check and bool(stale))
 
 
 def _share(value: dict[str, Any] | None) -> str:

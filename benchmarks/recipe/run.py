@@ -3,9 +3,10 @@
     python benchmarks/recipe/run.py --cache CACHE --latents LATENTS
 
 Every head is trained from drawn weights by stage 2 alone, on copies changed as pictures, so that one run trains both
-what identities and what copies need; descriptors (stage 3) are not trained. Figure, index and copies are those of
-``benchmarks/ablations``, by the filter's score without descriptors and by the embedding alone. Finished runs lie in
-``--cache`` and are not repeated, an interrupted one goes on. Writes ``benchmarks/results/recipe.json``.
+what identities and what copies need. Figure, index and copies are those of ``benchmarks/ablations``, by the filter's
+score without descriptors and by the embedding alone. With ``--descriptors`` stage 3 follows, and the filter's score is
+the one with them. Finished runs lie in ``--cache`` and are not repeated, an interrupted one goes on. Writes
+``benchmarks/results/recipe.json``.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ def main() -> None:
             output = arguments.cache / "recipe" / f"{name.replace(' ', '-')}-{seed}"
             own = _keeper_for(VARIANTS[name], keeper)
             head = _trained(output, VARIANTS[name], splits, own, seed, arguments)
+            if arguments.descriptors:
+                output = output.with_name(f"{output.name}-descriptors")
+                head = _trained(output, VARIANTS[name], splits, own, seed, arguments, head)
             tasks = main_tasks(design, own)
             found = {
                 score: _measured(make(head, arguments.space), own, design, tasks)
@@ -89,9 +93,9 @@ def main() -> None:
                 "about": f"recall at {arguments.rate:.0%} false rejection of {int(unseen.sum()):,} unseen validation "
                 f"images, mean of domains, at most {arguments.copies} copies of each, in two indexes of about "
                 f"{len(design.index_rows(0)):,} images; "
-                f"{arguments.steps:,} steps of {arguments.pairs} pairs; strongly changed views of each image: "
-                f"{arguments.strong_views}; the mean of the seeds, and what is gained over the recipe of the same "
-                "seeds with 95 % intervals by identity, seeds not drawn again.",
+                f"{arguments.steps:,} steps of {arguments.pairs} pairs{_then(arguments)}; strongly changed views of "
+                f"each image: {arguments.strong_views}; the mean of the seeds, and what is gained over the recipe of "
+                "the same seeds with 95 % intervals by identity, seeds not drawn again.",
                 "variants": evaluated(judge, measured, tasks),
                 **provenance(arguments, design, keeper),
             }
@@ -112,8 +116,9 @@ def _trained(
     keeper: Keeper,
     seed: int,
     arguments: argparse.Namespace,
+    initial: LCMemHead | None = None,
 ) -> LCMemHead:
-    """The head that a run ends with."""
+    """The head that a run ends with; one that goes on from ``initial`` trains descriptors."""
     usual = {
         "resolution": keeper.resolution,
         "image_views": 0,
@@ -124,15 +129,25 @@ def _trained(
         "evaluate_every": arguments.steps,  # once, at the end: validation images choose nothing
         "seed": seed,
     }
+    if initial is not None:
+        steps = arguments.descriptors
+        usual |= {"stage3_steps": steps, "upside_down_views": 0, "evaluate_every": steps}
     return train_head(
         list(splits["train"].sources),
         {arguments.space: keeper.encoder},
         output,
         TrainingConfig(**{**usual, **changes}),
-        stages=(2,),
+        stages=(2,) if initial is None else (3,),
+        initial=initial,
         validation=list(splits["validation"].sources),
         cache=keeper.latents_cache,
     )
+
+
+def _then(arguments: argparse.Namespace) -> str:
+    """What follows stage 2."""
+    steps = arguments.descriptors
+    return f", then {steps:,} steps of stage 3 without upside-down views" if steps else ""
 
 
 def _measured(baseline: Baseline, keeper: Keeper, design: Design, tasks: list[Task]) -> Measured:
@@ -211,6 +226,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=64, help="pairs of a step")
     parser.add_argument(
         "--strong-views", type=int, default=2, help="strongly changed views of each image that are encoded"
+    )
+    parser.add_argument(
+        "--descriptors",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="train descriptors too, by so many steps of stage 3",
     )
     parser.add_argument("--seeds", type=int, default=2, help="heads of each variant, by seeds 0, 1, ...")
     parser.add_argument("--copies", type=int, default=150, help="images of a domain that are copied, at most")
