@@ -57,7 +57,10 @@ def likeness(cosine: torch.Tensor, parts: torch.Tensor | None) -> torch.Tensor:
 
 
 def background_of(
-    alike: torch.Tensor, repeated: torch.Tensor | None = None, ranks: slice = BACKGROUND
+    alike: torch.Tensor,
+    repeated: torch.Tensor | None = None,
+    ranks: slice = BACKGROUND,
+    identities: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How alike a sample's further neighbours are in the mean, so that one threshold fits both domains whose images
     resemble each other and domains whose images do not (after the score normalisation of SSCD, Pizzi et al., arXiv
@@ -67,11 +70,12 @@ def background_of(
         alike: (B, K), at most 1.
         repeated: (B, K) booleans: what is no background since it repeats another candidate.
         ranks: Which neighbours count, the most alike being 0.
+        identities: (B, K) integers, as of ``stand_out``: of each identity the most alike counts alone.
 
     Returns:
         (B, 1); 0 where nothing is left for a background, in an index of a few images.
     """
-    different = alike if repeated is None else alike.masked_fill(repeated, -torch.inf)
+    different = _one_of_each(alike, repeated, identities)
     ordered = different.sort(dim=1, descending=True)[0][:, ranks]
     counted = ordered.isfinite()
     return ordered.where(counted, 0).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp_min(1)
@@ -82,6 +86,7 @@ def stand_out(
     background: torch.Tensor,
     repeated: torch.Tensor | None = None,
     runner_up_weight: float = RUNNER_UP_WEIGHT,
+    identities: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How far candidates stand out from the background and from the next best one, (B, K); 1 for an exact copy.
 
@@ -92,12 +97,30 @@ def stand_out(
         alike: (B, K), at most 1.
         background: (B, 1).
         repeated: (B, K) booleans, as of ``background_of``.
+        identities: (B, K) integers, equal for candidates of one identity, where that is known: a further image of a
+            candidate's identity is not its runner-up.
     """
-    different = alike if repeated is None else alike.masked_fill(repeated, -torch.inf)
-    first, second = (F.pad(different, (0, 1), value=0.0).topk(2, 1).values.clamp_min(0)).split(1, 1)
+    different = _one_of_each(alike, repeated, identities)
+    values, places = F.pad(different, (0, 1), value=0.0).topk(2, 1)
+    first, second = values.clamp_min(0).split(1, 1)
     at_the_top = alike >= first if repeated is None else (alike >= first) | repeated
+    if identities is not None:
+        at_the_top |= identities == F.pad(identities, (0, 1), value=-1).gather(1, places[:, :1])
     runner_up = torch.where(at_the_top, second, first)
     return (1 - runner_up_weight) * beyond(alike, background) + runner_up_weight * beyond(alike, runner_up)
+
+
+def _one_of_each(
+    alike: torch.Tensor, repeated: torch.Tensor | None, identities: torch.Tensor | None
+) -> torch.Tensor:
+    """``alike`` (B, K), ``-inf`` for what repeats a candidate, and for all of an identity but the most alike."""
+    different = alike if repeated is None else alike.masked_fill(repeated, -torch.inf)
+    if identities is None:
+        return different
+    order = different.argsort(dim=1, descending=True, stable=True)
+    sorted_identities = identities.gather(1, order)
+    further = (sorted_identities[:, :, None] == sorted_identities[:, None]).tril(-1).any(2)
+    return different.masked_fill(further.gather(1, order.argsort(dim=1)), -torch.inf)
 
 
 def relative_similarity(similarity: torch.Tensor, repeated: torch.Tensor | None = None) -> torch.Tensor:

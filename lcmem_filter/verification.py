@@ -39,7 +39,7 @@ AT_ONCE = {"cpu": 1}
 
 AT_ONCE_ELSEWHERE = 32
 
-STATISTIC = "likeness under the best warp, beyond background and runner-up in equal parts"
+STATISTIC = "likeness under the best warp, beyond background and runner-up of other identities in equal parts"
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
 
 Parts: TypeAlias = Literal["descriptors", "tokens", "latents"]
@@ -91,14 +91,17 @@ class Candidates:
     Attributes:
         embedding: (B, K, D), unit norm.
         parts: (B, K, ...) as of ``describe_parts``; ``None`` where embeddings alone decide.
+        identities: (B, K) integers, at least 0, equal for images of one identity; ``None`` where nothing is known.
     """
 
     embedding: torch.Tensor
     parts: torch.Tensor | None
+    identities: torch.Tensor | None = None
 
     def of_rows(self, rows: slice) -> Candidates:
         """Those of some of the samples."""
-        return Candidates(self.embedding[rows], None if self.parts is None else self.parts[rows])
+        parts, identities = (None if one is None else one[rows] for one in (self.parts, self.identities))
+        return Candidates(self.embedding[rows], parts, identities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +175,8 @@ def compare(query: Query, candidates: Candidates) -> Compared:
     alike = likeness(cosine, parts).amax(0)
     if parts is not None and query.kind == "descriptors":
         alike, ranks, runner_up = parts.amax(0), BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
-    score = stand_out(alike, background_of(alike, repeated, ranks), repeated, runner_up)
+    background = background_of(alike, repeated, ranks, candidates.identities)
+    score = stand_out(alike, background, repeated, runner_up, candidates.identities)
     return Compared(score, cosine.amax(0), None if parts is None else parts.amax(0))
 
 
@@ -203,11 +207,12 @@ def compared_by(index: MemorizationIndex, space: str) -> Parts | None:
 def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) -> Candidates:
     """What the index holds of ``rows`` (B, K)."""
     embedding = index.embeddings(rows).to(index.head.device)
+    identities = index.identities[rows.cpu()].to(embedding.device)
     if kind is None:
-        return Candidates(embedding, None)
+        return Candidates(embedding, None, identities)
     once, where = rows.unique(return_inverse=True)  # samples of one prompt have most candidates in common
     parts = describe_parts(index.head, index.latents(once).to(index.head.device), index.space, kind)
-    return Candidates(embedding, parts[where.to(parts.device)])
+    return Candidates(embedding, parts[where.to(parts.device)], identities)
 
 
 def _parts_alike(kind: Parts, samples: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

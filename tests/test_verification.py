@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from lcmem_filter.alignment import aligned_similarity, alignments
 from lcmem_filter.errors import FilterFailedError, LatentSpaceError
 from lcmem_filter.head import LCMemHead
+from lcmem_filter.images import open_images
+from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import normalise
 from lcmem_filter.matching import alike_under_warps, all_warps
 from lcmem_filter.standing import (
@@ -21,6 +24,7 @@ from lcmem_filter.standing import (
     MOST_BACKGROUND,
     RUNNER_UP_WEIGHT,
     SAME_IMAGE,
+    background_of,
     combine,
     local_similarity,
     relative_similarity,
@@ -215,6 +219,63 @@ def test_standing_out_is_from_the_background_and_from_the_runner_up():
     assert float(stand_out(torch.tensor([[0.7]]), torch.tensor([[0.0]]))) == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_images_of_one_identity_are_not_each_others_runner_up(seed):
+    draw = torch.Generator().manual_seed(seed)
+    alike, identities = torch.rand(2, 12, generator=draw), torch.randint(0, 5, (2, 12), generator=draw)
+    repeated = torch.rand(2, 12, generator=draw) < 0.2
+    background = background_of(alike, repeated, slice(1, 3), identities)
+    found = stand_out(alike, background, repeated, 0.5, identities)
+    for row in range(2):
+        own, names = alike[row].tolist(), identities[row].tolist()
+        best: dict[int, float] = {}
+        for value, name, again in zip(own, names, repeated[row].tolist(), strict=True):
+            if not again:
+                best[name] = max(value, best.get(name, 0.0))
+        ordered = sorted(best.values(), reverse=True)
+        mean = sum(ordered[1:3]) / len(ordered[1:3])
+        assert float(background[row, 0]) == pytest.approx(mean)
+        for place, (value, name) in enumerate(zip(own, names, strict=True)):
+            if repeated[row, place]:
+                continue
+            rival = min(max(v for other, v in best.items() if other != name), MOST_BACKGROUND)
+            low = min(mean, MOST_BACKGROUND)
+            expected = 0.5 * (value - low) / (1 - low) + 0.5 * (value - rival) / (1 - rival)
+            assert float(found[row, place]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_identities_of_one_image_each_change_nothing():
+    draw = torch.Generator().manual_seed(0)
+    alike, repeated = torch.rand(4, 50, generator=draw), torch.rand(4, 50, generator=draw) < 0.3
+    each = torch.arange(50).expand(4, 50)
+    plain = stand_out(alike, background_of(alike, repeated), repeated)
+    assert torch.equal(
+        plain, stand_out(alike, background_of(alike, repeated, identities=each), repeated, identities=each)
+    )
+
+
+def test_a_copy_stands_out_more_where_the_index_knows_whose_images_are_like_it(tmp_path):
+    pictures(tmp_path / "train", range(30), identities=3)
+    named = build(tmp_path, images=30)
+    (tmp_path / "bare").mkdir()
+    for file in sorted((tmp_path / "train").rglob("*.png")):
+        shutil.copy(file, tmp_path / "bare" / f"{file.parent.name}-{file.name}")
+    bare = MemorizationIndex.build(
+        open_images(tmp_path / "bare"),
+        saved_encoder(tmp_path),
+        head(),
+        tmp_path / "b",
+        resolution=32,
+        progress=False,
+    )
+    assert len(set(named.identities.tolist())) < len(set(bare.identities.tolist())) == 30
+    asked = named.latents(torch.arange(30)) + 0.3 * smooth(30, seed=5)
+    told, untold = (
+        torch.tensor([one.score for one in score_latents(index, asked, "sd")]) for index in (named, bare)
+    )
+    assert (told >= untold - 1e-3).all() and (told > untold + 0.003).sum() > 3
+
+
 def test_the_statistic_rises_with_either_similarity():
     low, high = torch.full((1, SHORTLIST), 0.3), torch.full((1, SHORTLIST), 0.3)
     high[0, 0] = 0.6
@@ -244,9 +305,6 @@ def test_repetitions_are_no_background():
 def test_repetitions_in_an_index_are_recognised(tmp_path):
     for name in ("a", "b", "c"):  # each picture three times
         pictures(tmp_path / "train" / name, range(20))
-    from lcmem_filter.images import open_images
-    from lcmem_filter.index import MemorizationIndex
-
     from tests.index.material import head
 
     index = MemorizationIndex.build(

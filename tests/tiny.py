@@ -153,10 +153,10 @@ def half_mask(side: int) -> Image.Image:
     return Image.fromarray(mask)
 
 
-def write_pictures(folder: Path, seeds: Sequence[int], identities: bool = False) -> Path:
-    """Write pictures into ``folder``; with ``identities``, each in a subfolder of its own."""
+def write_pictures(folder: Path, seeds: Sequence[int], identities: int = 0) -> Path:
+    """Write pictures into ``folder``; with ``identities``, so many in a subfolder of each."""
     for seed in seeds:
-        where = folder / f"person{seed:03d}" if identities else folder
+        where = folder / f"person{seed // identities:03d}" if identities else folder
         where.mkdir(parents=True, exist_ok=True)
         picture(seed).save(where / f"{seed:03d}.png")
     return folder

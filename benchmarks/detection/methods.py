@@ -32,6 +32,7 @@ class Row:
         domains: Domains that it is measured on; all where empty.
         note: What a reader should know.
         relative: Whether its similarities are taken relative to each query's background, as LCMem's are.
+        told: Whether the index tells whose images it holds.
     """
 
     baseline: str
@@ -41,10 +42,11 @@ class Row:
     domains: tuple[str, ...] = ()
     note: str = ""
     relative: bool = False
+    told: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.baseline}_relative" if self.relative else self.baseline
+        return self.baseline + "_relative" * self.relative + "_told" * self.told
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,12 @@ ROWS = (
         "lcmem",
         "LCMem (the filter)",
         note="scores relative to each query's background and runner-up",
+    ),
+    Row(
+        "lcmem",
+        "LCMem, told identities",
+        note="as the filter, in an index that names identities: no other row is told whose images the index holds",
+        told=True,
     ),
     Row(
         "lcmem_without_warps",
@@ -156,7 +164,7 @@ def open_methods(
         kept = _kept_key(row, type(baseline).__module__, trained.fingerprint_of(space), used)
         by_head = ("verification", "matching") if row.name.startswith("lcmem") else ()
         compared_by = _code("standing", "alignment", "baselines.search", *by_head)
-        key = f"{kept}-{row.relative}-{compared_by}"
+        key = f"{kept}-{row.relative}-{row.told}-{compared_by}"
         methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key))
     return methods, absent
 

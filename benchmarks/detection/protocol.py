@@ -18,7 +18,9 @@ from methods import Method
 
 from lcmem_filter.baselines import Searcher
 from lcmem_filter.baselines.aligned_latents import AlignedLatents, aligned
+from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.calibration import NEAR_DUPLICATE
+from lcmem_filter.index.core import numbered
 
 LISTED = Path(__file__).parent / "near_duplicates.csv"
 """Unseen images whose picture, or person, stands in the index under another name, as somebody saw."""
@@ -145,6 +147,8 @@ def _key(design: Design, task: Task) -> str:
 def _search(method: Method, design: Design, todo: list[tuple[Task, Path]], keeper: Keeper) -> None:
     test = keeper.kept(method, design.test)
     every = torch.cat([keeper.kept(method, design.base), test])
+    if method.row.told and isinstance(method.baseline, LCMem):
+        every = method.baseline.told(every, torch.from_numpy(numbered(design.identity)))
     domains = np.concatenate([design.base.domains, design.test.domains])
     measured = np.isin(domains, method.row.domains) if method.row.domains else np.ones(len(domains), bool)
     found = search_tasks(

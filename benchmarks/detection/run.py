@@ -99,7 +99,8 @@ def main() -> None:
     }
     write(arguments.output, results, before)
     if not arguments.skip_pairs:
-        results["pairs"] = all_pairs(methods, design, splits["validation"], tasks, keeper)
+        pairwise = [method for method in methods if not method.row.told]  # two images have no shortlist
+        results["pairs"] = all_pairs(pairwise, design, splits["validation"], tasks, keeper)
         write(arguments.output, results, before)
     if arguments.robustness_images:
         results["robustness"] = robustness(methods, design, judge, keeper, arguments.robustness_images)
@@ -166,7 +167,9 @@ def robustness(
         "recall": {},
     }
     for method in methods:
-        if method.row.domains or method.row.name == "ssim":  # too slow for what they would add
+        if (
+            method.row.domains or method.row.told or method.row.name == "ssim"
+        ):  # too slow for what they would add
             continue
         found = measure(method, design, list(tasks.values()), keeper)
         limits = judge.thresholds(found)

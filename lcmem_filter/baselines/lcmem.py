@@ -63,7 +63,7 @@ class LCMem(OfHead):
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         canonical = self.head.canonical(images.to(self.head.device), self.space)
-        kept = [self.head.embed(canonical, self.space), canonical.flatten(1)]
+        kept = [self.head.embed(canonical, self.space)]
         for kind in self._shapes(self.space):
             kept.append(describe_parts(self.head, canonical, self.space, kind).flatten(1))
         return torch.cat(kept, 1).cpu()
@@ -85,25 +85,38 @@ class LCMem(OfHead):
             self._last = kept, Query.of(self.head, latents, self.space, self.kind)
         return self._last[1]
 
+    def told(self, kept: torch.Tensor, identities: torch.Tensor) -> torch.Tensor:
+        """What was kept (N, D) of training images, with the identity of each (N,), a number below 2^24, as an index
+        that names identities has it."""
+        return torch.cat([kept, identities[:, None].to(kept)], 1)
+
     def candidates(self, kept: torch.Tensor) -> Candidates:
         """What was kept (B, K, D) of training images, ready to be compared."""
         embedding = kept[..., : self.head.embedding_dim].to(self.head.device)
-        return Candidates(embedding, self.parts(kept, self.index_space, self.kind))
+        told = kept.shape[-1] > self._size(self.index_space)
+        identities = kept[..., -1].long().to(embedding.device) if told else None
+        return Candidates(embedding, self.parts(kept, self.index_space, self.kind), identities)
 
     def parts(self, kept: torch.Tensor, space: str, kind: Parts) -> torch.Tensor:
         """Latents, tokens or descriptors of what was kept (..., D) of images of ``space``."""
-        first, grid = self.head.embedding_dim, self.head.grid
-        latents = (int(self.head.config.spaces[space]), grid, grid)
-        for name, shape in (("latents", latents), *self._shapes(space).items()):
+        first = self.head.embedding_dim
+        for name, shape in self._shapes(space).items():
             size = math.prod(shape)
             if name == kind:
                 return kept[..., first : first + size].unflatten(-1, shape).to(self.head.device)
             first += size
         raise ValueError(f"no {kind} were kept of latent space {space!r}")
 
+    def _size(self, space: str) -> int:
+        """Numbers that are kept of an image."""
+        return self.head.embedding_dim + sum(math.prod(shape) for shape in self._shapes(space).values())
+
     def _shapes(self, space: str) -> dict[Parts, tuple[int, ...]]:
-        """Of the parts that the head describes beside latents."""
-        head, shapes = self.head, dict[Parts, tuple[int, ...]]()
+        """Of latents and the parts that the head describes, in the order in which they are kept."""
+        head = self.head
+        shapes: dict[Parts, tuple[int, ...]] = {
+            "latents": (int(head.config.spaces[space]), head.grid, head.grid)
+        }
         if head.has_tokens:
             cells = (head.grid // int(head.config.patch_size)) ** 2
             shapes["tokens"] = (cells, int(head.config.token_dim))

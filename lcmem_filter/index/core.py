@@ -25,6 +25,9 @@ from .backends import Backend, make_backend
 from .build import Build, build_index, default_resolution
 from .reembed import reembed_index
 
+MOST_OF_IDENTITY = 20
+"""Images of an identity, at most: what has more is taken for a class of images, which is no identity."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hits:
@@ -179,6 +182,11 @@ class MemorizationIndex:
         return self._records.records
 
     @functools.cached_property
+    def identities(self) -> torch.Tensor:
+        """``numbered`` identities of the rows; an image whose identity is not known is one of its own."""
+        return torch.from_numpy(numbered([record.identity for record in self.records]))
+
+    @functools.cached_property
     def sha256_set(self) -> frozenset[str]:
         """SHA-256 of the stored bytes of every image."""
         return frozenset(self._records.sha256)
@@ -294,6 +302,17 @@ class MemorizationIndex:
             raise LcmemFilterError(f"index {self.path} keeps no latents; build it without --no-latents")
         flat = rows.reshape(-1).cpu().numpy()
         return torch.from_numpy(self._latents.take(flat)).reshape(*rows.shape, *self._latents.shape).float()
+
+
+def numbered(identities: Sequence[str] | np.ndarray) -> np.ndarray:
+    """A number, at least 0, for the identity of each image, (N,) int64.
+
+    What has more than ``MOST_OF_IDENTITY`` images, as the classes of a folder with one subfolder for each, is no
+    identity: each of its images is one of its own.
+    """
+    _, numbers, counts = np.unique(identities, return_inverse=True, return_counts=True)
+    own = len(counts) + np.arange(len(numbers))
+    return np.where(counts[numbers] > MOST_OF_IDENTITY, own, numbers)
 
 
 class _Shards:

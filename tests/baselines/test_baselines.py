@@ -180,6 +180,23 @@ def test_lcmem_is_the_filters_statistic(tmp_path):
     torch.testing.assert_close(found.similarity[:, 0], expected, rtol=0, atol=2e-3)  # the index keeps float16
 
 
+def test_lcmem_is_the_filters_statistic_where_identities_are_told(tmp_path):
+    pictures(tmp_path / "train", range(20), identities=3)
+    index = build(tmp_path)
+    stored = index.latents(torch.arange(len(index)))
+    noise = torch.randn(stored.shape, generator=torch.Generator().manual_seed(0))
+    asked = canonical(stored + 0.3 * noise, 16)
+    baseline = make_baseline("lcmem", head=index.head)
+    kept = baseline.embed(stored)
+    found = [
+        Searcher(baseline, one).search(baseline.embed(asked), 1).similarity[:, 0]
+        for one in (kept, baseline.told(kept, index.identities))
+    ]
+    expected = torch.tensor([one.score for one in score_latents(index, asked, "sd")])
+    torch.testing.assert_close(found[1], expected, rtol=0, atol=2e-3)
+    assert (found[1] - found[0]).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(("matched", "kind"), [(("sd", "other"), "descriptors"), (("sd",), "tokens")])
 def test_lcmem_is_the_filters_statistic_between_spaces(tmp_path, matched, kind):
     torch.manual_seed(0)

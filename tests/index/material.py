@@ -30,7 +30,7 @@ def saved_encoder(folder: Path) -> Encoder:
     return load_encoder(folder / "vae")
 
 
-def pictures(folder: Path, seeds: range, identities: bool = False) -> ImageSource:
+def pictures(folder: Path, seeds: range, identities: int = 0) -> ImageSource:
     """Pictures in ``folder``, written once: a source is recognised by its files' times too."""
     if not list(folder.rglob(f"{max(seeds, default=-1):03d}.png")):
         write_pictures(folder, seeds, identities)

@@ -24,6 +24,7 @@ from lcmem_filter.images import to_pixels
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.index import build as building
 from lcmem_filter.index import folder as files
+from lcmem_filter.index.core import MOST_OF_IDENTITY
 from lcmem_filter.verification import score_latents
 
 from .material import build, head, pictures, saved_encoder
@@ -83,6 +84,22 @@ def test_identities_and_labels_are_kept(tmp_path):
         source, saved_encoder(tmp_path), head(), tmp_path / "index", resolution=RESOLUTION, progress=False
     )
     assert [(r.id, r.identity) for r in index.records] == [(r.id, r.identity) for r in source.records]
+
+
+def test_identities_are_numbers_and_classes_are_none(tmp_path):
+    counts = {"few": 2, "most": MOST_OF_IDENTITY, "class": MOST_OF_IDENTITY + 1}
+    for name, count in counts.items():
+        pictures(tmp_path / "train" / name, range(count))
+    pictures(tmp_path / "train", range(900, 903))
+    index = build(tmp_path)
+    numbers = index.identities.numpy()
+    of = {name: numbers[[record.identity == name for record in index.records]] for name in counts}
+    assert {name: len(set(found)) for name, found in of.items()} == {
+        "few": 1,
+        "most": 1,
+        "class": counts["class"],
+    }
+    assert len(set(numbers)) == 2 + counts["class"] + 3 and numbers.min() >= 0
 
 
 def test_without_latents_there_are_none(tmp_path):
