@@ -117,7 +117,16 @@ def detection() -> str:
     if not path.exists():
         return "The comparison has not been run yet.\n"
     results = json.loads(path.read_text())
-    columns = ["query", "domain", "n", "LCMem", "raw latents", "strongest other", "lead of LCMem over that"]
+    columns = [
+        "query",
+        "domain",
+        "n",
+        "LCMem",
+        "raw latents",
+        "strongest other",
+        "lead of LCMem over that",
+        "LCMem, told identities",
+    ]
     rows = [
         _detection_row(DETECTION_TASKS[task], domain, row, results["labels"])
         for task, domains in results["deciding"].items()
@@ -159,7 +168,7 @@ def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str
         strongest = f"{labels[best]} {_recall(cells[best])}"
     return (
         f"| {task} | {domain} | {row['n']:,} | {_recall(cells.get('lcmem'))} | {_recall(cells.get('raw_latents'))} "
-        f"| {strongest} | {lead} |"
+        f"| {strongest} | {lead} | {_recall(cells.get('lcmem_told'))} |"
     )
 
 
@@ -167,6 +176,7 @@ def _strongest_other(cells: dict[str, Any]) -> str | None:
     """The filter that finds most, of those that are not LCMem and have no column of their own."""
     apart = (
         "lcmem",
+        "lcmem_told",
         "lcmem_without_warps",
         "lcmem_embedding",
         "lcmem_embedding_relative",
@@ -191,6 +201,15 @@ def found() -> str:
         best = _strongest_other(cells)
         other = "-" if best is None else f"{results['labels'][best]} {cells[best]['recall']:.1%}"
         rows.append(f"| {DETECTION_TASKS[task]} | {' | '.join(shares)} | {other} |")
+    rows += [
+        f"| {DETECTION_TASKS[task]}, index names identities | "
+        + " | ".join(
+            f"{of[one]['methods']['lcmem_told']['recall']:.1%}" if one in of else "-" for one in domains
+        )
+        + " | - |"
+        for task, of in results["deciding"].items()
+        if "lcmem_told" in results["labels"]
+    ]
     columns = ["query", *domains, f"strongest other, {domains[-1]}"]
     return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n"
 
@@ -361,6 +380,28 @@ def recipe() -> str:
     return "\n".join([head, "| --- " * (2 + len(tasks)) + "|", *rows]) + "\n" + note
 
 
+def identities() -> str:
+    """What fewer identities to train on cost, from what ``benchmarks/recipe --descriptors`` left."""
+    path = RESULTS / "identities.json"
+    if not path.exists():
+        return "Fewer identities have not been trained on yet.\n"
+    results = json.loads(path.read_text())
+    variants: dict[str, Any] = results["variants"]
+    tasks: dict[str, dict[str, Any]] = variants["the recipe"]["filter"]
+    domains = [domain for domain in tasks["same_identity"]["recall"] if domain != "all domains"]
+    columns = ["mild copies", "heavily transformed copies", *(f"other image, {domain}" for domain in domains)]
+    rows = []
+    for name, row in variants.items():
+        found = {task: row["filter"][task]["recall"] for task in tasks}
+        shares = [found[task]["all domains"] for task in ("mild_copies", "heavy_copies")]
+        shares += [found["same_identity"][domain] for domain in domains]
+        share = "all" if name == "the recipe" else name.removesuffix(" of the identities")
+        rows.append(f"| {share} | {' | '.join(f'{one:.1%}' for one in shares)} |")
+    head = f"| identities | {' | '.join(columns)} |"
+    note = f"\nFrom [{path.name}](benchmarks/results/{path.name}): {results['about']}\n"
+    return "\n".join([head, "| --- " * (1 + len(columns)) + "|", *rows]) + "\n" + note
+
+
 def ladder() -> str:
     """What each rung does for memorised prompts, from the results file of ``benchmarks/ladder``."""
     path = RESULTS / "ladder.json"
@@ -479,6 +520,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "early_stop": early_stop,
     "filters": filters,
     "found": found,
+    "identities": identities,
     "ladder": ladder,
     "pairs": pairs,
     "pipelines": pipelines,

@@ -32,6 +32,7 @@ from tasks import SEED, main_tasks
 
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.index.backends import make_backend
+from lcmem_filter.index.core import numbered
 from lcmem_filter.matching import alike_under_warps
 from lcmem_filter.standing import (
     BACKGROUND,
@@ -59,6 +60,7 @@ class Variant:
         runner_up: Weight of how far a candidate stands out from the next best one.
         shortlist: Candidates of each pose.
         upside_down: Whether the sample is compared upside down too.
+        told: Whether the index names identities.
     """
 
     weights: tuple[float, float, float] = (0.0, 0.0, 1.0)
@@ -66,6 +68,7 @@ class Variant:
     runner_up: float = RUNNER_UP_UNDER_WARPS
     shortlist: int = SHORTLIST
     upside_down: bool = True
+    told: bool = False
 
 
 FILTER = Variant()
@@ -73,6 +76,7 @@ AS_THEY_LIE = (BACKGROUND.start, BACKGROUND.stop)
 MIXED = (EMBEDDING_WEIGHT, 1 - EMBEDDING_WEIGHT, 0.0)
 VARIANTS = {
     "the filter": FILTER,
+    "descriptors as part of the likeness, embeddings a tenth": replace(FILTER, weights=(0.1, 0.0, 0.9)),
     "descriptors as part of the likeness, embeddings a fifth": replace(FILTER, weights=(0.2, 0.0, 0.8)),
     "descriptors as part of the likeness, tokens a fifth": replace(FILTER, weights=(0.0, 0.2, 0.8)),
     "embeddings and tokens as they lie": replace(
@@ -93,6 +97,8 @@ VARIANTS = {
     "shortlist of 10": replace(FILTER, shortlist=10),
     "shortlist of 50": replace(FILTER, shortlist=50),
     "not upside down": replace(FILTER, upside_down=False),
+    "identities told": replace(FILTER, told=True),
+    "identities told, embeddings a tenth": replace(FILTER, told=True, weights=(0.1, 0.0, 0.9)),
 }
 
 
@@ -104,11 +110,13 @@ class Found:
         alike: (3, Q, 2, 2 DEPTH): cosine of embeddings, tokens, descriptors, in both poses.
         same: (Q, 2 DEPTH, 2 DEPTH): candidates that repeat each other.
         right: (Q, 2 DEPTH): candidates that are to be found.
+        identity: (Q, 2 DEPTH): numbers of the candidates' identities.
     """
 
     alike: torch.Tensor
     same: torch.Tensor
     right: torch.Tensor
+    identity: torch.Tensor
 
 
 def main() -> None:
@@ -148,6 +156,7 @@ def compared(
 ) -> Found:
     """Compare each query with its candidates in every way."""
     parts: dict[int, Found] = {}
+    identities = numbered(design.identity)
     for half in (0, 1):
         rows = design.index_rows(half)
         side = half if task.name != "strangers" else 1 - half
@@ -161,16 +170,19 @@ def compared(
                 places = [pose[pose != own][: depth - 1] for pose in places]
             chosen = np.concatenate(places)
             right = design.identity[chosen] == design.identity[own] if task.itself else chosen == own
-            parts[int(query)] = _one(baseline, kept, every[chosen], right)
+            parts[int(query)] = _one(baseline, kept, every[chosen], right, identities[chosen])
     ordered = [parts[query] for query in sorted(parts)]
     return Found(
         torch.stack([one.alike for one in ordered], 1),
         torch.stack([one.same for one in ordered]),
         torch.stack([one.right for one in ordered]),
+        torch.stack([one.identity for one in ordered]),
     )
 
 
-def _one(baseline: LCMem, kept: torch.Tensor, stored: torch.Tensor, right: np.ndarray) -> Found:
+def _one(
+    baseline: LCMem, kept: torch.Tensor, stored: torch.Tensor, right: np.ndarray, identities: np.ndarray
+) -> Found:
     """A query (1, D) and its candidates (K, D)."""
     asked, candidates, space = baseline.asked(kept), baseline.candidates(stored[None]), baseline.space
     tokens = Query.of(baseline.head, baseline.parts(kept, space, "latents"), space, "tokens").parts
@@ -191,7 +203,7 @@ def _one(baseline: LCMem, kept: torch.Tensor, stored: torch.Tensor, right: np.nd
         alike,
     )
     same = candidates.embedding[0] @ candidates.embedding[0].T >= SAME_IMAGE
-    return Found(torch.stack(ways), same, torch.from_numpy(right))
+    return Found(torch.stack(ways), same, torch.from_numpy(right), torch.from_numpy(identities))
 
 
 def _shortlisted(count: int, shortlist: int, *, upside_down: bool) -> torch.Tensor:
@@ -207,10 +219,11 @@ def scores(found: Found, variant: Variant) -> torch.Tensor:
     alike = (found.alike * (weights / weights.sum())[:, None, None, None]).sum(0)
     alike = (alike.amax(1) if variant.upside_down else alike[:, 0])[:, kept].clamp_max(1)
     repeated = found.same[:, kept][:, :, kept].tril(-1).any(2)
+    identities = found.identity[:, kept] if variant.told else None
     background = torch.zeros(len(alike), 1)
     if variant.background is not None:
-        background = background_of(alike, repeated, slice(*variant.background))
-    standing = stand_out(alike, background, repeated, variant.runner_up)
+        background = background_of(alike, repeated, slice(*variant.background), identities)
+    standing = stand_out(alike, background, repeated, variant.runner_up, identities)
     result = torch.full(found.right.shape, -torch.inf)
     result[:, kept] = standing
     return result

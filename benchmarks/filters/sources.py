@@ -17,7 +17,10 @@ HELD_OUT, RATE = 300, 0.01  # images that calibrate the small index, and the sha
 
 
 def open_rows(rows: Sequence[Row], path: Path) -> Any:
-    """Write the rows into one Parquet file, images as they are, and open it with the package."""
+    """Write the rows into one Parquet file, images as they are, and open it with the package.
+
+    It names no identities, which no filter here is told.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = {
@@ -26,17 +29,10 @@ def open_rows(rows: Sequence[Row], path: Path) -> Any:
         }
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         images = [{"bytes": columns[row.file][row.position].as_py()["bytes"], "path": None} for row in rows]
-        table = pa.table(
-            {
-                "image": pa.array(images, kind),
-                "key": [row.key for row in rows],
-                "identity": [row.identity for row in rows],
-            }
-        )
-        info = '{"info": {"features": {"image": {"_type": "Image"}, "key": {"dtype": "string", "_type": "Value"}, '
-        info += '"identity": {"dtype": "string", "_type": "Value"}}}}'
+        table = pa.table({"image": pa.array(images, kind), "key": [row.key for row in rows]})
+        info = '{"info": {"features": {"image": {"_type": "Image"}, "key": {"dtype": "string", "_type": "Value"}}}}'
         pq.write_table(table.replace_schema_metadata({"huggingface": info}), path, row_group_size=256)
-    return lcmem_filter.open_images(path, image_column="image", identity_column="identity", id_column="key")
+    return lcmem_filter.open_images(path, image_column="image", id_column="key")
 
 
 def small_index(rows: dict[str, list[Row]], encoder: Any, head: str, cache: Path) -> Any:
