@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from methods import REFERENCE
+from methods import REFERENCE, ROWS
 
 BY_METHOD = ("labels", "unseen_rejected", "index_level", "curves", "pairs", "robustness", "deciding")
 """Parts of a results file in which methods stand by their names."""
 
 
 def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """``before`` with the methods, and parts, of ``now`` that it lacks.
+    """``before`` with the methods, and parts, of ``now`` that it lacks; labels in the order of the table of methods.
 
     Raises:
         SystemExit: the reference does otherwise in ``now``: its rows were not measured on the same terms.
@@ -22,7 +22,10 @@ def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
             _check_same(before[name], now[name], name)
     measured = set(now["labels"].values())
     not_run = {label: why for label, why in before["not_run"].items() if label not in measured}
-    return {**_with(before, parts), "not_run": not_run}
+    found = _with(before, parts)
+    names = [*(row.name for row in ROWS), *found["labels"]]
+    labels = {name: found["labels"][name] for name in names if name in found["labels"]}
+    return {**found, "labels": labels, "not_run": not_run}
 
 
 def _check_same(before: Any, now: Any, where: str) -> None:
