@@ -75,7 +75,7 @@ class IndexWithout(MemorizationIndex):
     """
 
     def __init__(self, index: MemorizationIndex, ids: Sequence[str]) -> None:
-        self.__dict__.update(index.__dict__)
+        self.__dict__.update(index.__dict__, identities=index.identities)
         self._left_out = torch.tensor(sorted({index._row_of[id_] for id_ in ids}), dtype=torch.long)
         if len(self._left_out) == len(index):
             raise AllowedIdsError(

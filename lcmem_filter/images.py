@@ -32,7 +32,7 @@ class ImageRecord:
 
     Attributes:
         id: Names the image in an index: its path in a folder, its row in a table, or a column's value.
-        identity: Equal for images of one identity; the image's own where nothing is known.
+        identity: Equal for images of one identity; the image's own id where nothing is known.
         labels: Findings, diagnoses or classes, separated by ``|``.
     """
 

@@ -97,8 +97,8 @@ def stand_out(
         alike: (B, K), at most 1.
         background: (B, 1).
         repeated: (B, K) booleans, as of ``background_of``.
-        identities: (B, K) integers, equal for candidates of one identity, where that is known: a further image of a
-            candidate's identity is not its runner-up.
+        identities: (B, K) integers, at least 0, equal for candidates of one identity, where that is known: a further
+            image of a candidate's identity is not its runner-up.
     """
     different = _one_of_each(alike, repeated, identities)
     values, places = F.pad(different, (0, 1), value=0.0).topk(2, 1)
@@ -151,6 +151,18 @@ def beyond(alike: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
     """How much of the way from the background (at most ``MOST_BACKGROUND``) to 1 is covered: (s - b) / (1 - b)."""
     background = background.clamp_max(MOST_BACKGROUND)
     return (alike - background) / (1 - background)
+
+
+def told_apart(identities: torch.Tensor, least: int) -> torch.Tensor:
+    """``identities`` (B, K), and as if nothing were known of them where a shortlist holds fewer than ``least``: there
+    would be next to nothing that a candidate could stand out from.
+
+    Args:
+        identities: Integers, at least 0.
+    """
+    ordered = identities.sort(dim=1).values
+    several = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1, keepdim=True) >= least
+    return torch.where(several, identities, torch.arange(identities.shape[1], device=identities.device))
 
 
 def repeats(embeddings: torch.Tensor) -> torch.Tensor:

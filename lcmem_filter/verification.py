@@ -21,6 +21,7 @@ from .standing import (
     local_similarity,
     repeats,
     stand_out,
+    told_apart,
 )
 from .types import Neighbour
 
@@ -175,8 +176,11 @@ def compare(query: Query, candidates: Candidates) -> Compared:
     alike = likeness(cosine, parts).amax(0)
     if parts is not None and query.kind == "descriptors":
         alike, ranks, runner_up = parts.amax(0), BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
-    background = background_of(alike, repeated, ranks, candidates.identities)
-    score = stand_out(alike, background, repeated, runner_up, candidates.identities)
+    identities = candidates.identities
+    if identities is not None:
+        identities = told_apart(identities, ranks.stop)
+    background = background_of(alike, repeated, ranks, identities)
+    score = stand_out(alike, background, repeated, runner_up, identities)
     return Compared(score, cosine.amax(0), None if parts is None else parts.amax(0))
 
 

@@ -129,21 +129,21 @@ def test_images_that_cannot_be_judged_are_left_out_and_stop_nothing(tmp_path, mo
 
 
 def test_identities_count_once_and_must_be_unseen(tmp_path):
-    source = pictures(tmp_path / "people", range(30), identities=True)
+    source = pictures(tmp_path / "people", range(30), identities=1)
     from tests.index.material import head, saved_encoder
 
     index = MemorizationIndex.build(
         source, saved_encoder(tmp_path), head(), tmp_path / "index", resolution=32, progress=False
     )
     held = tmp_path / "held"
-    pictures(held, range(28, 60), identities=True)  # persons 28 and 29 are in the index
+    pictures(held, range(28, 60), identities=1)  # persons 28 and 29 are in the index
     picture(300).save(held / "person040" / "other.png")
     found = calibrate(index, open_images(held), false_rejection_rate=0.1, progress=False)
     assert (
         found.dropped == {"identity is in the index": 2, "further image of an identity": 1} and found.n == 30
     )
     with pytest.raises(EmptyDataError, match="2 left out: identity is in the index"):
-        calibrate(index, pictures(tmp_path / "known", range(2), identities=True), progress=False)
+        calibrate(index, pictures(tmp_path / "known", range(2), identities=1), progress=False)
 
 
 def test_flat_folders_share_file_names_but_not_identities(tmp_path):

@@ -60,7 +60,7 @@ def test_a_fingerprint_changes_with_the_images(tmp_path, kind):
 
 
 def test_folder_of_identities(tmp_path):
-    write_pictures(tmp_path, [1, 2], identities=True)
+    write_pictures(tmp_path, [1, 2], identities=1)
     picture(9).save(tmp_path / "person001" / "009.png")
     records = open_images(tmp_path).records
     assert [(record.id, record.identity) for record in records] == [

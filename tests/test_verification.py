@@ -30,6 +30,7 @@ from lcmem_filter.standing import (
     relative_similarity,
     repeats,
     stand_out,
+    told_apart,
 )
 from lcmem_filter.training import TrainingConfig
 from lcmem_filter.training.validation import mild_copies
@@ -242,6 +243,28 @@ def test_images_of_one_identity_are_not_each_others_runner_up(seed):
             low = min(mean, MOST_BACKGROUND)
             expected = 0.5 * (value - low) / (1 - low) + 0.5 * (value - rival) / (1 - rival)
             assert float(found[row, place]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_shortlist_of_few_identities_is_compared_as_if_none_were_known():
+    known = torch.tensor([[7, 7, 7, 7, 3, 3, 3, 3], [7, 7, 3, 4, 5, 6, 8, 9]])
+    assert told_apart(known, 3).tolist() == [list(range(8)), known[1].tolist()]
+    assert torch.equal(told_apart(known, 2), known)
+    stored = smooth(40)
+    query = Query.of(head(), stored[:1] + 0.2 * smooth(1, seed=3), "sd", "tokens")
+    embedding, parts = (
+        one[None] for one in (head().embed(stored, "sd"), describe_parts(head(), stored, "sd", "tokens"))
+    )
+    of = {
+        name: compare(query, Candidates(embedding, parts, ids)).score
+        for name, ids in (
+            ("none", None),
+            ("two", torch.arange(40)[None] // 20),
+            ("ten", torch.arange(40)[None] // 4),
+            ("own", torch.arange(40)[None]),
+        )
+    }
+    assert torch.equal(of["two"], of["none"]) and torch.equal(of["own"], of["none"])
+    assert (of["ten"] - of["none"]).max() > 1e-3
 
 
 def test_identities_of_one_image_each_change_nothing():

@@ -173,7 +173,7 @@ def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str
 
 
 def _strongest_other(cells: dict[str, Any]) -> str | None:
-    """The filter that finds most, of those that are not LCMem and have no column of their own."""
+    """The filter that finds most, of those that are not LCMem and have no column or line of their own."""
     apart = (
         "lcmem",
         "lcmem_told",
@@ -188,28 +188,20 @@ def _strongest_other(cells: dict[str, Any]) -> str | None:
 
 
 def found() -> str:
-    """The figure that decides in one line a task, from the results file of ``benchmarks/detection``."""
+    """The figure that decides by domain, from the results file of ``benchmarks/detection``."""
     path = RESULTS / "detection.json"
     if not path.exists():
         return "The comparison has not been run yet.\n"
     results = json.loads(path.read_text())
     domains = list(dict.fromkeys(domain for task in results["deciding"].values() for domain in task))
     rows = []
-    for task, of in results["deciding"].items():
-        shares = [f"{of[one]['methods']['lcmem']['recall']:.1%}" if one in of else "-" for one in domains]
-        cells = of[domains[-1]]["methods"]
-        best = _strongest_other(cells)
-        other = "-" if best is None else f"{results['labels'][best]} {cells[best]['recall']:.1%}"
-        rows.append(f"| {DETECTION_TASKS[task]} | {' | '.join(shares)} | {other} |")
-    rows += [
-        f"| {DETECTION_TASKS[task]}, index names identities | "
-        + " | ".join(
-            f"{of[one]['methods']['lcmem_told']['recall']:.1%}" if one in of else "-" for one in domains
-        )
-        + " | - |"
-        for task, of in results["deciding"].items()
-        if "lcmem_told" in results["labels"]
-    ]
+    for method, beside in (("lcmem", ""), ("lcmem_told", ", index names identities")):
+        for task, of in results["deciding"].items() if method in results["labels"] else ():
+            shares = [f"{of[one]['methods'][method]['recall']:.1%}" if one in of else "-" for one in domains]
+            cells = of[domains[-1]]["methods"]
+            best = None if beside else _strongest_other(cells)  # which is not told identities
+            other = "-" if best is None else f"{results['labels'][best]} {cells[best]['recall']:.1%}"
+            rows.append(f"| {DETECTION_TASKS[task]}{beside} | {' | '.join(shares)} | {other} |")
     columns = ["query", *domains, f"strongest other, {domains[-1]}"]
     return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n"
 

@@ -147,7 +147,8 @@ def _key(design: Design, task: Task) -> str:
 def _search(method: Method, design: Design, todo: list[tuple[Task, Path]], keeper: Keeper) -> None:
     test = keeper.kept(method, design.test)
     every = torch.cat([keeper.kept(method, design.base), test])
-    if method.row.told and isinstance(method.baseline, LCMem):
+    if method.row.told:
+        assert isinstance(method.baseline, LCMem), method.row.label
         every = method.baseline.told(every, torch.from_numpy(numbered(design.identity)))
     domains = np.concatenate([design.base.domains, design.test.domains])
     measured = np.isin(domains, method.row.domains) if method.row.domains else np.ones(len(domains), bool)

@@ -21,7 +21,7 @@ def open_rows(rows: Sequence[Row], path: Path) -> Any:
 
     It names no identities, which no filter here is told.
     """
-    if not path.exists():
+    if not path.exists() or "identity" in pq.read_schema(path).names:  # as earlier versions wrote it
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = {
             name: pq.read_table(data_folder() / f"{name}.parquet", columns=["image"])["image"]
@@ -56,8 +56,14 @@ def build_index(source: Any, encoder: Any, head: str, output: Path) -> Any:
         return lcmem_filter.MemorizationIndex.build(source, encoder, network, output, resolution=RESOLUTION)
     index = lcmem_filter.MemorizationIndex.load(output)
     space = index.space
-    if index.head.fingerprint_of(space) != network.fingerprint_of(space) or len(index) != len(source):
+    named = any(record.identity != record.id for record in index.records)
+    if (
+        index.head.fingerprint_of(space) != network.fingerprint_of(space)
+        or len(index) != len(source)
+        or named
+    ):
         raise SystemExit(
-            f"{output} is an index of other images or of another head; remove it, or give another --cache"
+            f"{output} is an index of other images, of another head, or one that names identities; remove it, or "
+            "give another --cache"
         )
     return index

@@ -37,7 +37,8 @@ def find_duplicates(
     """Groups of samples that are linked, directly or through others, the largest first.
 
     Two samples are linked where their files are the same, or where one would be rejected if the other samples were
-    the training set: the same statistic, over the same number of nearest others, with the same ``threshold``.
+    the training set: the same statistic, over the same number of nearest others, with the same ``threshold``. Whose
+    images samples are is not known, though the threshold may be of an index that names identities, and so higher.
 
     Args:
         canonical: Latents (m, C, grid, grid) of the samples, in ``index``'s head's canonical form.

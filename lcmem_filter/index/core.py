@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,8 +183,9 @@ class MemorizationIndex:
 
     @functools.cached_property
     def identities(self) -> torch.Tensor:
-        """``numbered`` identities of the rows; an image whose identity is not known is one of its own."""
-        return torch.from_numpy(numbered([record.identity for record in self.records]))
+        """``numbered`` identities of the rows."""
+        known = [record.identity if record.identity != record.id else None for record in self.records]
+        return torch.from_numpy(numbered(known))
 
     @functools.cached_property
     def sha256_set(self) -> frozenset[str]:
@@ -304,15 +305,18 @@ class MemorizationIndex:
         return torch.from_numpy(self._latents.take(flat)).reshape(*rows.shape, *self._latents.shape).float()
 
 
-def numbered(identities: Sequence[str] | np.ndarray) -> np.ndarray:
+def numbered(identities: Sequence[Hashable]) -> np.ndarray:
     """A number, at least 0, for the identity of each image, (N,) int64.
 
-    What has more than ``MOST_OF_IDENTITY`` images, as the classes of a folder with one subfolder for each, is no
-    identity: each of its images is one of its own.
+    An image whose identity is not known (``None``) has a number of its own. So have images of what has more than
+    ``MOST_OF_IDENTITY``, as the classes of a folder with one subfolder for each: that is no identity.
     """
-    _, numbers, counts = np.unique(identities, return_inverse=True, return_counts=True)
-    own = len(counts) + np.arange(len(numbers))
-    return np.where(counts[numbers] > MOST_OF_IDENTITY, own, numbers)
+    seen: dict[Hashable, int] = {}
+    numbers = np.array([seen.setdefault(one, len(seen)) for one in identities], dtype=np.int64)
+    no_identity = np.bincount(numbers)[numbers] > MOST_OF_IDENTITY
+    if None in seen:
+        no_identity |= numbers == seen[None]
+    return np.where(no_identity, len(seen) + np.arange(len(numbers)), numbers)
 
 
 class _Shards:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import first_of
 from ..head import LCMemHead
 
 _TEMPLATE = """---
@@ -219,8 +218,7 @@ def _data(data: Mapping[str, Any]) -> str:
     sets = sorted({*data["train"], *data["validation"]})
     rows = [(name, *data["train"].get(name, (0, 0)), *data["validation"].get(name, (0, 0))) for name in sets]
     header = ("set", "images", "identities", "validation images", "validation identities")
-    told = f"{data['unreadable']} images could not be read"
-    told += f": {first_of(names, 20)}." if (names := data.get("unreadable_images")) else "."
+    told = f"{data['unreadable']} images could not be read."
     if left_out := data.get("left_out"):
         told += (
             f" {left_out} validation images whose picture or person stands in the training set were left out."

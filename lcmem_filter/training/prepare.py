@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+from tqdm.auto import tqdm
 
-from ..errors import DataError, UnreadableImageError
+from ..errors import DataError, UnreadableImageError, first_of
 from ..head import SIZES
 from ..images import ImageSource
 from ..latents import Encoder
@@ -105,6 +107,8 @@ def prepare_data(
         data, held_out = split_by_identity(data, config.validation_fraction, config.seed)
     else:
         held_out = without_identities(load_latents(held), data)
+    if progress and (unreadable := list(dict.fromkeys((*data.unreadable, *held_out.unreadable)))):
+        tqdm.write(f"{len(unreadable)} images cannot be read: {first_of(unreadable)}", file=sys.stderr)
     held_out = without_images(held_out, leave_out)
     if config.identity_share < 1:
         data = some_identities(data, config.identity_share, config.seed)

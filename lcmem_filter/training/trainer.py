@@ -17,7 +17,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from tqdm.auto import tqdm
 
-from ..errors import ConfigurationError, DataError, TrainingFailedError, first_of
+from ..errors import ConfigurationError, DataError, TrainingFailedError
 from ..head import LCMemHead, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder
@@ -207,8 +207,6 @@ class _Run:
             f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
             f"validation images of {len(set(held_out.identities))} identities"
         )
-        if train.unreadable:
-            self._say(f"{len(train.unreadable)} training images cannot be read: {first_of(train.unreadable)}")
         objective, optimizer = self._prepare(standing, train)
         self._train(standing, objective, optimizer, train, sampler, validator)
         return self._finish(standing, train, held_out, validator)
@@ -369,7 +367,6 @@ class _Run:
                     "train": train.counts(),
                     "validation": held_out.counts(),
                     "unreadable": len(train.unreadable),
-                    "unreadable_images": list(train.unreadable),
                     "left_out": len(set(self.leave_out)),
                 },
                 "spaces": {space: encoder.described() for space, encoder in self.encoders.items()},

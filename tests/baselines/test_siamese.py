@@ -263,7 +263,7 @@ def command(*arguments: object) -> int:
 
 
 def test_from_the_command_line(tmp_path, capsys):
-    write_pictures(tmp_path / "people", range(12), identities=True)
+    write_pictures(tmp_path / "people", range(12), identities=1)
     given = (tmp_path / "people", "--baseline", "dar-unsupervised", "--output", tmp_path / "out")
     recipe = ("--resolution", 32, "--steps", 2, "--batch-pairs", 4, "--terms", "ours")
     assert command(*given, *recipe) == 0

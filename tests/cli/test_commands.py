@@ -138,8 +138,8 @@ def test_the_encoder_that_an_index_names_may_be_gone(folder, capsys):
 
 
 def test_training_from_the_command_line(folder, capsys):
-    write_pictures(folder / "people", range(12), identities=True)
-    write_pictures(folder / "people", range(12, 24), identities=True)
+    write_pictures(folder / "people", range(12), identities=1)
+    write_pictures(folder / "people", range(12, 24), identities=1)
     recipe = ("--size", "micro", "--resolution", 32, "--steps", 4, "--batch-pairs", 8, "--evaluate-every", 4)
     status, (trained,), err = run(
         capsys,

@@ -79,7 +79,7 @@ def test_save_and_load_round_trip(tmp_path):
 
 
 def test_identities_and_labels_are_kept(tmp_path):
-    source = pictures(tmp_path / "people", range(3), identities=True)
+    source = pictures(tmp_path / "people", range(3), identities=1)
     index = MemorizationIndex.build(
         source, saved_encoder(tmp_path), head(), tmp_path / "index", resolution=RESOLUTION, progress=False
     )

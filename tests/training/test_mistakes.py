@@ -126,7 +126,7 @@ def test_sets_and_identities_are_told_apart(tmp_path: Path, cache: Path) -> None
     given = [
         identity_of(source, one)
         for name in ("f", "g")
-        for source in [open_images(write_pictures(tmp_path / name, range(3), identities=True))]
+        for source in [open_images(write_pictures(tmp_path / name, range(3), identities=1))]
         for one in source.records
     ]
     assert given[:3] == given[3:] and len(set(given)) == 3
