@@ -50,3 +50,14 @@ def test_variants_are_trained_and_compared_with_the_recipe(tmp_path):
                     sum(cell["of_seeds"]) / 2 - sum(usual["of_seeds"]) / 2, abs=1e-9
                 )
     assert table["the recipe"]["filter"]["heavy_copies"]["gained_interval"] == [0, 0]
+
+    other = ("--variants", "half of the identities", "--descriptors", "2", "--seeds", "1")
+    command += [*other, "--output", str(tmp_path / "descriptors.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert f"{tmp_path / 'cache' / 'recipe' / 'the-recipe-0'} is finished already" in done.stderr
+    results = json.loads((tmp_path / "descriptors.json").read_text())
+    assert list(results["variants"]) == ["the recipe", "half of the identities"]
+    assert "then 2 steps of stage 3" in results["about"]
+    for name, row in results["variants"].items():
+        assert [step for step, _ in row["loss"]["0"]] == [2], name

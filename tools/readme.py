@@ -374,7 +374,7 @@ def recipe() -> str:
 
 def identities() -> str:
     """What fewer identities to train on cost, from what ``benchmarks/recipe --descriptors`` left."""
-    path = RESULTS / "identities.json"
+    path = RESULTS / "recipe-descriptors.json"
     if not path.exists():
         return "Fewer identities have not been trained on yet.\n"
     results = json.loads(path.read_text())

@@ -6,7 +6,7 @@ Every head is trained from drawn weights by stage 2 alone, on copies changed as 
 what identities and what copies need. Figure, index and copies are those of ``benchmarks/ablations``, by the filter's
 score without descriptors and by the embedding alone. With ``--descriptors`` stage 3 follows, and the filter's score is
 the one with them. Finished runs lie in ``--cache`` and are not repeated, an interrupted one goes on. Writes
-``benchmarks/results/recipe.json``.
+``benchmarks/results/recipe.json``, and with ``--descriptors`` ``recipe-descriptors.json`` beside it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lcmem_filter.baselines.lcmem import LCMem, LCMemEmbedding
 from lcmem_filter.head import SIZES, LCMemHead
 from lcmem_filter.training import TrainingConfig, train_head, training_record
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "recipe.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 RECIPE = "the recipe"
 VARIANTS: dict[str, dict[str, Any]] = {
     RECIPE: {},
@@ -237,8 +237,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2, help="heads of each variant, by seeds 0, 1, ...")
     parser.add_argument("--copies", type=int, default=150, help="images of a domain that are copied, at most")
     parser.add_argument("--draws", type=int, default=500, help="draws of identities for the intervals")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    if not arguments.output:
+        arguments.output = RESULTS / ("recipe-descriptors.json" if arguments.descriptors else "recipe.json")
     if arguments.variants[0] != RECIPE:
         arguments.variants.insert(0, RECIPE)
     return arguments
