@@ -355,6 +355,18 @@ def test_an_index_halves_larger_latents_as_the_filter_does(tmp_path):
     assert (found["halved"] - found["averaged"]).abs().mean() > 0.02
 
 
+def test_who_averages_larger_latents_is_told(tmp_path, capsys):
+    source, encoder = pictures(tmp_path / "train", range(3)), saved_encoder(tmp_path)
+    told = "latents of 32x32 are averaged to the head's 16x16"
+    for name, made, side, expected in (
+        ("a", head(), 64, True),
+        ("b", halving_head(), 64, False),
+        ("c", head(), 32, False),
+    ):
+        MemorizationIndex.build(source, encoder, made, tmp_path / name, resolution=side)
+        assert (told in capsys.readouterr().err) == expected, name
+
+
 def test_larger_latents_are_not_embedded_anew_by_a_head_that_halves_them_otherwise(tmp_path):
     small = build(tmp_path / "small").reembed(
         halving_head(), tmp_path / "fine"
