@@ -181,7 +181,7 @@ def test_lcmem_is_the_filters_statistic(tmp_path):
 
 
 def test_lcmem_is_the_filters_statistic_where_identities_are_told(tmp_path):
-    pictures(tmp_path / "train", range(20), identities=3)
+    pictures(tmp_path / "train", range(20), identities=2)
     index = build(tmp_path)
     stored = index.latents(torch.arange(len(index)))
     noise = torch.randn(stored.shape, generator=torch.Generator().manual_seed(0))
