@@ -346,7 +346,15 @@ def _across(name: str, what: str) -> str:
 
 def recipe() -> str:
     """What parts of the training recipe gain or lose, from the results file of ``benchmarks/recipe``."""
-    path = RESULTS / "recipe.json"
+    return _changes(RESULTS / "recipe.json")
+
+
+def recipe_latents() -> str:
+    """The same of finer latents, which only some sets can be measured on."""
+    return _changes(RESULTS / "recipe-latents.json")
+
+
+def _changes(path: Path) -> str:
     if not path.exists():
         return "Parts of the training recipe have not been measured yet.\n"
     results = json.loads(path.read_text())
@@ -359,7 +367,8 @@ def recipe() -> str:
     def cell(name: str, task: str, row: dict[str, Any]) -> str:
         one = row["filter"][task]
         if name == "the recipe":
-            return f"{one['recall']['all domains']:.1%}"
+            recall = one["recall"]
+            return f"{recall.get('all domains', list(recall.values())[-1]):.1%}"
         low, high = (100 * end for end in one["gained_interval"])
         return f"{100 * one['gained']:+.1f} ({low:+.1f} to {high:+.1f})"
 
@@ -517,6 +526,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "pairs": pairs,
     "pipelines": pipelines,
     "recipe": recipe,
+    "recipe_latents": recipe_latents,
     "resolutions": resolutions,
     "robustness": robustness,
     "spaces": spaces,
