@@ -80,7 +80,9 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     if _is_finished(build):
         return
     if state.is_main_process:
-        _start(build, tell=progress)
+        if progress:
+            _tell_averaging(build)
+        _start(build)
     state.wait_for_everyone()
     own = list(enumerate(build.shards))[state.process_index :: state.num_processes]
     todo = [(number, first) for number, first in own if _read_receipt(build.output, number) is None]
@@ -113,14 +115,18 @@ def _is_finished(build: Build) -> bool:
     return files.is_index(build.output)
 
 
-def _start(build: Build, *, tell: bool) -> None:
+def _tell_averaging(build: Build) -> None:
+    """On stderr, where larger latents lose what a network for them would keep."""
     side, grid = build.encoder.side_at(build.resolution), build.head.grid
-    if tell and side >= 2 * grid and build.space not in build.head.halvings:
+    if side >= 2 * grid and build.space not in build.head.halvings:
         tqdm.write(
             f"latents of {side}x{side} are averaged to the head's {grid}x{grid}, by which it finds less: it has no "
             f"network that halves those of {build.space!r} (lcmem-filter train --add-halving makes one)",
             file=sys.stderr,
         )
+
+
+def _start(build: Build) -> None:
     build.head.save_pretrained(build.output / files.HEAD)
     files.write_json(build.output / files.PLAN, build.plan())
 
