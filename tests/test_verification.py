@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from lcmem_filter.alignment import aligned_similarity, alignments
 from lcmem_filter.errors import FilterFailedError, LatentSpaceError
 from lcmem_filter.head import LCMemHead
-from lcmem_filter.images import open_images
-from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import normalise
 from lcmem_filter.matching import alike_under_warps, all_warps
 from lcmem_filter.standing import (
@@ -272,17 +270,10 @@ def test_identities_of_one_image_each_change_nothing():
 def test_a_copy_stands_out_more_where_the_index_knows_whose_images_are_like_it(tmp_path):
     pictures(tmp_path / "train", range(30), identities=3)
     named = build(tmp_path, images=30)
-    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "train").mkdir(parents=True)
     for file in sorted((tmp_path / "train").rglob("*.png")):
-        shutil.copy(file, tmp_path / "bare" / f"{file.parent.name}-{file.name}")
-    bare = MemorizationIndex.build(
-        open_images(tmp_path / "bare"),
-        saved_encoder(tmp_path),
-        head(),
-        tmp_path / "b",
-        resolution=32,
-        progress=False,
-    )
+        shutil.copy(file, tmp_path / "bare" / "train")
+    bare = build(tmp_path / "bare", images=30)
     assert len(set(named.identities.tolist())) < len(set(bare.identities.tolist())) == 30
     asked = named.latents(torch.arange(30)) + 0.3 * smooth(30, seed=5)
     told, untold = (
@@ -320,16 +311,7 @@ def test_repetitions_are_no_background():
 def test_repetitions_in_an_index_are_recognised(tmp_path):
     for name in ("a", "b", "c"):  # each picture three times
         pictures(tmp_path / "train" / name, range(20))
-    from tests.index.material import head
-
-    index = MemorizationIndex.build(
-        open_images(tmp_path / "train"),
-        saved_encoder(tmp_path),
-        head(),
-        tmp_path / "i",
-        resolution=32,
-        progress=False,
-    )
+    index = build(tmp_path)
     rows = torch.tensor([[0, 20, 5, 40, 25, 7]])
     alike = index.embeddings(rows[0]) @ index.embeddings(rows[0]).T > SAME_IMAGE
     assert alike[0, 1] and alike[0, 3] and alike[2, 4]

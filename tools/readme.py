@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def commands() -> str:
     from lcmem_filter.cli.main import commands as found
 
     rows = [f"| `lcmem-filter {name}` | {command.HELP} |" for name, command in found().items()]
-    return "\n".join(["| command | what it does |", "| --- | --- |", *rows]) + "\n"
+    return _table(["command", "what it does"], rows)
 
 
 def benchmarks() -> str:
@@ -37,7 +37,7 @@ def benchmarks() -> str:
         file = RESULTS / f"{name}.json"
         where = f"[{file.name}](benchmarks/results/{file.name})" if file.exists() else "not run yet"
         rows.append(f"| [{name}](benchmarks/{name}) | {about} | {where} |")
-    return "\n".join(["| benchmark | what it answers | results |", "| --- | --- | --- |", *rows]) + "\n"
+    return _table(["benchmark", "what it answers", "results"], rows)
 
 
 def filters() -> str:
@@ -72,7 +72,7 @@ def filters() -> str:
         f"{attached}.\n\n{_by_prompts(results['filters'])}{_named(results['filters'])}"
         f"From [filters.json](benchmarks/results/filters.json), {results['about']}{_not_run(results)}\n"
     )
-    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
+    return _table(columns, rows) + note
 
 
 NAMED_SHARES = ("memorised_returned", "other_generations_rejected")
@@ -149,7 +149,7 @@ def detection() -> str:
         "Plots: [recall](benchmarks/results/detection-recall.png), "
         "[curves](benchmarks/results/detection-curves.png).\n"
     )
-    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
+    return _table(columns, rows) + note
 
 
 DETECTION_TASKS = {
@@ -203,7 +203,7 @@ def found() -> str:
             other = "-" if best is None else f"{results['labels'][best]} {cells[best]['recall']:.1%}"
             rows.append(f"| {DETECTION_TASKS[task]}{beside} | {' | '.join(shares)} | {other} |")
     columns = ["query", *domains, f"strongest other, {domains[-1]}"]
-    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n"
+    return _table(columns, rows)
 
 
 def _recall(cell: dict[str, Any] | None) -> str:
@@ -376,9 +376,8 @@ def _changes(path: Path) -> str:
         f"| {name} | {len(row['seeds'])} | {' | '.join(cell(name, task, row) for task in tasks)} |"
         for name, row in results["variants"].items()
     ]
-    head = f"| changed | heads | {' | '.join(tasks.values())} |"
     note = f"\nFrom [{path.name}](benchmarks/results/{path.name}): {results['about']}\n"
-    return "\n".join([head, "| --- " * (2 + len(tasks)) + "|", *rows]) + "\n" + note
+    return _table(["changed", "heads", *tasks.values()], rows) + note
 
 
 def identities() -> str:
@@ -398,9 +397,8 @@ def identities() -> str:
         shares += [found["same_identity"][domain] for domain in domains]
         share = "all" if name == "the recipe" else name.removesuffix(" of the identities")
         rows.append(f"| {share} | {' | '.join(f'{one:.1%}' for one in shares)} |")
-    head = f"| identities | {' | '.join(columns)} |"
     note = f"\nFrom [{path.name}](benchmarks/results/{path.name}): {results['about']}\n"
-    return "\n".join([head, "| --- " * (1 + len(columns)) + "|", *rows]) + "\n" + note
+    return _table(["identities", *columns], rows) + note
 
 
 def ladder() -> str:
@@ -426,7 +424,7 @@ def ladder() -> str:
         for row in results["ladders"]
     ]
     note = f"\nFrom [ladder.json](benchmarks/results/ladder.json): {results['about']}\n"
-    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
+    return _table(columns, rows) + note
 
 
 def _worth(worth: dict[str, Any]) -> str:
@@ -467,7 +465,7 @@ def early_stop() -> str:
         f"\nFrom [early_stop.json](benchmarks/results/early_stop.json): {results['about']} Accepted samples that the "
         f"thresholds rest on, none of those counted above: {fitted}.\n"
     )
-    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n" + note
+    return _table(columns, rows) + note
 
 
 def _mean(value: dict[str, Any]) -> str:
@@ -509,7 +507,7 @@ def pipelines() -> str:
         if family.autoencoder:
             forms.append(f"real autoencoder `{family.autoencoder}`")
     rows = [f"| `{name}` | `{decoder}` | {'; '.join(forms)} |" for (name, decoder), forms in tested.items()]
-    return "\n".join(["| pipeline | decoder | tested |", "| --- | --- | --- |", *rows]) + "\n"
+    return _table(["pipeline", "decoder", "tested"], rows)
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
@@ -552,8 +550,8 @@ def main(argv: list[str] | None = None) -> int:
         "--check", action="store_true", help="change nothing; exit 1 where a block is out of date"
     )
     arguments = parser.parse_args(argv)
-    stale = [page for page in PAGES if page.read_text() != refreshed(page)]
-    for page in stale:
+    stale = {page: text for page in PAGES if (text := refreshed(page)) != page.read_text()}
+    for page, text in stale.items():
         name = page.relative_to(ROOT).as_posix()
         if arguments.check:
             print(
@@ -561,8 +559,13 @@ def main(argv: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
         else:
-            page.write_text(refreshed(page))
+            page.write_text(text)
     return int(arguments.check and bool(stale))
+
+
+def _table(columns: Sequence[str], rows: Sequence[str]) -> str:
+    """Rows that are lines already, under a header."""
+    return "\n".join([f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows]) + "\n"
 
 
 def _share(value: dict[str, Any] | None) -> str:

@@ -167,9 +167,8 @@ def robustness(
         "recall": {},
     }
     for method in methods:
-        if (
-            method.row.domains or method.row.told or method.row.name == "ssim"
-        ):  # too slow for what they would add
+        # too slow for what they would add
+        if method.row.domains or method.row.told or method.row.name == "ssim":
             continue
         found = measure(method, design, list(tasks.values()), keeper)
         limits = judge.thresholds(found)
