@@ -93,16 +93,16 @@ class DenseBranch(nn.Module):
     """A stem's tokens, one a cell, to a descriptor of what lies there, by which ``matching`` lays pictures over each
     other. It sees a few cells around and no more: what the trunk knows of the whole picture makes strangers alike."""
 
-    def __init__(self, width: int, dim: int) -> None:
+    def __init__(self, given: int, dim: int, width: int) -> None:
         super().__init__()
-        self.lateral = nn.Conv2d(width, width, 1)
+        self.lateral = nn.Conv2d(given, width, 1)
         self.norms = nn.ModuleList(ChannelsFirstNorm(width, eps=1e-6) for _ in range(3))
         self.convolutions = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
         self.descriptors = nn.Conv2d(width, dim, 1)
         self.weight = nn.Conv2d(width, 1, 1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, width, g, g) to (B, dim, g, g)."""
+        """(B, given, g, g) to (B, dim, g, g)."""
         features = self.lateral(features)
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             features = features + F.gelu(convolution(norm(features)))

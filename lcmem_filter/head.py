@@ -72,6 +72,7 @@ MINIMUM_AGREEMENT = 0.6
 LATER: dict[str, Any] = {
     "token_dim": 0,
     "match_dim": 0,
+    "match_width": 0,
     "match_spaces": (),
     "halved_spaces": (),
     "pooling": "mean",
@@ -120,6 +121,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         score: Which score the head was trained for.
         token_dim: Length of a token of the local branch; 0 for none, as in the paper.
         match_dim: Length of a descriptor of the dense branch; 0 for none.
+        match_width: Width of the dense branch; 0 for that of the trunk's first stage.
         match_spaces: Spaces whose stems the dense branch describes well; it need not have been trained on all of them.
         halved_spaces: Spaces whose larger latents are halved by a network; those of others are averaged over areas.
         pooling: How the trunk's cells become one vector (``branches.POOLINGS``).
@@ -143,6 +145,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         score: str = "cosine",
         token_dim: int = 0,
         match_dim: int = 0,
+        match_width: int = 0,
         match_spaces: tuple[str, ...] = (),
         halved_spaces: tuple[str, ...] = (),
         pooling: str = "mean",
@@ -169,7 +172,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         self.projection = nn.Linear(hidden_sizes[-1], embedding_dim)
         self.fc_end = nn.Linear(embedding_dim, 1)
         self.local = LocalBranch(tuple(hidden_sizes), token_dim) if token_dim else None
-        self.dense = DenseBranch(width, match_dim) if match_dim else None
+        self.dense = DenseBranch(width, match_dim, match_width or width) if match_dim else None
         self.probes = nn.ParameterDict(
             {
                 name: nn.Parameter(torch.zeros(12, c, grid, grid), requires_grad=False)

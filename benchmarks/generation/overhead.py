@@ -20,13 +20,15 @@ def overhead(
     options: dict[str, Any],
     batch: int,
     repeats: int,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, Any]:
-    """CPU seconds a batch: plain, with the filter at the gate, and with the finished images encoded and judged.
+    """Seconds a batch by ``clock``: plain, with the filter at the gate, and with the finished images encoded and judged.
 
     The last is what a check outside the pipeline does: it gets pictures, so it has to encode them before the same head
     and index can judge them.
     """
-    encoder, judge = load_encoder(index.encoder_source.path), MemorizationFilter(index)
+    encoder = load_encoder(index.encoder_source.path).to(index.head.device)
+    judge = MemorizationFilter(index)
 
     def draw(number: int) -> list[Any]:
         generators = [torch.Generator().manual_seed(1000 * number + row) for row in range(batch)]
@@ -38,7 +40,7 @@ def overhead(
 
     def filtered(number: int) -> None:
         pipe.with_memorization_filter(index, on_memorized="flag")
-        start = time.process_time()
+        start = clock()
         try:
             draw(number)
         finally:
@@ -47,7 +49,7 @@ def overhead(
 
     def image_space(number: int) -> None:
         pixels = torch.stack([to_pixels(image, index.resolution) for image in draw(number)])
-        judge.judge(encoder.encode(pixels))
+        judge.judge(encoder.encode(pixels.to(index.head.device)))
 
     attached = [0.0]
     ways: dict[str, Callable[[int], None]] = {
@@ -58,10 +60,10 @@ def overhead(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(-1, repeats):  # the first round warms up
         for name in sorted(ways, key=lambda name: (number + list(ways).index(name)) % len(ways)):
-            attached[0] = time.process_time()
+            attached[0] = clock()
             ways[name](number + 1)
             if number >= 0:
-                seconds[name].append(time.process_time() - attached[0])
+                seconds[name].append(clock() - attached[0])
     base = seconds["plain"]
     return {
         "batch_size": batch,

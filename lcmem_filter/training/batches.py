@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from ..latents import canonical
 from .config import MATCHED_AMONG, TrainingConfig
 from .data import LatentSet, Pairs
+from .fresh import FreshViews
 from .views import augment_latents, generator_for, half_formed, mirror_some, turn_groups, warp_elastically
 
 CLEAN_A, CLEAN_B = 0.5, 0.1
@@ -25,11 +27,13 @@ def batch_of(
     accelerator: Accelerator,
     step: int,
     accumulated: int,
+    fresh: FreshViews | None = None,
 ) -> tuple[Any, ...]:
     """This process's share of ``part`` of ``pairs``; what is drawn depends on seed, step, part and process alone.
 
     Args:
         accumulated: Which of the parts of the step it is.
+        fresh: Where views are drawn anew; ``train`` has them by default.
 
     Returns:
         What ``Objective`` takes: latents of both sides, their spaces, identities, offsets, copies.
@@ -38,13 +42,16 @@ def batch_of(
     size = (part.stop - part.start) // processes
     rows = slice(part.start + rank * size, part.start + (rank + 1) * size)
     shared = generator_for(config.seed, "batch", step, accumulated)
-    spaces = tuple(str(shared.choice(train.spaces)) for _ in range(2))
+    spaces = tuple(_space(train.spaces, config.first_space, shared) for _ in range(2))
     offsets = shared.random(part.stop - part.start)[rank * size : (rank + 1) * size]
     own = generator_for(config.seed, "augment", step, accumulated, rank)
     turns = (config.seed, "turn", step, accumulated, rank)
 
     def side(space: str, images: Any, views: Any, clean: float, changed: bool) -> torch.Tensor:
-        latents = train.latents[space][images[rows], views[rows]].float().to(accelerator.device)
+        if fresh is None:
+            latents = train.latents[space][images[rows], views[rows]].float().to(accelerator.device)
+        else:
+            latents = fresh.latents(space, images[rows], views[rows], own)
         if changed and config.stage > 1 and config.half_formed:
             latents = half_formed(latents, own, share=config.half_formed)
         if changed and config.stage < 3 and config.elastic:
@@ -62,6 +69,10 @@ def batch_of(
     identities = torch.from_numpy(pairs.identities[rows]).to(accelerator.device)
     copies = torch.from_numpy(pairs.a[rows] == pairs.b[rows]).to(accelerator.device)
     return a, b, spaces, identities, torch.from_numpy(offsets).float().to(accelerator.device), copies
+
+
+def _space(spaces: tuple[str, ...], first: float, draw: np.random.Generator) -> str:
+    return spaces[0] if first and draw.random() < first else str(draw.choice(spaces))
 
 
 def moved_against(objective: nn.Module, batch: tuple[Any, ...], most: float) -> tuple[Any, ...]:

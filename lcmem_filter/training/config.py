@@ -86,6 +86,12 @@ class TrainingConfig:
         mild_views: From stage 2 on, views of each image as a memorising model returns it that are encoded and cached.
         strong_views: From stage 2 on, strongly augmented views of each image that are encoded and cached.
         upside_down_views: In stage 3, strongly augmented views of each image upside down that are encoded and cached.
+        fresh_views: Views are not cached: those of a batch are drawn anew, augmented and encoded on the device that
+            trains, a GPU best; each kind as often as there are views of it.
+        keep_spaces: In stages 1 and 2, stems, descriptors and halving networks of the head that is gone on from stay as
+            they are, and so all its latent spaces; the trunk alone is trained.
+        first_space: Share of the sides of pairs that are of the first of several spaces; the others, and the rest, are
+            of any.
         half_formed: From stage 2 on, share of side b that is made to look as if a model had got no further than its
             outlines (``views.half_formed``).
         stage2_steps: Optimiser steps of stage 2, in place of ``steps``.
@@ -99,6 +105,7 @@ class TrainingConfig:
         keep_initial: How far the best head's weights go back towards those that it started from, 0 to 1; a stage that
             only adds a branch has none of that branch to go back to.
         match_dim: Length of the descriptors that stage 3 trains.
+        match_width: Width of the branch that makes them; 0 for that of the trunk's first stage.
         match_temperature: Of their likeness in stage 3's loss.
         gradient_accumulation: Batches that one optimiser step is divided into; negatives stay within a batch.
         mixed_precision: For the trunk; losses and the finished head are in float32.
@@ -138,6 +145,9 @@ class TrainingConfig:
     mild_views: int = 1
     strong_views: int = 2
     upside_down_views: int = 1
+    fresh_views: bool = False
+    keep_spaces: bool = False
+    first_space: float = 0.0
     half_formed: float = 0.3
     stage2_steps: int = 1500
     stage2_learning_rate: float = 3e-4
@@ -149,6 +159,7 @@ class TrainingConfig:
     stage3_half_formed: float = 0.15
     keep_initial: float = 0.0
     match_dim: int = 32
+    match_width: int = 0
     match_temperature: float = 0.05
     gradient_accumulation: int = 1
     mixed_precision: MixedPrecision = "no"
@@ -180,13 +191,18 @@ class TrainingConfig:
             "half_formed",
             "stage3_half_formed",
             "keep_initial",
+            "first_space",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         views = ("image_views", "visit_views", "mild_views", "upside_down_views")
-        for name in (*views, "adversarial", "margin", "spread", "token_weight"):
+        for name in (*views, "adversarial", "margin", "spread", "token_weight", "match_width"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.fresh_views and self.further_resolutions:
+            raise ConfigurationError(
+                f"fresh_views are of one resolution, got further_resolutions {self.further_resolutions}; leave one out"
+            )
         rates = ("learning_rate", "stage2_learning_rate", "stage3_learning_rate")
         check_positive(self, "temperature", "token_temperature", "match_temperature", *rates)
 
@@ -232,6 +248,15 @@ class TrainingConfig:
             same_image=self.stage3_same_image,
             half_formed=self.stage3_half_formed,
         )
+
+    def kinds_of_views(self) -> tuple[str, ...]:
+        """What the stage's views of an image are, beside the clean one: kinds of ``cache.AUGMENTATIONS``."""
+        counts = {"light": self.image_views, "visit": self.visit_views}
+        if self.stage > 1:
+            counts |= {"mild": self.mild_views, "strong": self.strong_views}
+        if self.stage == 3:
+            counts["upside-down"] = self.upside_down_views
+        return tuple(kind for kind, count in counts.items() for _ in range(count))
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then a cosine to 0."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
 from ..images import ImageRecord, ImageSource
@@ -337,6 +338,29 @@ def sampler_for(data: LatentSet, config: TrainingConfig) -> PairSampler:
         others_changed=CHANGED_OTHERS if config.stage == 3 else CHANGED_SHARE,
         same_labels=config.same_labels,
     )
+
+
+def drawn_ahead(sampler: PairSampler, steps: range, workers: int) -> Iterator[Pairs]:
+    """The batches of ``steps``, drawn by so many processes while others are trained on; by this one where 0."""
+    if not workers:
+        return map(sampler.draw, steps)
+    loader = DataLoader(_Draws(sampler, steps), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+    return iter(loader)
+
+
+class _Draws(Dataset[Pairs]):
+    def __init__(self, sampler: PairSampler, steps: range) -> None:
+        self.sampler, self.steps = sampler, steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, place: int) -> Pairs:
+        return self.sampler.draw(self.steps[place])
+
+
+def _as_it_is(pairs: Pairs) -> Pairs:
+    return pairs
 
 
 def _label_matrix(labels: np.ndarray | None, identity: np.ndarray) -> np.ndarray | None:

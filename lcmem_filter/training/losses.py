@@ -109,6 +109,7 @@ def matched(
     identities: torch.Tensor,
     copies: torch.Tensor,
     temperature: float,
+    group: int | None = None,
 ) -> torch.Tensor:
     """How far each sample is from being most like its own image, once both are laid over each other.
 
@@ -119,28 +120,34 @@ def matched(
 
     Args:
         samples: (n, E, g, g) descriptors.
-        candidates: (n, E, g, g); row i is of sample i, those of other identities are wrong for it.
+        candidates: (n, E, g, g); row i is of sample i, those of other identities in its group are wrong for it.
         identities: (n,) integers.
         copies: (n,) booleans: of the same image, not of the same identity merely.
         temperature: Likenesses are divided by it; positive.
+        group: Consecutive rows that are compared with each other, which divides n; all by default.
 
     Returns:
         (n,), at least 0.
     """
-    n = len(samples)
+    n, group = len(samples), group or len(samples)
+    groups = n // group
     with torch.no_grad():
-        votes, warps = vote(samples, candidates[None].expand(n, *candidates.shape))
-        own = torch.arange(n, device=samples.device)[:, None]
-        same = identities[:, None] == identities[None]  # its own among them
-        wrong = votes.masked_fill(same, -torch.inf).topk(min(HARDEST, n - 1), 1).indices
-        chosen = torch.cat([own, wrong], 1)
+        given = candidates.unflatten(0, (groups, group))[:, None].expand(-1, group, *(-1,) * 4).flatten(0, 1)
+        votes, warps = vote(samples, given)
+        row = torch.arange(n, device=samples.device)[:, None]
+        who = identities.view(groups, group)
+        same = (who[:, :, None] == who[:, None]).flatten(0, 1)  # its own among them
+        wrong = votes.masked_fill(same, -torch.inf).topk(min(HARDEST, group - 1), 1).indices
+        chosen = torch.cat([row % group, wrong], 1)
         where = all_warps(samples.device)[warps.gather(1, chosen)].flatten(0, 1)[:, None]
     spread = samples[:, None].expand(n, chosen.shape[1], *samples.shape[1:]).flatten(0, 1)
-    theirs = candidates.index_select(0, chosen.flatten())  # its gradient is summed in one order
+    places = (chosen + row // group * group).flatten()
+    theirs = candidates.index_select(0, places)  # its gradient is summed in one order
     alike = alike_under(spread, theirs, where).view_as(chosen) / temperature
     right, others = alike[:, 0], alike[:, 1:].masked_fill(same.gather(1, wrong), NEVER)
     among_own = F.softplus(others.logsumexp(1) - right)
-    among_all = F.softplus(others.flatten().logsumexp(0) - right)
+    hardest = others.unflatten(0, (groups, group)).flatten(1).logsumexp(1)
+    among_all = F.softplus(hardest.repeat_interleave(group) - right)
     return (among_own + APART * among_all) * torch.where(copies, 1.0, MERE_IDENTITY)
 
 
@@ -163,18 +170,20 @@ def token_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 class _BestMatches(torch.autograd.Function):
     """Largest cosine of each token of (P, T, D) in each of (Q, T, D), (P, T, Q), and the other way, (P, Q, T).
 
-    One row of P at a time, so that the (T, Q, T) cosines stay in the processor's cache; they are not kept but computed
-    again for the gradient, which goes to the best match alone.
+    On a CPU one row of P at a time, so that the (T, Q, T) cosines stay in the processor's cache, elsewhere all at once;
+    they are not kept but computed again for the gradient, which goes to the best match alone.
     """
 
     @staticmethod
     def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (p, t, _), q = a.shape, len(b)
         ours, theirs = a.new_empty(p, t, q), a.new_empty(p, q, t)
-        for row in range(p):
-            cosines = (a[row] @ b.flatten(0, 1).T).view(t, q, t)
-            torch.amax(cosines, 2, out=ours[row])
-            torch.amax(cosines, 0, out=theirs[row])
+        at_once = 1 if a.device.type == "cpu" else p
+        for first in range(0, p, at_once):
+            some = slice(first, first + at_once)
+            cosines = (a[some].flatten(0, 1) @ b.flatten(0, 1).T).view(-1, t, q, t)
+            torch.amax(cosines, 3, out=ours[some])
+            torch.amax(cosines, 1, out=theirs[some])
         ctx.save_for_backward(a, b, ours, theirs)
         return ours, theirs
 
@@ -184,14 +193,17 @@ class _BestMatches(torch.autograd.Function):
         of_ours, of_theirs = gradients
         (p, t, _), q, flat = a.shape, len(b), b.flatten(0, 1)
         to_a, to_b = torch.empty_like(a), torch.zeros_like(flat)
-        whole, part = a.new_empty(t, q, t), a.new_empty(t, q, t)
-        for row in range(p):
-            cosines = (a[row] @ flat.T).view(t, q, t)
-            torch.eq(cosines, ours[row][:, :, None], out=whole).mul_(of_ours[row][:, :, None])
-            torch.eq(cosines, theirs[row], out=part).mul_(of_theirs[row])
-            weights = whole.add_(part).view(t, q * t)
-            to_a[row] = weights @ flat
-            to_b.addmm_(weights.T, a[row])
+        at_once = 1 if a.device.type == "cpu" else p
+        whole, part = a.new_empty(at_once, t, q, t), a.new_empty(at_once, t, q, t)
+        for first in range(0, p, at_once):
+            some = slice(first, first + at_once)
+            own = a[some].flatten(0, 1)
+            cosines = (own @ flat.T).view(-1, t, q, t)
+            torch.eq(cosines, ours[some][..., None], out=whole).mul_(of_ours[some][..., None])
+            torch.eq(cosines, theirs[some][:, None], out=part).mul_(of_theirs[some][:, None])
+            weights = whole.add_(part).view(-1, q * t)
+            to_a[some] = (weights @ flat).view_as(to_a[some])
+            to_b.addmm_(weights.T, own)
         return to_a, to_b.view_as(b)
 
 

@@ -87,11 +87,19 @@ class MatchObjective(Objective):
         described = [self._describe(one, space) for one, space in zip((a, b), spaces, strict=True)]
         with torch.autocast(a.device.type, enabled=False):
             parts = (*(one.float() for one in described), identities, copies)
+            # one group at a time, so that it stays in a processor's cache; elsewhere all that are whole
+            whole = len(a) // MATCHED_AMONG * MATCHED_AMONG
+            at_once = max(whole, MATCHED_AMONG) if a.device.type != "cpu" else MATCHED_AMONG
             losses = [
-                matched(sample, candidates, who, copied, self.config.match_temperature)
-                for candidates, sample, who, copied in zip(
-                    *(one.split(MATCHED_AMONG) for one in parts), strict=True
+                matched(
+                    sample,
+                    candidates,
+                    who,
+                    copied,
+                    self.config.match_temperature,
+                    min(MATCHED_AMONG, len(sample)),
                 )
+                for candidates, sample, who, copied in zip(*(one.split(at_once) for one in parts), strict=True)
             ]
             return torch.cat(losses).mean()
 

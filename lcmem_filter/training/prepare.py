@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -65,11 +66,10 @@ def prepare_data(
             "there are several sets"
         )
     grid = grid or int(SIZES[config.size]["grid"])
-    mild, strong = (config.mild_views, config.strong_views) if config.stage > 1 else (0, 0)
-    upside_down = config.upside_down_views if config.stage == 3 else 0
+    kinds = config.kinds_of_views()
 
     def plans(
-        images: Sequence[ImageSource], further: Sequence[int] = (), **kinds: int
+        images: Sequence[ImageSource], kinds: Sequence[str], further: Sequence[int] = ()
     ) -> dict[str, list[list[CachePlan]]]:
         def of(source: ImageSource, space: str, encoder: Encoder) -> list[CachePlan]:
             usual = (resolutions or {}).get(space, config.resolution)
@@ -78,23 +78,14 @@ def prepare_data(
                 side = (grids or {}).get(space, grid)
                 return CachePlan(cache, source, encoder, resolution, side, number, kind=kind)
 
-            views = {kind.replace("_", "-"): count for kind, count in kinds.items()}
             sides = [side if side <= _shorter_side(source) else usual for side in further]
-            numbered = [view(v, kind) for kind, count in views.items() for v in range(1, 1 + count)]
+            numbered = [view(kinds[: i + 1].count(kind), kind) for i, kind in enumerate(kinds)]
             return [view(0, "light"), *(view(0, "light", side) for side in sides), *numbered]
 
         return {space: [of(one, space, encoder) for one in images] for space, encoder in encoders.items()}
 
-    train = plans(
-        sources,
-        config.further_resolutions,
-        light=config.image_views,
-        visit=config.visit_views,
-        mild=mild,
-        strong=strong,
-        upside_down=upside_down,
-    )
-    held = plans(validation, mild=min(mild, 1), strong=min(strong, 1))
+    train = plans(sources, () if config.fresh_views else kinds, config.further_resolutions)
+    held = plans(validation, [kind for kind in ("mild", "strong") if kind in kinds])
     every = [plan for part in (train, held) for images in part.values() for views in images for plan in views]
     for encoder in encoders.values():
         encoder.vae.to(accelerator.device)
@@ -110,6 +101,8 @@ def prepare_data(
     if progress and (unreadable := list(dict.fromkeys((*data.unreadable, *held_out.unreadable)))):
         tqdm.write(f"{len(unreadable)} images cannot be read: {first_of(unreadable)}", file=sys.stderr)
     held_out = without_images(held_out, leave_out)
+    if config.fresh_views:
+        data = replace(data, views=("clean", *kinds))
     if config.identity_share < 1:
         data = some_identities(data, config.identity_share, config.seed)
     if not len(held_out):

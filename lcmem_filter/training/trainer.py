@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -25,7 +25,8 @@ from .batches import batch_of, moved_against
 from .card import went_on_from, write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
 from .config import Stage, TrainingConfig
-from .data import LatentSet, PairSampler, sampler_for
+from .data import LatentSet, Pairs, PairSampler, drawn_ahead, sampler_for
+from .fresh import FreshViews
 from .losses import check_finite
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
@@ -37,7 +38,11 @@ from .weights import (
     drawn_head,
     take_weights,
     with_descriptors,
+    with_trunk_to_train,
 )
+
+MOST_WORKERS = 8
+"""Processes that draw pairs."""
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
 
@@ -168,6 +173,7 @@ class _Run:
                 DistributedDataParallelKwargs(find_unused_parameters=len(encoders) > 1 and config.stage < 3)
             ],
         )
+        self.fresh: FreshViews | None = None
         self.show = progress and self.accelerator.is_main_process
         self.plan = {
             "config": config.to_dict(),
@@ -201,20 +207,38 @@ class _Run:
             held_out,
             false_rejection_rate=self.config.false_rejection_rate,
             seed=self.config.seed,
-            most_queries=MOST_QUERIES if self.config.stage == 3 else None,
+            most_queries=MOST_QUERIES if self._has_descriptors() else None,
         )
         self._say(
             f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
             f"validation images of {len(set(held_out.identities))} identities"
         )
         objective, optimizer = self._prepare(standing, train)
+        if self.config.fresh_views:
+            self.fresh = FreshViews(
+                train,
+                self.sources,
+                self.encoders,
+                self.config.resolution,
+                self.accelerator.unwrap_model(objective).head.grid,
+                self.accelerator.device,
+                autocast=self.accelerator.autocast,
+                progress=self.show,
+            )
         self._train(standing, objective, optimizer, train, sampler, validator)
         return self._finish(standing, train, held_out, validator)
+
+    def _has_descriptors(self) -> bool:
+        kept = self.config.keep_spaces and self.initial is not None and self.initial.dense is not None
+        return self.config.stage == 3 or kept
 
     def _prepare(self, standing: Progress, train: LatentSet) -> tuple[Any, Any]:
         """Objective and optimiser under accelerate, as of ``standing``."""
         if self.config.stage == 3 and self.initial is not None:
             head = with_descriptors(self.initial, tuple(self.encoders), self.config)
+        elif self.config.keep_spaces and self.initial is not None:
+            head = with_trunk_to_train(self.initial, tuple(self.encoders), self.config).train()
+            head.fc_end.requires_grad_(self.config.loss == "verification")
         else:
             head = self._starting_head({space: values.shape[2] for space, values in train.latents.items()})
         optimizer = torch.optim.AdamW(
@@ -252,24 +276,35 @@ class _Run:
         bar = tqdm(
             total=config.steps, initial=standing.step, desc="training", unit="step", disable=not self.show
         )
+        workers = 0
+        if self.accelerator.device.type != "cpu":  # there a step takes less than its pairs take to draw
+            workers = min(MOST_WORKERS, (os.cpu_count() or 1) // (2 * self.accelerator.num_processes))
         self._mine(sampler, objective, train)
+        drawn = self._drawn(standing, sampler, workers)
         while standing.step < config.steps and standing.stale < config.patience:
             rate = config.learning_rate_at(standing.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            losses.append(self._step(standing.step, objective, optimizer, train, sampler))
+            losses.append(self._step(standing.step, objective, optimizer, train, next(drawn)))
             standing.step += 1
             bar.update()
             if standing.step % config.evaluate_every == 0 or standing.step == config.steps:
                 standing.seconds += time.monotonic() - since
                 self._evaluate(standing, objective, validator, sum(losses) / len(losses), rate)
                 self._mine(sampler, objective, train)
+                drawn = self._drawn(standing, sampler, workers)
                 since, losses = time.monotonic(), []
         bar.close()
         if standing.step < config.steps:
             self._say(
                 f"no better in {standing.stale} validations: stopped, with the head of step {standing.best_step}"
             )
+
+    def _drawn(self, standing: Progress, sampler: PairSampler, workers: int) -> Iterator[Pairs]:
+        """The pairs of the steps up to the next validation."""
+        every = self.config.evaluate_every
+        until = min((standing.step // every + 1) * every, self.config.steps)
+        return drawn_ahead(sampler, range(standing.step, until), workers)
 
     def _mine(self, sampler: PairSampler, objective: Any, train: LatentSet) -> None:
         """Tell the sampler where images lie; at checkpoints only, so that a run goes on as it would have gone."""
@@ -280,16 +315,18 @@ class _Run:
             head.train()
 
     def _step(
-        self, step: int, objective: Any, optimizer: Any, train: LatentSet, sampler: PairSampler
+        self, step: int, objective: Any, optimizer: Any, train: LatentSet, pairs: Pairs
     ) -> float:
         """One optimiser step; what is drawn depends on the seed and ``step`` alone."""
         accumulation = self.config.gradient_accumulation
-        pairs, total = sampler.draw(step), 0.0
+        total = 0.0
         size = len(pairs.a) // accumulation
         for i in range(accumulation):
             with self.accelerator.accumulate(objective):
                 part = slice(i * size, (i + 1) * size)
-                batch = batch_of(pairs, part, train, self.config, self.accelerator, step, i)
+                batch = batch_of(
+                    pairs, part, train, self.config, self.accelerator, step, i, self.fresh
+                )
                 if self.config.adversarial:
                     batch = moved_against(
                         self.accelerator.unwrap_model(objective), batch, self.config.adversarial

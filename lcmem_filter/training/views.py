@@ -190,21 +190,30 @@ def warp_elastically(
     """
     b, side = len(latents), latents.shape[-1]
     size = draw.uniform(0, most, b) * (draw.random(b) < share) * 2 / side
-    coarse = draw.standard_normal((b, 2, 4, 4)) * size[:, None, None, None]
-    moved = F.interpolate(
-        torch.from_numpy(coarse).to(latents), (side, side), mode="bicubic", align_corners=True
-    )
+    moved = displacements(size, side, draw, latents)
     still = F.affine_grid(
         torch.eye(2, 3).expand(b, 2, 3).to(latents), list(latents.shape), align_corners=False
     )
     warped = F.grid_sample(
         latents,
-        still + moved.permute(0, 2, 3, 1),
+        still + moved,
         mode="bilinear",
         padding_mode="reflection",
         align_corners=False,
     )
     return torch.where(torch.from_numpy(size > 0).to(latents.device)[:, None, None, None], warped, latents)
+
+
+def displacements(
+    size: np.ndarray, side: int, draw: np.random.Generator, like: torch.Tensor
+) -> torch.Tensor:
+    """Smooth displacements (B, side, side, 2), as ``grid_sample`` takes them, of standard deviations ``size`` (B,); of
+    the type and device of ``like``."""
+    coarse = draw.standard_normal((len(size), 2, 4, 4)) * size[:, None, None, None]
+    moved = F.interpolate(
+        torch.from_numpy(coarse).to(like), (side, side), mode="bicubic", align_corners=True
+    )
+    return moved.permute(0, 2, 3, 1)
 
 
 def mirror_some(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
@@ -245,7 +254,8 @@ def half_formed(latents: torch.Tensor, draw: np.random.Generator, *, share: floa
         drawn = draw.standard_normal((*latents.shape[:2], side, side), dtype=np.float32)
         return torch.from_numpy(drawn).to(latents)
 
-    soft = _blurred(latents, torch.from_numpy(draw.uniform(0.4, MOST_SOFTNESS, b)).to(latents))
+    widths = torch.from_numpy(draw.uniform(0.4, MOST_SOFTNESS, b)).to(latents)
+    soft = blurred(latents, widths, math.ceil(2 * MOST_SOFTNESS))
     other = soft[torch.from_numpy(draw.permutation(b)).to(latents.device)]
     side = latents.shape[-1]
     coarse = F.interpolate(noise(max(side // 4, 2)), (side, side), mode="bicubic")
@@ -255,10 +265,9 @@ def half_formed(latents: torch.Tensor, draw: np.random.Generator, *, share: floa
     return torch.where(changed, formed, latents)
 
 
-def _blurred(latents: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
-    """Each of (B, C, g, g) by a Gaussian of its own standard deviation (B,), in cells."""
+def blurred(latents: torch.Tensor, deviations: torch.Tensor, radius: int) -> torch.Tensor:
+    """Each of (B, C, g, g) by a Gaussian of its own standard deviation (B,), in cells, cut off at ``radius``."""
     b, c, side, _ = latents.shape
-    radius = math.ceil(2 * MOST_SOFTNESS)
     reach = torch.arange(-radius, radius + 1, device=latents.device)
     kernel = torch.softmax(-0.5 * (reach / deviations[:, None]) ** 2, 1)
     rows = F.pad(latents.reshape(1, b * c, side, side), (radius,) * 4, mode="replicate")

@@ -118,8 +118,13 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
     Raises:
         ArtifactError: it has another shape.
     """
+    state, other = initial.state_dict(), False
+    if head.dense is not None and initial.dense is not None:
+        own = head.dense.state_dict()
+        other = any(own[name].shape != value.shape for name, value in initial.dense.state_dict().items())
+        state = {name: value for name, value in state.items() if not (other and name.startswith("dense."))}
     try:
-        lacking, foreign = head.load_state_dict(initial.state_dict(), strict=False)
+        lacking, foreign = head.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ArtifactError(
             f"the head to go on from has another shape than this recipe's ({error}); give its size"
@@ -148,17 +153,42 @@ def extended(initial: LCMemHead, seed: int, **changes: Any) -> LCMemHead:
     return head.requires_grad_(False).eval()
 
 
-def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: TrainingConfig) -> LCMemHead:
-    """``initial`` with a dense branch for ``spaces``, its own or an untrained one; only that is trainable.
+def with_trunk_to_train(initial: LCMemHead, spaces: Collection[str], config: TrainingConfig) -> LCMemHead:
+    """``initial``, of which all is trainable that no latent space has to itself.
 
     Raises:
         ArtifactError: ``initial`` lacks one of the spaces.
     """
+    _check_known(initial, spaces)
+    head = extended(initial, config.seed)
+    for part in (head.trunk, head.pool, head.projection, head.local):
+        if part is not None:
+            part.requires_grad_(True)
+    return head
+
+
+def _check_known(initial: LCMemHead, spaces: Collection[str]) -> None:
     if unknown := [space for space in spaces if space not in initial.spaces]:
         raise ArtifactError(
             f"the head to go on from has no stem for latent space {unknown[0]!r}; it has {', '.join(initial.spaces)}"
         )
-    head = extended(initial, config.seed, match_dim=config.match_dim, match_spaces=list(spaces))
+
+
+def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: TrainingConfig) -> LCMemHead:
+    """``initial`` with a dense branch for ``spaces``, its own, or an untrained one where it has none of that shape; only
+    that is trainable.
+
+    Raises:
+        ArtifactError: ``initial`` lacks one of the spaces.
+    """
+    _check_known(initial, spaces)
+    head = extended(
+        initial,
+        config.seed,
+        match_dim=config.match_dim,
+        match_width=config.match_width,
+        match_spaces=list(spaces),
+    )
     assert head.dense is not None
     head.dense.requires_grad_(True)
     return head

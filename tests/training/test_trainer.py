@@ -276,7 +276,7 @@ def test_accumulated_batches_make_one_step(tmp_path: Path, cache: Path) -> None:
     original = trainer.batch_of
 
     def repeated(pairs: Any, part: slice, *rest: Any) -> Any:
-        return original(pairs, slice(0, 4), *rest[:-1], 0)
+        return original(pairs, slice(0, 4), *rest[:-2], 0, None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "batch_of", repeated)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lcmem_filter.training.views import (
-    _blurred,
+    blurred,
     augment_as_visit,
     augment_strongly,
     augment_upside_down,
@@ -84,12 +84,12 @@ def test_another_visit_moves_and_relights_a_picture_and_keeps_what_it_shows() ->
 def test_each_latent_is_blurred_by_its_own_gaussian() -> None:
     point = torch.zeros(2, 1, 17, 17)
     point[:, 0, 8, 8] = 1
-    spread = _blurred(point, torch.tensor([0.5, 1.2]))
+    spread = blurred(point, torch.tensor([0.5, 1.2]), 4)
     for row, deviation in zip(spread[:, 0], (0.5, 1.2), strict=True):
         weights = [math.exp(-0.5 * (x / deviation) ** 2) for x in range(-4, 5)]
         line = torch.tensor(weights) / sum(weights)
         torch.testing.assert_close(row[4:13, 4:13], line[:, None] * line[None])
-    torch.testing.assert_close(_blurred(torch.ones(1, 3, 8, 8), torch.tensor([1.0])), torch.ones(1, 3, 8, 8))
+    torch.testing.assert_close(blurred(torch.ones(1, 3, 8, 8), torch.tensor([1.0]), 4), torch.ones(1, 3, 8, 8))
 
 
 def test_half_of_the_latents_are_mirrored() -> None:

@@ -1,0 +1,108 @@
+"""Views that are drawn anew for every batch, augmented and encoded where the head is trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..errors import ConfigurationError
+from ..images import ImageSource, to_pixels
+from ..latents import Encoder, canonical
+from .cache import TURNED_BACK
+from .data import LatentSet, names_of_images
+from .on_device import change
+
+AT_ONCE = 256
+"""Pictures that are augmented and encoded at once."""
+
+READERS = 8
+"""Threads that read them."""
+
+
+class FreshViews:
+    """The training images on the device, and their encoders.
+
+    Args:
+        data: What is trained on; where a view is clean, its latents are taken.
+        sources: Where its images are read from.
+        encoders: The encoder of each space, on ``device``.
+        resolution: Side in pixels that images are squashed to.
+        grid: Side of the canonical latents.
+        autocast: Makes the context that pictures are encoded in.
+
+    Raises:
+        ConfigurationError: a resolution that JPEG's blocks do not divide.
+    """
+
+    def __init__(
+        self,
+        data: LatentSet,
+        sources: Sequence[ImageSource],
+        encoders: Mapping[str, Encoder],
+        resolution: int,
+        grid: int,
+        device: torch.device,
+        *,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        progress: bool = False,
+    ) -> None:
+        if resolution % 16:
+            raise ConfigurationError(
+                f"fresh_views need a resolution that is a multiple of 16, got {resolution}"
+            )
+        self.data, self.encoders, self.grid, self.autocast = data, encoders, grid, autocast
+        places = {
+            name: place
+            for name, place in zip(
+                names_of_images(sources),
+                ((source, row) for source in sources for row in range(len(source))),
+                strict=True,
+            )
+        }
+        assert data.ids is not None
+        self.pixels = torch.empty(
+            (len(data), 3, resolution, resolution), dtype=torch.uint8, device=device
+        )
+
+        def read(name: str) -> torch.Tensor:
+            source, row = places[name]
+            values = to_pixels(source.image(row), resolution) * 127.5 + 127.5
+            return values.round().clamp(0, 255).byte()
+
+        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+            found = tqdm(pool.map(read, data.ids), "reading", len(data), unit="image", disable=not progress)
+            for place, pixels in enumerate(found):
+                self.pixels[place] = pixels
+
+    @torch.no_grad()
+    def latents(
+        self, space: str, images: np.ndarray, views: np.ndarray, draw: np.random.Generator
+    ) -> torch.Tensor:
+        """Canonical latents (B, C, grid, grid) of views of images, those that are augmented drawn anew.
+
+        Args:
+            images: (B,) rows of the data.
+            views: (B,) which of ``data.views`` each is.
+            draw: Where the augmentations are drawn from.
+        """
+        device = self.pixels.device
+        kept = self.data.latents[space][torch.from_numpy(images), 0].float().to(device)
+        kinds = np.array(self.data.views)[views]
+        for kind in dict.fromkeys(self.data.views):
+            for rows in np.split(chosen := np.flatnonzero(kinds == kind), range(AT_ONCE, len(chosen), AT_ONCE)):
+                if kind == "clean" or not len(rows):
+                    continue
+                where = torch.from_numpy(images[rows]).to(device)
+                seen = change(self.pixels[where].float() / 255, kind, draw) * 2 - 1
+                with self.autocast():
+                    encoded = self.encoders[space].encode(seen.contiguous(memory_format=torch.channels_last))
+                made = canonical(encoded, self.grid)
+                kept[torch.from_numpy(rows).to(device)] = made.flip(-2) if kind == TURNED_BACK else made
+        return kept
+
