@@ -73,6 +73,7 @@ LATER: dict[str, Any] = {
     "token_dim": 0,
     "match_dim": 0,
     "match_width": 0,
+    "match_deformed": False,
     "match_spaces": (),
     "halved_spaces": (),
     "pooling": "mean",
@@ -122,6 +123,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         token_dim: Length of a token of the local branch; 0 for none, as in the paper.
         match_dim: Length of a descriptor of the dense branch; 0 for none.
         match_width: Width of the dense branch; 0 for that of the trunk's first stage.
+        match_deformed: Whether pictures are deformed when they are laid over each other (``matching.alike_deformed``).
         match_spaces: Spaces whose stems the dense branch describes well; it need not have been trained on all of them.
         halved_spaces: Spaces whose larger latents are halved by a network; those of others are averaged over areas.
         pooling: How the trunk's cells become one vector (``branches.POOLINGS``).
@@ -146,6 +148,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         token_dim: int = 0,
         match_dim: int = 0,
         match_width: int = 0,
+        match_deformed: bool = False,
         match_spaces: tuple[str, ...] = (),
         halved_spaces: tuple[str, ...] = (),
         pooling: str = "mean",

@@ -28,7 +28,14 @@ SHIFTS = (-0.06, 0.0, 0.06)
 """Half a cell of a grid of 16, along both axes."""
 
 
-def alike_under_warps(sample: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+REACH = 5
+"""Places along an axis, half a cell apart, where what lies in a cell may lie in a candidate that is deformed."""
+
+STIFFNESS = 5
+"""Cells a side over which a deformation is the same, nearly."""
+
+
+def alike_under_warps(sample: torch.Tensor, candidates: torch.Tensor, deformed: bool = False) -> torch.Tensor:
     """How alike each sample and candidate are where the candidate is cropped, stretched, turned and mirrored at best.
 
     Descriptors of few cells vote for one of 490 warps, as matches of local features do in a generalised Hough
@@ -37,6 +44,7 @@ def alike_under_warps(sample: torch.Tensor, candidates: torch.Tensor) -> torch.T
     Args:
         sample: (B, E, g, g) descriptors, each cell's norm its weight.
         candidates: (B, K, E, g, g) of each sample.
+        deformed: The most alike are deformed too (``alike_deformed``).
 
     Returns:
         (B, K), in [-1, 1]: mean cosine of descriptors under the best warp; 1 for the same picture.
@@ -48,7 +56,12 @@ def alike_under_warps(sample: torch.Tensor, candidates: torch.Tensor) -> torch.T
     alike = alike_under(samples, flat, warps[:, None])[:, 0].unflatten(0, (b, k))
     closer = alike.topk(min(CLOSER, k), 1).indices
     rows = (torch.arange(b, device=closer.device)[:, None] * k + closer).flatten()
-    moved = alike_under(samples[rows], flat[rows], _moved(warps[rows])).amax(1)
+    shifted = _moved(warps[rows])
+    moved = alike_under(samples[rows], flat[rows], shifted)
+    if deformed:
+        best = shifted[torch.arange(len(rows), device=rows.device), moved.argmax(1)]
+        moved = alike_deformed(samples[rows], flat[rows], best)[:, None]
+    moved = moved.amax(1)
     return alike.scatter_reduce(1, closer, moved.view_as(closer), "amax").clamp(-1, 1)
 
 
@@ -83,6 +96,48 @@ def alike_under(sample: torch.Tensor, candidate: torch.Tensor, warps: torch.Tens
     weights = our_weights[:, None] * seen[:, e]
     cosines = (ours[:, :, None] * theirs).sum(1)
     return (cosines * weights).sum((2, 3)) / weights.sum((2, 3)).clamp_min(1e-6)
+
+
+def alike_deformed(sample: torch.Tensor, candidate: torch.Tensor, warps: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of descriptors of N pairs (N, E, g, g), cell by cell, where the candidate, warped, is deformed too.
+
+    Each part of the sample may lie up to a cell from where the warp puts it, where that makes ``STIFFNESS`` by as many
+    cells around it most alike: soft tissue between two visits, a face that turns. Gradients flow through the
+    descriptors, not through where they lie.
+
+    Args:
+        warps: (N, 2, 3), from places in the sample to places in the candidate, as of ``affine_grid``.
+
+    Returns:
+        (N,), in [-1, 1].
+    """
+    n, e, side, _ = sample.shape
+    ours, our_weights = _unit(sample)
+    margin = REACH // 2
+    step = (
+        torch.arange(2 * side + REACH - 2, device=sample.device) - margin
+    )  # half cells, from the first cell's middle
+    place = (step + 1.0) / side - 1
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    where = torch.stack([x, y, torch.ones_like(x)], -1) @ warps.transpose(1, 2)[:, None]
+    given = torch.cat([candidate, candidate.norm(dim=1, keepdim=True)], 1)
+    fine = F.grid_sample(given, where, mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        directions = F.normalize(fine[:, :e], dim=1)
+        cosines = [
+            (ours * directions[:, :, i : i + 2 * side - 1 : 2, j : j + 2 * side - 1 : 2]).sum(1)
+            for i, j in itertools.product(range(REACH), repeat=2)
+        ]
+        around = F.avg_pool2d(
+            torch.stack(cosines, 1), STIFFNESS, 1, STIFFNESS // 2, count_include_pad=False
+        ).argmax(1)
+        cell = 2 * torch.arange(side, device=sample.device)
+        at = (cell[:, None] + around // REACH) * len(step) + cell + around % REACH
+    seen = fine.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, e + 1, -1)).view(n, e + 1, side, side)
+    still = slice(margin, margin + 2 * side - 1, 2)
+    weights = our_weights * fine[:, e, still, still]
+    alike = (ours * F.normalize(seen[:, :e], dim=1)).sum(1)
+    return (alike * weights).sum((1, 2)) / weights.sum((1, 2)).clamp_min(1e-6)
 
 
 @functools.cache

@@ -43,9 +43,12 @@ AT_ONCE_ELSEWHERE = 32
 STATISTIC = "likeness under the best warp, beyond background and runner-up of other identities in equal parts"
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
 
-Parts: TypeAlias = Literal["descriptors", "tokens", "latents"]
-"""What pictures are compared by, beside their embeddings: descriptors of every cell under warps, tokens wherever they
-lie, or, with a head that has neither, aligned latents."""
+Parts: TypeAlias = Literal["descriptors", "deformed descriptors", "tokens", "latents"]
+"""What pictures are compared by, beside their embeddings: descriptors of every cell under warps, deformed too with some
+heads, tokens wherever they lie, or, with a head that has neither, aligned latents."""
+
+LAID_OVER = ("descriptors", "deformed descriptors")
+"""The kinds of parts that are laid over each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,10 @@ class Compared:
     cosine: torch.Tensor
     parts: torch.Tensor | None
 
+    def cpu(self) -> Compared:
+        """The same on the CPU."""
+        return Compared(self.score.cpu(), self.cosine.cpu(), None if self.parts is None else self.parts.cpu())
+
     @classmethod
     def of(cls, compared: Sequence[Compared]) -> Compared:
         """Of further samples each, together."""
@@ -152,6 +159,7 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
         compared = compare(query, _stored(index, rows, kind))
     if not torch.isfinite(compared.score).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")
+    rows, compared = rows.cpu(), compared.cpu()  # at once: each number that a GPU is asked for takes a wait
     return [_scored(index, row, rows, compared) for row in range(len(latents))]
 
 
@@ -174,7 +182,7 @@ def compare(query: Query, candidates: Candidates) -> Compared:
     if query.parts is not None and query.kind is not None and candidates.parts is not None:
         parts = torch.stack([_parts_alike(query.kind, pose, candidates.parts) for pose in query.parts])
     alike = likeness(cosine, parts).amax(0)
-    if parts is not None and query.kind == "descriptors":
+    if parts is not None and query.kind in LAID_OVER:
         alike, ranks, runner_up = parts.amax(0), BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
     identities = candidates.identities
     if identities is not None:
@@ -187,7 +195,7 @@ def compare(query: Query, candidates: Candidates) -> Compared:
 def parts_between(head: LCMemHead, space: str, index_space: str) -> Parts | None:
     """What samples of ``space`` are compared with training images of ``index_space`` by; ``None``: embeddings alone."""
     if head.has_descriptors(space) and head.has_descriptors(index_space):
-        return "descriptors"
+        return "deformed descriptors" if head.config.match_deformed else "descriptors"
     if head.has_tokens:
         return "tokens"
     return "latents" if space == index_space else None
@@ -198,7 +206,7 @@ def describe_parts(head: LCMemHead, canonical: torch.Tensor, space: str, kind: P
     if kind == "latents":
         return canonical
     flat = canonical.flatten(0, -4)
-    parts = head.descriptors(flat, space) if kind == "descriptors" else head.describe(flat, space).tokens
+    parts = head.descriptors(flat, space) if kind in LAID_OVER else head.describe(flat, space).tokens
     assert parts is not None
     return parts.unflatten(0, canonical.shape[:-3])
 
@@ -221,8 +229,8 @@ def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) ->
 
 def _parts_alike(kind: Parts, samples: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """How alike the parts of samples (B, ...) and of candidates (B, K, ...) of each are, (B, K)."""
-    if kind == "descriptors":
-        return alike_under_warps(samples, candidates)
+    if kind in LAID_OVER:
+        return alike_under_warps(samples, candidates, deformed=kind != "descriptors")
     if kind == "tokens":
         return local_similarity(samples, candidates)
     return torch.stack([aligned_similarity(one, some) for one, some in zip(samples, candidates, strict=True)])

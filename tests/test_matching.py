@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from lcmem_filter import matching
-from lcmem_filter.matching import COARSE, LEAST_INSIDE, alike_under, alike_under_warps, all_warps, vote
+from lcmem_filter.matching import (
+    COARSE,
+    LEAST_INSIDE,
+    STIFFNESS,
+    alike_deformed,
+    alike_under,
+    alike_under_warps,
+    all_warps,
+    vote,
+)
 from lcmem_filter.training.losses import matched
 
 CPU = torch.device("cpu")
@@ -111,6 +120,53 @@ def test_a_warp_between_those_that_are_voted_on_is_met_more_closely() -> None:
     assert (alike >= plainly).all() and (1 - alike).mean() < 0.75 * (1 - plainly).mean()
 
 
+def test_a_deformed_likeness_is_that_of_the_place_around_which_all_is_most_alike() -> None:
+    """Against loops: each cell takes the shift, of 25 in half cells, under which its surroundings agree best."""
+    sample, candidate = maps(2)
+    warp = all_warps(CPU)[333]
+    found = float(alike_deformed(sample[None], candidate[None], warp[None]))
+    shifts = [(y / 2, x / 2) for y in range(-2, 3) for x in range(-2, 3)]
+    cosines, weights = torch.zeros(25, 16, 16), torch.zeros(16, 16)
+    given = torch.cat([candidate, candidate.norm(dim=0, keepdim=True)])[None]
+    for n, (dy, dx) in enumerate(shifts):
+        moved = warp.clone()
+        moved[:, 2] += warp[:, :2] @ torch.tensor([dx, dy]) * 2 / 16
+        seen = F.grid_sample(
+            given, F.affine_grid(moved[None], [1, 1, 16, 16], align_corners=False), align_corners=False
+        )[0]
+        cosines[n] = F.cosine_similarity(sample, seen[:8], dim=0)
+        if (dy, dx) == (0, 0):
+            weights = sample.norm(dim=0) * seen[8]
+    total, reach = 0.0, STIFFNESS // 2
+    for y in range(16):
+        for x in range(16):
+            around = cosines[:, max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1]
+            total += float(cosines[int(around.mean((1, 2)).argmax()), y, x] * weights[y, x])
+    assert found == pytest.approx(total / float(weights.sum()), abs=1e-4)
+
+
+def test_a_picture_whose_parts_moved_is_more_alike_where_it_is_deformed_than_a_stranger_becomes() -> None:
+    stored = maps(6, weighted=False)
+    place = F.affine_grid(torch.eye(2, 3).expand(6, 2, 3), [6, 1, 16, 16], align_corners=False)
+    moved = place + 0.1 * torch.stack([torch.sin(3 * place[..., 1]), torch.cos(3 * place[..., 0])], -1)
+    samples = F.normalize(F.grid_sample(stored, moved, padding_mode="reflection", align_corners=False), dim=1)
+    everyone = stored[None].expand(6, -1, -1, -1, -1)
+    rigid, deformed = (alike_under_warps(samples, everyone, deformed=one) for one in (False, True))
+    own = torch.eye(6).bool()
+    gained = deformed - rigid
+    assert gained[own].min() > 0.03 and gained[own].mean() > 1.5 * gained[~own].mean()
+    assert deformed.max() <= 1
+
+
+def test_descriptors_learn_through_a_deformation() -> None:
+    stored, samples = maps(4), maps(4, seed=2).requires_grad_(True)
+    warps = all_warps(CPU)[[3, 100, 250, 400]]
+    alike = alike_deformed(samples, stored, warps)
+    (gradient,) = torch.autograd.grad(alike.sum(), samples)
+    better = alike_deformed((samples + 0.5 * gradient).detach(), stored, warps)
+    assert (better > alike).all()
+
+
 def test_cells_without_weight_do_not_count() -> None:
     sample, candidate = maps(2, weighted=False)
     torn = candidate.clone()
@@ -168,3 +224,18 @@ def test_descriptors_that_follow_the_losss_gradient_find_their_images_better() -
         (gradient,) = torch.autograd.grad(matched(copies, learned, who, everyone, 0.5).sum(), learned)
         learned = (learned - 3.0 * gradient).detach().requires_grad_(True)
     assert matched(copies, learned, who, everyone, 0.5).sum() < 0.9 * before
+
+
+@pytest.mark.parametrize("deformed", [False, True])
+def test_groups_at_once_cost_what_they_cost_one_by_one(deformed: bool) -> None:
+    stored = maps(12).requires_grad_(True)
+    copies = warped(stored.detach(), all_warps(CPU)[200]) + 0.9 * maps(12, seed=3)
+    who, same_image = torch.arange(12), torch.arange(12) % 3 > 0
+    who[1], who[5] = 0, 0  # one in its group, one in another
+    given = (copies, stored, who, same_image)
+    at_once = matched(*given, 0.05, 4, deformed)
+    parts = zip(*(one.split(4) for one in given), strict=True)
+    one_by_one = torch.cat([matched(*part, 0.05, deformed=deformed) for part in parts])
+    torch.testing.assert_close(at_once, one_by_one)
+    gradients = [torch.autograd.grad(loss.sum(), stored)[0] for loss in (at_once, one_by_one)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)

@@ -36,6 +36,7 @@ from lcmem_filter.training.views import generator_for
 from lcmem_filter.training.weights import with_descriptors
 from lcmem_filter.verification import (
     BACKGROUND_UNDER_WARPS,
+    LAID_OVER,
     RUNNER_UP_UNDER_WARPS,
     SHORTLIST,
     Candidates,
@@ -82,8 +83,9 @@ def test_alignments_are_all_different_and_hold_the_latent_itself():
 def head_with(kind: Parts) -> LCMemHead:
     """An untrained head that compares by ``kind``."""
     torch.manual_seed(0)
-    if kind == "descriptors":
-        return with_descriptors(head(), ("sd",), TrainingConfig(match_dim=16))
+    if kind in LAID_OVER:
+        recipe = TrainingConfig(match_dim=16, deformed=kind != "descriptors")
+        return with_descriptors(head(), ("sd",), recipe)
     return head() if kind == "tokens" else LCMemHead.create("micro", {"sd": 4}, token_dim=0)
 
 
@@ -96,15 +98,15 @@ def compared(samples: torch.Tensor, stored: torch.Tensor, kind: Parts, with_part
     return compare(query, Candidates(embedding, parts if with_parts else None))
 
 
-KINDS = pytest.mark.parametrize("kind", ["descriptors", "tokens", "latents"])
+KINDS = pytest.mark.parametrize("kind", ["descriptors", "deformed descriptors", "tokens", "latents"])
 
 
 @KINDS
 def test_a_head_compares_by_the_best_that_it_has(kind):
     network = head_with(kind)
     assert parts_between(network, "sd", "sd") == kind
-    assert network.has_descriptors("sd") == (kind == "descriptors")
-    if kind != "descriptors":
+    assert network.has_descriptors("sd") == (kind in LAID_OVER)
+    if kind not in LAID_OVER:
         with pytest.raises(ValueError, match="no descriptors of latent space 'sd'"):
             network.descriptors(smooth(1), "sd")
 
@@ -129,13 +131,16 @@ def test_a_copy_upside_down_is_found(kind, with_parts):
         torch.testing.assert_close(value[:, :3].diagonal(), torch.ones(3), rtol=0, atol=2e-3)
 
 
-def test_under_warps_parts_alone_decide():
-    stored, network = smooth(30), head_with("descriptors")
+@pytest.mark.parametrize("kind", LAID_OVER)
+def test_under_warps_parts_alone_decide(kind):
+    stored, network = smooth(30), head_with(kind)
     samples = smooth(2, seed=5)
-    found = compared(samples, stored, "descriptors")
+    found = compared(samples, stored, kind)
     poses = [network.descriptors(pose, "sd") for pose in (samples, samples.flip(-2))]
     candidates = network.descriptors(stored, "sd").expand(2, -1, -1, -1, -1)
-    alike = torch.stack([alike_under_warps(pose, candidates) for pose in poses]).amax(0)
+    alike = torch.stack([alike_under_warps(pose, candidates, kind != "descriptors") for pose in poses]).amax(
+        0
+    )
     torch.testing.assert_close(found.parts, alike, rtol=0, atol=1e-4)
     for row in range(2):
         ordered = sorted(alike[row].tolist(), reverse=True)

@@ -22,7 +22,7 @@ def overhead(
     repeats: int,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, Any]:
-    """Seconds a batch by ``clock``: plain, with the filter at the gate, and with the finished images encoded and judged.
+    """Seconds a batch by ``clock``: plain, with the filter at the gate, with the finished images encoded and judged.
 
     The last is what a check outside the pipeline does: it gets pictures, so it has to encode them before the same head
     and index can judge them.

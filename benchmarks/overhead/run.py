@@ -24,8 +24,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-BENCHMARKS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(BENCHMARKS / name) for name in ("generation", "detection")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "generation"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
+
 from data import data_files, vae_folder
 from overhead import overhead
 
@@ -34,7 +35,7 @@ from lcmem_filter.demo.run import WEIGHTS
 from lcmem_filter.images import open_images
 from lcmem_filter.index.exact import ExactBackend
 
-RESULTS = BENCHMARKS / "results" / "overhead.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "overhead.json"
 SEED = 0
 SIZES: dict[str, dict[str, Any]] = {
     "sd1": {"cross_attention_dim": 768},
@@ -54,16 +55,20 @@ def main() -> None:
     device = torch.device(arguments.device)
     clock = _clock(device)
     index = _index(arguments, device)
-    pipe = drawn_pipeline(arguments.unet, arguments.vae or vae_folder(), device, getattr(torch, arguments.dtype))
+    pipe = drawn_pipeline(
+        arguments.unet, arguments.vae or vae_folder(), device, getattr(torch, arguments.dtype)
+    )
     options = {"num_inference_steps": arguments.steps, "height": arguments.side, "width": arguments.side}
     cost = overhead(pipe, index, ["a picture"], options, arguments.batch, arguments.repeats, clock=clock)
     results = {
-        "about": f"wall time, the device waited for; {arguments.unet} denoiser with drawn weights in {arguments.dtype}, "
+        "about": f"wall time, the device waited for; {arguments.unet} denoiser, weights drawn, in {arguments.dtype}, "
         f"{arguments.side} px, {arguments.steps} steps with guidance, an index of {len(index):,} images",
         **provenance(device),
         "overhead": {**options, **cost},
         "judging": judging(index, arguments, clock),
-        "search": [searching(rows, index.head.config.embedding_dim, arguments, clock) for rows in arguments.rows],
+        "search": [
+            searching(rows, index.head.config.embedding_dim, arguments, clock) for rows in arguments.rows
+        ],
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
@@ -71,7 +76,7 @@ def main() -> None:
 
 
 def drawn_pipeline(unet: str, vae: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """Stable Diffusion as it is laid out, its denoiser and text encoder drawn, its last layer 0: latents stay finite."""
+    """Stable Diffusion's layout; denoiser and text encoder are drawn, the last layer is 0: latents are finite."""
     torch.manual_seed(SEED)
     with device:
         denoiser = UNet2DConditionModel(sample_size=64, **SIZES[unet])
@@ -95,7 +100,9 @@ def drawn_pipeline(unet: str, vae: Path, device: torch.device, dtype: torch.dtyp
     return pipe.to(device, dtype)
 
 
-def judging(index: MemorizationIndex, arguments: argparse.Namespace, clock: Callable[[], float]) -> dict[str, Any]:
+def judging(
+    index: MemorizationIndex, arguments: argparse.Namespace, clock: Callable[[], float]
+) -> dict[str, Any]:
     """Seconds that the filter takes for a batch of latents of the pipeline's size."""
     judge = MemorizationFilter(index)
     draw = torch.Generator().manual_seed(SEED)
@@ -104,7 +111,9 @@ def judging(index: MemorizationIndex, arguments: argparse.Namespace, clock: Call
     return {"batch_size": arguments.batch, **_timed(lambda: judge.judge(latents), arguments.repeats, clock)}
 
 
-def searching(rows: int, dim: int, arguments: argparse.Namespace, clock: Callable[[], float]) -> dict[str, Any]:
+def searching(
+    rows: int, dim: int, arguments: argparse.Namespace, clock: Callable[[], float]
+) -> dict[str, Any]:
     """Seconds of exact search for a batch, of 25 of so many rows."""
     device = torch.device(arguments.device)
     draw = torch.Generator(device).manual_seed(SEED)
@@ -168,12 +177,20 @@ def _index(arguments: argparse.Namespace, device: torch.device) -> MemorizationI
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--vae", type=Path, help="autoencoder of Stable Diffusion's space; default LCMEM_VAE")
-    parser.add_argument("--data", type=Path, help="table of the index's images; default skin lesions of LCMEM_DATA")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of the index, outside the repository")
+    parser.add_argument(
+        "--data", type=Path, help="table of the index's images; default skin lesions of LCMEM_DATA"
+    )
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="folder of the index, outside the repository"
+    )
     parser.add_argument("--head", default="lcmem-small", help="name or folder (default: lcmem-small)")
-    parser.add_argument("--resolution", type=int, default=128, help="that images are indexed at (default: 128)")
+    parser.add_argument(
+        "--resolution", type=int, default=128, help="that images are indexed at (default: 128)"
+    )
     parser.add_argument("--unet", choices=list(SIZES), default="sd1", help="denoiser (default: sd1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float16", help="of the pipeline (default: float16)")

@@ -26,6 +26,7 @@ from .duplicates import find_duplicates
 VERSIONS = ("lcmem-filter", "torch", "diffusers", "transformers", "numpy", "pillow")
 COMPARED_BY = {
     "descriptors": "head, then training images laid over each sample",
+    "deformed descriptors": "head, then training images laid over each sample and deformed",
     "tokens": "head, picture as a whole and part by part",
     "latents": "head, and aligned latents",
     None: "head alone",

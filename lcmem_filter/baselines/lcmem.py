@@ -121,5 +121,7 @@ class LCMem(OfHead):
             cells = (head.grid // int(head.config.patch_size)) ** 2
             shapes["tokens"] = (cells, int(head.config.token_dim))
         if head.has_descriptors(space):
-            shapes["descriptors"] = (int(head.config.match_dim), head.grid, head.grid)
+            kind = parts_between(head, space, space)
+            assert kind is not None
+            shapes[kind] = (int(head.config.match_dim), head.grid, head.grid)
         return shapes

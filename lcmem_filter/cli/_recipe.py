@@ -81,6 +81,16 @@ RECIPE: dict[str, dict[str, Any]] = {
         "type": int,
         "help": "views of each image as another visit might have given it: window, gamma, warp, borders (default: 0)",
     },
+    "fresh_views": {
+        "action": "store_true",
+        "help": "draw views anew for every batch, augmented and encoded on the device that trains, a GPU best, in "
+        "place of cached ones; the numbers of views are then weights",
+    },
+    "keep_spaces": {
+        "action": "store_true",
+        "help": "stages 1 and 2: train the trunk of --initial alone, so that all its latent spaces, descriptors and "
+        "halving networks are kept",
+    },
     "stage2_steps": {"type": int, "help": "optimiser steps of stage 2 (default: 1500)"},
     "stage2_learning_rate": {"type": float, "help": "peak of stage 2 (default: 0.0003)"},
     "upside_down_views": {
@@ -91,6 +101,14 @@ RECIPE: dict[str, dict[str, Any]] = {
     "stage3_learning_rate": {"type": float, "help": "peak of stage 3 (default: 0.001)"},
     "stage3_batch_pairs": {"type": int, "help": "pairs of one step of stage 3 (default: 72)"},
     "match_dim": {"type": int, "help": "length of the descriptors that stage 3 trains (default: 32)"},
+    "match_width": {
+        "type": int,
+        "help": "width of the branch that makes them; 0 for that of the trunk's first stage (default: 0)",
+    },
+    "deformed": {
+        "action": "store_true",
+        "help": "stage 3: pictures are deformed when they are laid over each other, and by the head that comes of it",
+    },
     "same_labels": {
         "type": float,
         "help": "share of groups of identities that have labels in common (a column `labels`), so that a patient is "

@@ -106,6 +106,8 @@ class TrainingConfig:
             only adds a branch has none of that branch to go back to.
         match_dim: Length of the descriptors that stage 3 trains.
         match_width: Width of the branch that makes them; 0 for that of the trunk's first stage.
+        deformed: Stage 3's pictures are deformed when they are laid over each other (``matching.alike_deformed``),
+            while it trains and by the head that comes of it.
         match_temperature: Of their likeness in stage 3's loss.
         gradient_accumulation: Batches that one optimiser step is divided into; negatives stay within a batch.
         mixed_precision: For the trunk; losses and the finished head are in float32.
@@ -160,6 +162,7 @@ class TrainingConfig:
     keep_initial: float = 0.0
     match_dim: int = 32
     match_width: int = 0
+    deformed: bool = False
     match_temperature: float = 0.05
     gradient_accumulation: int = 1
     mixed_precision: MixedPrecision = "no"

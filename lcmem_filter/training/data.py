@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -344,8 +345,8 @@ def drawn_ahead(sampler: PairSampler, steps: range, workers: int) -> Iterator[Pa
     """The batches of ``steps``, drawn by so many processes while others are trained on; by this one where 0."""
     if not workers:
         return map(sampler.draw, steps)
-    loader = DataLoader(_Draws(sampler, steps), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
-    return iter(loader)
+    as_it_is: Any = _as_it_is  # of one batch, where DataLoader's types expect a list of rows
+    return iter(DataLoader(_Draws(sampler, steps), batch_size=None, num_workers=workers, collate_fn=as_it_is))
 
 
 class _Draws(Dataset[Pairs]):

@@ -57,18 +57,10 @@ class FreshViews:
                 f"fresh_views need a resolution that is a multiple of 16, got {resolution}"
             )
         self.data, self.encoders, self.grid, self.autocast = data, encoders, grid, autocast
-        places = {
-            name: place
-            for name, place in zip(
-                names_of_images(sources),
-                ((source, row) for source in sources for row in range(len(source))),
-                strict=True,
-            )
-        }
+        rows = ((source, row) for source in sources for row in range(len(source)))
+        places = dict(zip(names_of_images(sources), rows, strict=True))
         assert data.ids is not None
-        self.pixels = torch.empty(
-            (len(data), 3, resolution, resolution), dtype=torch.uint8, device=device
-        )
+        self.pixels = torch.empty((len(data), 3, resolution, resolution), dtype=torch.uint8, device=device)
 
         def read(name: str) -> torch.Tensor:
             source, row = places[name]
@@ -95,7 +87,9 @@ class FreshViews:
         kept = self.data.latents[space][torch.from_numpy(images), 0].float().to(device)
         kinds = np.array(self.data.views)[views]
         for kind in dict.fromkeys(self.data.views):
-            for rows in np.split(chosen := np.flatnonzero(kinds == kind), range(AT_ONCE, len(chosen), AT_ONCE)):
+            for rows in np.split(
+                chosen := np.flatnonzero(kinds == kind), range(AT_ONCE, len(chosen), AT_ONCE)
+            ):
                 if kind == "clean" or not len(rows):
                     continue
                 where = torch.from_numpy(images[rows]).to(device)
@@ -105,4 +99,3 @@ class FreshViews:
                 made = canonical(encoded, self.grid)
                 kept[torch.from_numpy(rows).to(device)] = made.flip(-2) if kind == TURNED_BACK else made
         return kept
-

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import TrainingFailedError
-from ..matching import alike_under, all_warps, vote
+from ..matching import alike_deformed, alike_under, all_warps, vote
 
 VERIFICATION_WEIGHT = 0.8
 """Share of binary cross-entropy in the paper's objective (arXiv 2512.14421); NT-Xent has the rest."""
@@ -110,6 +110,7 @@ def matched(
     copies: torch.Tensor,
     temperature: float,
     group: int | None = None,
+    deformed: bool = False,
 ) -> torch.Tensor:
     """How far each sample is from being most like its own image, once both are laid over each other.
 
@@ -124,6 +125,7 @@ def matched(
         identities: (n,) integers.
         copies: (n,) booleans: of the same image, not of the same identity merely.
         temperature: Likenesses are divided by it; positive.
+        deformed: Candidates are deformed too (``matching.alike_deformed``).
         group: Consecutive rows that are compared with each other, which divides n; all by default.
 
     Returns:
@@ -139,11 +141,14 @@ def matched(
         same = (who[:, :, None] == who[:, None]).flatten(0, 1)  # its own among them
         wrong = votes.masked_fill(same, -torch.inf).topk(min(HARDEST, group - 1), 1).indices
         chosen = torch.cat([row % group, wrong], 1)
-        where = all_warps(samples.device)[warps.gather(1, chosen)].flatten(0, 1)[:, None]
+        where = all_warps(samples.device)[warps.gather(1, chosen)].flatten(0, 1)
     spread = samples[:, None].expand(n, chosen.shape[1], *samples.shape[1:]).flatten(0, 1)
     places = (chosen + row // group * group).flatten()
     theirs = candidates.index_select(0, places)  # its gradient is summed in one order
-    alike = alike_under(spread, theirs, where).view_as(chosen) / temperature
+    if deformed:
+        alike = alike_deformed(spread, theirs, where).view_as(chosen) / temperature
+    else:
+        alike = alike_under(spread, theirs, where[:, None]).view_as(chosen) / temperature
     right, others = alike[:, 0], alike[:, 1:].masked_fill(same.gather(1, wrong), NEVER)
     among_own = F.softplus(others.logsumexp(1) - right)
     hardest = others.unflatten(0, (groups, group)).flatten(1).logsumexp(1)

@@ -98,8 +98,11 @@ class MatchObjective(Objective):
                     copied,
                     self.config.match_temperature,
                     min(MATCHED_AMONG, len(sample)),
+                    self.config.deformed,
                 )
-                for candidates, sample, who, copied in zip(*(one.split(at_once) for one in parts), strict=True)
+                for candidates, sample, who, copied in zip(
+                    *(one.split(at_once) for one in parts), strict=True
+                )
             ]
             return torch.cat(losses).mean()
 

@@ -31,15 +31,7 @@ from .losses import check_finite
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator, embed_all
-from .weights import (
-    averaged,
-    check_initial,
-    decay_groups,
-    drawn_head,
-    take_weights,
-    with_descriptors,
-    with_trunk_to_train,
-)
+from .weights import averaged, check_initial, decay_groups, head_to_train
 
 MOST_WORKERS = 8
 """Processes that draw pairs."""
@@ -207,7 +199,7 @@ class _Run:
             held_out,
             false_rejection_rate=self.config.false_rejection_rate,
             seed=self.config.seed,
-            most_queries=MOST_QUERIES if self._has_descriptors() else None,
+            most_queries=MOST_QUERIES if self.config.stage == 3 or self.config.keep_spaces else None,
         )
         self._say(
             f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
@@ -228,19 +220,12 @@ class _Run:
         self._train(standing, objective, optimizer, train, sampler, validator)
         return self._finish(standing, train, held_out, validator)
 
-    def _has_descriptors(self) -> bool:
-        kept = self.config.keep_spaces and self.initial is not None and self.initial.dense is not None
-        return self.config.stage == 3 or kept
-
     def _prepare(self, standing: Progress, train: LatentSet) -> tuple[Any, Any]:
         """Objective and optimiser under accelerate, as of ``standing``."""
-        if self.config.stage == 3 and self.initial is not None:
-            head = with_descriptors(self.initial, tuple(self.encoders), self.config)
-        elif self.config.keep_spaces and self.initial is not None:
-            head = with_trunk_to_train(self.initial, tuple(self.encoders), self.config).train()
-            head.fc_end.requires_grad_(self.config.loss == "verification")
-        else:
-            head = self._starting_head({space: values.shape[2] for space, values in train.latents.items()})
+        channels = {space: values.shape[2] for space, values in train.latents.items()}
+        head, left = head_to_train(self.config, channels, self.initial, self.encoders)
+        if left:
+            self._say(f"left behind, since training the trunk would spoil them: {', '.join(left)}")
         optimizer = torch.optim.AdamW(
             decay_groups(head.parameters(), self.config.weight_decay), lr=self.config.learning_rate
         )
@@ -250,18 +235,6 @@ class _Run:
             self.checkpoints.restore(self.accelerator, standing.step)
             self._say(f"going on from step {standing.step}")
         return objective, prepared
-
-    def _starting_head(self, channels: Mapping[str, int]) -> LCMemHead:
-        config = self.config
-        head = drawn_head(config, channels, tuple(self.initial.halvings) if self.initial is not None else ())
-        if self.initial is not None and (left := take_weights(head, self.initial)):
-            self._say(f"left behind, since training the trunk would spoil them: {', '.join(left)}")
-        for space, encoder in self.encoders.items():
-            head.add_probes(space, encoder.vae)
-        head.fc_end.requires_grad_(config.loss == "verification")
-        if head.local is not None and not config.token_weight:
-            head.local.requires_grad_(False)
-        return head.train()
 
     def _train(
         self,
@@ -314,9 +287,7 @@ class _Run:
             sampler.mine(embed_all(head, train.latents[space][:, 0], space, self.accelerator.device))
             head.train()
 
-    def _step(
-        self, step: int, objective: Any, optimizer: Any, train: LatentSet, pairs: Pairs
-    ) -> float:
+    def _step(self, step: int, objective: Any, optimizer: Any, train: LatentSet, pairs: Pairs) -> float:
         """One optimiser step; what is drawn depends on the seed and ``step`` alone."""
         accumulation = self.config.gradient_accumulation
         total = 0.0
@@ -324,9 +295,7 @@ class _Run:
         for i in range(accumulation):
             with self.accelerator.accumulate(objective):
                 part = slice(i * size, (i + 1) * size)
-                batch = batch_of(
-                    pairs, part, train, self.config, self.accelerator, step, i, self.fresh
-                )
+                batch = batch_of(pairs, part, train, self.config, self.accelerator, step, i, self.fresh)
                 if self.config.adversarial:
                     batch = moved_against(
                         self.accelerator.unwrap_model(objective), batch, self.config.adversarial

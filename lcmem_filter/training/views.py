@@ -204,15 +204,11 @@ def warp_elastically(
     return torch.where(torch.from_numpy(size > 0).to(latents.device)[:, None, None, None], warped, latents)
 
 
-def displacements(
-    size: np.ndarray, side: int, draw: np.random.Generator, like: torch.Tensor
-) -> torch.Tensor:
+def displacements(size: np.ndarray, side: int, draw: np.random.Generator, like: torch.Tensor) -> torch.Tensor:
     """Smooth displacements (B, side, side, 2), as ``grid_sample`` takes them, of standard deviations ``size`` (B,); of
     the type and device of ``like``."""
     coarse = draw.standard_normal((len(size), 2, 4, 4)) * size[:, None, None, None]
-    moved = F.interpolate(
-        torch.from_numpy(coarse).to(like), (side, side), mode="bicubic", align_corners=True
-    )
+    moved = F.interpolate(torch.from_numpy(coarse).to(like), (side, side), mode="bicubic", align_corners=True)
     return moved.permute(0, 2, 3, 1)
 
 

@@ -23,6 +23,39 @@ TRAINED_FOR = {
 """What each loss makes of a head."""
 
 
+def head_to_train(
+    config: TrainingConfig,
+    channels: Mapping[str, int],
+    initial: LCMemHead | None,
+    encoders: Mapping[str, Encoder],
+) -> tuple[LCMemHead, list[str]]:
+    """The head that a stage starts from, what it trains trainable, in training mode.
+
+    Args:
+        channels: Of the latents of each space that is trained on.
+        initial: What is gone on from.
+        encoders: Of the same spaces.
+
+    Returns:
+        The head, and what of ``initial`` it has not (``take_weights``).
+
+    Raises:
+        ArtifactError: ``initial`` has another shape, or lacks a space that has to be kept.
+    """
+    if config.stage == 3 and initial is not None:
+        return with_descriptors(initial, tuple(channels), config), []
+    if config.keep_spaces and initial is not None:
+        return with_trunk_to_train(initial, tuple(channels), config), []
+    head = drawn_head(config, channels, tuple(initial.halvings) if initial is not None else ())
+    left = take_weights(head, initial) if initial is not None else []
+    for space, encoder in encoders.items():
+        head.add_probes(space, encoder.vae)
+    head.fc_end.requires_grad_(config.loss == "verification")
+    if head.local is not None and not config.token_weight:
+        head.local.requires_grad_(False)
+    return head.train(), left
+
+
 def drawn_head(config: TrainingConfig, channels: Mapping[str, int], halved: Collection[str]) -> LCMemHead:
     """An untrained head, drawn by the recipe's seed; those of its spaces that are ``halved`` have a network for that,
     which is not trained on."""
@@ -161,10 +194,12 @@ def with_trunk_to_train(initial: LCMemHead, spaces: Collection[str], config: Tra
     """
     _check_known(initial, spaces)
     head = extended(initial, config.seed)
-    for part in (head.trunk, head.pool, head.projection, head.local):
-        if part is not None:
-            part.requires_grad_(True)
-    return head
+    for part in (head.trunk, head.pool, head.projection):
+        part.requires_grad_(True)
+    head.fc_end.requires_grad_(config.loss == "verification")
+    if head.local is not None:
+        head.local.requires_grad_(bool(config.token_weight))
+    return head.train()
 
 
 def _check_known(initial: LCMemHead, spaces: Collection[str]) -> None:
@@ -175,8 +210,8 @@ def _check_known(initial: LCMemHead, spaces: Collection[str]) -> None:
 
 
 def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: TrainingConfig) -> LCMemHead:
-    """``initial`` with a dense branch for ``spaces``, its own, or an untrained one where it has none of that shape; only
-    that is trainable.
+    """``initial`` with a dense branch for ``spaces``, which alone is trainable: its own or, where it has none of that
+    shape, an untrained one.
 
     Raises:
         ArtifactError: ``initial`` lacks one of the spaces.
@@ -187,6 +222,7 @@ def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: Traini
         config.seed,
         match_dim=config.match_dim,
         match_width=config.match_width,
+        match_deformed=config.deformed,
         match_spaces=list(spaces),
     )
     assert head.dense is not None

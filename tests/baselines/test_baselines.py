@@ -197,18 +197,24 @@ def test_lcmem_is_the_filters_statistic_where_identities_are_told(tmp_path):
     assert (found[1] - found[0]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(("matched", "kind"), [(("sd", "other"), "descriptors"), (("sd",), "tokens")])
-def test_lcmem_is_the_filters_statistic_between_spaces(tmp_path, matched, kind):
+@pytest.mark.parametrize(
+    ("matched", "deformed", "kind"),
+    [
+        (("sd", "other"), False, "descriptors"),
+        (("sd", "other"), True, "deformed descriptors"),
+        (("sd",), False, "tokens"),
+    ],
+)
+def test_lcmem_is_the_filters_statistic_between_spaces(tmp_path, matched, deformed, kind):
     torch.manual_seed(0)
-    head = LCMemHead.create(
-        "micro", {"sd": 4, "other": 6}, token_dim=8, match_dim=8, match_spaces=list(matched)
-    )
+    options = {"match_dim": 8, "match_spaces": list(matched), "match_deformed": deformed}
+    head = LCMemHead.create("micro", {"sd": 4, "other": 6}, token_dim=8, **options)
     head.add_probes("sd", tiny_vae())
     source, encoder = pictures(tmp_path / "train", range(20)), saved_encoder(tmp_path)
     index = MemorizationIndex.build(source, encoder, head, tmp_path / "index", resolution=32, progress=False)
     asked = canonical(torch.randn(3, 6, 16, 16, generator=torch.Generator().manual_seed(0)), 16)
     baseline, of_index = LCMem(head, "other", "sd"), LCMem(head, "sd")
-    assert (baseline.kind, of_index.kind) == (kind, "descriptors")
+    assert (baseline.kind, of_index.kind) == (kind, "deformed descriptors" if deformed else "descriptors")
     stored = of_index.embed(index.latents(torch.arange(len(index))))
     found = Searcher(baseline, stored).search(baseline.embed(asked), 1)
     expected = torch.tensor([one.score for one in score_latents(index, asked, "other")])

@@ -23,6 +23,9 @@ def told(value: Any) -> str:
 def test_help_tells_the_default(name: str) -> None:
     others = {told(getattr(one(), name, DEFAULTS[name])) for one in (AddSpaceConfig, AddHalvingConfig)}
     usual = told(DEFAULTS[name])
+    if DEFAULTS[name] is False:
+        assert RECIPE[name]["action"] == "store_true"  # as it says, only where it is given
+        return
     beside = "".join(f"; with --add-space and --add-halving {other}" for other in others - {usual})
     assert RECIPE[name]["help"].endswith(f" (default: {usual}{beside})")
 

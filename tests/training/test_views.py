@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lcmem_filter.training.views import (
-    blurred,
     augment_as_visit,
     augment_strongly,
     augment_upside_down,
+    blurred,
     generator_for,
     half_formed,
     mirror_some,
@@ -89,7 +89,9 @@ def test_each_latent_is_blurred_by_its_own_gaussian() -> None:
         weights = [math.exp(-0.5 * (x / deviation) ** 2) for x in range(-4, 5)]
         line = torch.tensor(weights) / sum(weights)
         torch.testing.assert_close(row[4:13, 4:13], line[:, None] * line[None])
-    torch.testing.assert_close(blurred(torch.ones(1, 3, 8, 8), torch.tensor([1.0]), 4), torch.ones(1, 3, 8, 8))
+    torch.testing.assert_close(
+        blurred(torch.ones(1, 3, 8, 8), torch.tensor([1.0]), 4), torch.ones(1, 3, 8, 8)
+    )
 
 
 def test_half_of_the_latents_are_mirrored() -> None:

@@ -1,0 +1,179 @@
+"""Training on views that are drawn anew for every batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from lcmem_filter.errors import ArtifactError, ConfigurationError
+from lcmem_filter.head import LCMemHead
+from lcmem_filter.latents import Encoder, canonical
+from lcmem_filter.training import TrainingConfig, train_head
+from lcmem_filter.training.data import drawn_ahead, sampler_for
+from lcmem_filter.training.fresh import FreshViews
+from lcmem_filter.training.prepare import prepare_data
+from lcmem_filter.training.trainer import _Run
+from lcmem_filter.training.views import generator_for
+
+from tests.tiny import tiny_vae
+from tests.training.pictures import QUICK, Pictures
+
+SOURCES: list[Any] = [Pictures("twice", 8, 2), Pictures("once", 10, 1, first=100, broken=(3,))]
+FRESH = replace(QUICK, fresh_views=True, visit_views=1, strong_views=2, evaluate_every=12)
+
+
+def encoders(*spaces: str) -> dict[str, Encoder]:
+    return {space: Encoder(tiny_vae(seed=seed), space) for seed, space in enumerate(spaces)}
+
+
+def prepared(cache: Path, config: TrainingConfig, *spaces: str) -> tuple[Any, Any, dict[str, Encoder]]:
+    made = encoders(*spaces)
+    train, held = prepare_data(SOURCES, (), made, config, cache, Accelerator(), progress=False)
+    return train, held, made
+
+
+def fresh_of(cache: Path, *spaces: str) -> tuple[Any, FreshViews]:
+    config = replace(FRESH, validation_fraction=0.1).for_stage(3)
+    train, _, made = prepared(cache, config, *spaces)
+    return train, FreshViews(train, SOURCES, made, config.resolution, 16, torch.device("cpu"))
+
+
+def test_clean_views_alone_are_cached_and_all_kinds_are_drawn_from(tmp_path: Path) -> None:
+    train, _, _ = prepared(tmp_path, FRESH.for_stage(3), "sd")
+    assert train.views == ("clean", "light", "visit", "mild", "strong", "strong", "upside-down")
+    assert train.latents["sd"].shape[1] == 1
+    cached, _, _ = prepared(tmp_path, replace(FRESH, fresh_views=False).for_stage(3), "sd")
+    assert cached.views == train.views and cached.latents["sd"].shape[1] == len(train.views)
+
+
+class Pooled:
+    """Stands for an ``Encoder``: what lies where stays there, also upside down."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(pixels, 2)
+
+
+def test_views_are_of_their_images_and_clean_ones_as_they_are_cached(tmp_path: Path) -> None:
+    config = replace(FRESH, validation_fraction=0.1).for_stage(3)
+    train, _, _ = prepared(tmp_path, config, "sd")
+    clean = torch.rand(len(train), 1, 3, 16, 16).half()
+    train = replace(train, latents={"sd": clean, "other": clean})
+    pooled: Any = {"sd": Pooled(), "other": Pooled()}
+    fresh = FreshViews(train, SOURCES, pooled, config.resolution, 16, torch.device("cpu"))
+    images = np.tile(np.arange(len(train)).repeat(len(train.views)), 4)
+    views = np.tile(np.arange(len(train.views)), 4 * len(train))
+    made = fresh.latents("other", images, views, generator_for(1))
+    assert torch.equal(made[views == 0], clean[:, 0].float().repeat(4, 1, 1, 1)) and made.isfinite().all()
+    seen = canonical(Pooled().encode(fresh.pixels.float() / 127.5 - 1), 16)
+    unit = [torch.nn.functional.normalize(one.flatten(1), dim=1) for one in (made, seen)]
+    alike = unit[0] @ unit[1].T
+    for view, kind in enumerate(train.views[1:], 1):
+        of_kind, itself = alike[views == view], torch.eye(len(train)).bool().repeat(4, 1)
+        assert of_kind[itself].mean() > of_kind[~itself].mean() + 0.15, kind
+
+
+def test_what_is_drawn_depends_on_the_generator_and_differs_from_batch_to_batch(tmp_path: Path) -> None:
+    _, fresh = fresh_of(tmp_path, "sd")
+    images, views = np.array([0, 1, 2, 3]), np.array([0, 3, 4, 6])
+    first, again, other = (fresh.latents("sd", images, views, generator_for(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert torch.equal(first[0], other[0]) and not any(map(torch.equal, first[1:], other[1:]))
+
+
+@pytest.mark.parametrize("stages", [(1,), (2,), (1, 2, 3)])
+def test_a_run_on_fresh_views_learns(tmp_path: Path, stages: Any) -> None:
+    losses: list[float] = []
+    config = replace(FRESH, steps=24, stage2_steps=24, stage3_steps=12, stage3_batch_pairs=8, image_views=1)
+    with pytest.MonkeyPatch.context() as patch:
+        step = _Run._step
+
+        def kept(self: _Run, number: int, *rest: Any) -> float:
+            losses.append(step(self, number, *rest))
+            return losses[-1]
+
+        patch.setattr(_Run, "_step", kept)
+        head = train_head(
+            SOURCES, encoders("sd"), tmp_path, replace(config, augment=False), stages=stages, progress=False
+        )
+    assert (head.dense is not None) == (3 in stages)
+    first = losses[:24]
+    assert np.mean(first[-6:]) < np.mean(first[:6])
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    config = replace(FRESH, evaluate_every=4, steps=8)
+    whole = train_head(SOURCES, encoders("sd"), tmp_path / "whole", config, progress=False)
+    step = _Run._step
+
+    def killed(self: _Run, number: int, *rest: Any) -> float:
+        if number == 6:
+            raise KeyboardInterrupt
+        return step(self, number, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_head(SOURCES, encoders("sd"), tmp_path / "killed", config, progress=False)
+    again = train_head(SOURCES, encoders("sd"), tmp_path / "killed", config, progress=False)
+    assert again.fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pairs_are_the_same_whoever_draws_them(tmp_path: Path, workers: int) -> None:
+    train, _, _ = prepared(tmp_path, FRESH, "sd")
+    sampler = sampler_for(train, FRESH)
+    for step, pairs in zip(range(3, 7), drawn_ahead(sampler, range(3, 7), workers), strict=True):
+        wanted = sampler.draw(step)
+        for name in ("a", "b", "view_a", "view_b", "identities"):
+            assert np.array_equal(getattr(pairs, name), getattr(wanted, name))
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="further_resolutions"):
+        replace(FRESH, further_resolutions=(64,))
+    with pytest.raises(ConfigurationError, match="multiple of 16, got 40"):
+        train_head(SOURCES, encoders("sd"), tmp_path, replace(FRESH, resolution=40), progress=False)
+
+
+def test_the_trunk_alone_is_trained_where_spaces_are_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    initial = LCMemHead.create("micro", {"sd": 4, "other": 4}, match_dim=8, match_spaces=["sd", "other"])
+    config = replace(QUICK, keep_spaces=True, steps=4, evaluate_every=4)
+    head = train_head(SOURCES, encoders("sd"), tmp_path / "kept", config, initial=initial, progress=False)
+    assert set(head.spaces) == set(initial.spaces) and head.has_descriptors("other")
+    before, after = initial.state_dict(), head.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"trunk", "projection", "local"}
+    with pytest.raises(ArtifactError, match="no stem for latent space 'new'"):
+        train_head(SOURCES, encoders("sd", "new"), tmp_path / "new", config, initial=initial, progress=False)
+
+
+def test_descriptors_of_another_width_are_drawn_anew(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    initial = LCMemHead.create("micro", {"sd": 4}, match_dim=8, match_spaces=["sd"])
+    config = replace(QUICK, stage3_steps=2, stage3_batch_pairs=8, match_dim=8, match_width=48, deformed=True)
+    head = train_head(SOURCES, encoders("sd"), tmp_path, config, stages=(3,), initial=initial, progress=False)
+    assert head.dense is not None and head.dense.lateral.out_channels == 48
+    again = LCMemHead.from_pretrained(tmp_path)
+    assert again.config.match_width == 48 and again.config.match_deformed
+    assert again.fingerprint == head.fingerprint
+
+
+def test_the_first_space_is_drawn_as_often_as_it_should_be(tmp_path: Path) -> None:
+    from lcmem_filter.training.batches import batch_of
+
+    config = replace(FRESH, fresh_views=False, image_views=0, first_space=0.5)
+    train, _, _ = prepared(tmp_path, config, "sd", "b", "c")
+    pairs = sampler_for(train, config).draw(0)
+    drawn = [
+        space
+        for step in range(150)
+        for space in batch_of(pairs, slice(0, 8), train, config, Accelerator(), step, 0)[2]
+    ]
+    assert abs(drawn.count("sd") / len(drawn) - (0.5 + 0.5 / 3)) < 0.09
