@@ -496,6 +496,34 @@ def audits() -> str:
     return "\n".join([head, "| --- " * (1 + len(sets)) + "|", *rows]) + "\n" + note
 
 
+def overhead() -> str:
+    """What judging and searching take on a GPU, from the results file of ``benchmarks/overhead``."""
+    path = RESULTS / "overhead.json"
+    if not path.exists():
+        return "What the filter costs on a GPU has not been measured yet.\n"
+    results = json.loads(path.read_text())
+    judged, cost = results["judging"], results["overhead"]
+    rows = [f"| to judge {judged['batch_size']} samples | {_milliseconds(judged)} |"]
+    rows += [
+        f"| to search {row['rows']:,} rows for {row['batch_size']} samples | {_milliseconds(row)} |"
+        for row in results["search"]
+    ]
+    share = cost["share_of_generation_time"]["filter"]
+    low, high = (f"{value:+.0%}" for value in share["interval"])
+    note = (
+        f"\nFrom [overhead.json](benchmarks/results/overhead.json), {results['hardware']['device']}: "
+        f"{results['about']}. Medians of {judged['n']} and their range. A batch of {cost['batch_size']} took "
+        f"{cost['seconds_a_batch']['plain']} s to generate; paired by round, {share['median']:+.0%} with the filter "
+        f"({low} to {high}): too few rounds to tell.\n"
+    )
+    return _table(["", "milliseconds"], rows) + note
+
+
+def _milliseconds(timed: dict[str, Any]) -> str:
+    value, low, high = (f"{1000 * seconds:.2f}" for seconds in (timed["seconds"], *timed["range"]))
+    return f"{value} ({low} to {high})"
+
+
 def pipelines() -> str:
     """The families of pipelines that the tests run over."""
     from tests.pipeline.families import families
@@ -521,6 +549,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "found": found,
     "identities": identities,
     "ladder": ladder,
+    "overhead": overhead,
     "pairs": pairs,
     "pipelines": pipelines,
     "recipe": recipe,
