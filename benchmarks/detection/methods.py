@@ -33,6 +33,7 @@ class Row:
         note: What a reader should know.
         relative: Whether its similarities are taken relative to each query's background, as LCMem's are.
         told: Whether the index tells whose images it holds.
+        head: The shipped head that it is measured with; that of the command where empty.
     """
 
     baseline: str
@@ -43,10 +44,12 @@ class Row:
     note: str = ""
     relative: bool = False
     told: bool = False
+    head: str = ""
 
     @property
     def name(self) -> str:
-        return self.baseline + "_relative" * self.relative + "_told" * self.told
+        of_head = f"_{self.head.replace('-', '_')}" * bool(self.head)
+        return self.baseline + of_head + "_relative" * self.relative + "_told" * self.told
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,14 @@ ROWS = (
         "LCMem, told identities",
         note="as the filter, in an index that names identities: no other row is told whose images the index holds",
         told=True,
+    ),
+    Row("lcmem", "LCMem, lcmem-reid", note="as the filter, with that head", head="lcmem-reid"),
+    Row(
+        "lcmem",
+        "LCMem, lcmem-reid, told identities",
+        note="as the filter, with that head, in an index that names identities",
+        told=True,
+        head="lcmem-reid",
     ),
     Row(
         "lcmem_without_warps",
@@ -138,14 +149,16 @@ def open_methods(
     names: list[str], head: str, space: str, weights: dict[str, str], download: bool
 ) -> tuple[list[Method], dict[str, str]]:
     """The methods that can be measured, and for each of the others why not."""
-    trained = lcmem_filter.LCMemHead.from_pretrained(head)
+    heads = {
+        name: lcmem_filter.LCMemHead.from_pretrained(name or head) for name in {row.head for row in ROWS}
+    }
     methods: list[Method] = []
     absent: dict[str, str] = {}
     for row in ROWS:
         if names and row.name not in names:
             absent[row.label] = "left out of this run by --methods"
             continue
-        options = dict(row.options)
+        options, trained = dict(row.options), heads[row.head]
         if row.name.startswith("lcmem"):
             options |= {"head": trained, "space": space}
         if row.weights:

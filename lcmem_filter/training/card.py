@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..head import LCMemHead
+from .config import TrainingConfig
 
 _TEMPLATE = """---
 library_name: lcmem_filter
@@ -117,15 +118,15 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
     (folder / "README.md").write_text(text)
 
 
-def went_on_from(before: Mapping[str, Any], stage: int, head: LCMemHead) -> dict[str, Any]:
-    """What a run's record keeps of the one before, ``{}`` if there was none: how that was trained, what a frozen trunk
-    leaves as it was, and the networks that ``head`` has of it."""
+def went_on_from(before: Mapping[str, Any], recipe: TrainingConfig, head: LCMemHead) -> dict[str, Any]:
+    """What a run's record keeps of the one before, ``{}`` if there was none: how that was trained, the spaces that are
+    left as they were, and the networks that ``head`` has of it."""
     if not before:
         return {}
     config, earlier = before["plan"]["config"], before.get("went_on_from")
     told = f"stage {config['stage']} for {before['step']:,} steps of {config['batch_pairs']} pairs"
     kept: dict[str, Any] = {"went_on_from": f"{told}; before that: {earlier}" if earlier else told}
-    if stage == 3 and "added_spaces" in before:
+    if (recipe.stage == 3 or recipe.keep_spaces) and "added_spaces" in before:
         kept["added_spaces"] = before["added_spaces"]
     halvings = {space: one for space, one in before.get("halvings", {}).items() if space in head.halvings}
     return {**kept, "halvings": halvings} if halvings else kept
@@ -137,8 +138,13 @@ def _compared(head: LCMemHead) -> str:
     if not head.config.match_spaces:
         return f"Pictures are compared by their embeddings and {parts}."
     spaces = ", ".join(head.config.match_spaces)
+    how = (
+        "cropped, turned, mirrored and deformed"
+        if head.config.match_deformed
+        else "cropped, turned and mirrored"
+    )
     return (
-        f"In the latent spaces {spaces}, pictures are laid over each other, cropped, turned and mirrored for the best\n"
+        f"In the latent spaces {spaces}, pictures are laid over each other, {how} for the best\n"
         f"fit (`matching`); in any other they are compared by their embeddings and {parts}."
     )
 

@@ -380,7 +380,7 @@ class _Run:
                     name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate")
                 },
                 "terms": self.terms,
-                **went_on_from(self.before, self.config.stage, head),
+                **went_on_from(self.before, self.config, head),
             }
             write_card(output, head, record)
             write_json(output / RESULT, record)
