@@ -174,16 +174,8 @@ def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str
 
 def _strongest_other(cells: dict[str, Any]) -> str | None:
     """The filter that finds most, of those that are not LCMem and have no column or line of their own."""
-    apart = (
-        "lcmem",
-        "lcmem_told",
-        "lcmem_without_warps",
-        "lcmem_embedding",
-        "lcmem_embedding_relative",
-        "raw_latents",
-        "dlib_faces",
-    )
-    others = [name for name in cells if name not in apart]
+    apart = ("raw_latents", "dlib_faces")
+    others = [name for name in cells if name not in apart and not name.startswith("lcmem")]
     return max(others, key=lambda name: cells[name]["recall"], default=None)
 
 
@@ -195,7 +187,13 @@ def found() -> str:
     results = json.loads(path.read_text())
     domains = list(dict.fromkeys(domain for task in results["deciding"].values() for domain in task))
     rows = []
-    for method, beside in (("lcmem", ""), ("lcmem_told", ", index names identities")):
+    told = ", index names identities"
+    for method, beside in (
+        ("lcmem", ""),
+        ("lcmem_told", told),
+        ("lcmem_lcmem_reid", ", lcmem-reid"),
+        ("lcmem_lcmem_reid_told", f", lcmem-reid{told}"),
+    ):
         for task, of in results["deciding"].items() if method in results["labels"] else ():
             shares = [f"{of[one]['methods'][method]['recall']:.1%}" if one in of else "-" for one in domains]
             cells = of[domains[-1]]["methods"]
