@@ -154,3 +154,21 @@ def test_the_nearest_unseen_images_are_shown(tmp_path):
     for pair in pairs:
         unseen, indexed = (int(pair[key].split("-")[0]) for key in ("unseen", "indexed"))
         assert unseen % 5 > 2 and unseen != indexed and pair["proposed_by"]
+
+
+def test_a_second_head_is_a_row_of_its_own_beside_shipped_heads_only(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.delitem(sys.modules, "methods", raising=False)
+    from methods import open_methods
+
+    names = ["lcmem", "lcmem_told", "lcmem_lcmem_reid", "lcmem_lcmem_reid_told"]
+    methods, absent = open_methods(names, "lcmem-small", "sd", {}, False)
+    assert [method.row.name for method in methods] == names
+    small, _, reid, told = methods
+    assert small.baseline.head.fingerprint != reid.baseline.head.fingerprint == told.baseline.head.fingerprint
+    assert len({method.kept_key for method in methods}) == 2 and len({method.key for method in methods}) == 4
+    head().save_pretrained(tmp_path / "head")
+    methods, absent = open_methods(names, str(tmp_path / "head"), "sd", {}, False)
+    assert [method.row.name for method in methods] == names[:2]
+    assert absent["LCMem, lcmem-reid"] == "a shipped head, beside others that ship only"
+    sys.modules.pop("methods")

@@ -152,11 +152,15 @@ def open_methods(
     heads = {
         name: lcmem_filter.LCMemHead.from_pretrained(name or head) for name in {row.head for row in ROWS}
     }
+    shipped = head in lcmem_filter.head.shipped_heads()
     methods: list[Method] = []
     absent: dict[str, str] = {}
     for row in ROWS:
         if names and row.name not in names:
             absent[row.label] = "left out of this run by --methods"
+            continue
+        if row.head and not shipped:
+            absent[row.label] = "a shipped head, beside others that ship only"
             continue
         options, trained = dict(row.options), heads[row.head]
         if row.name.startswith("lcmem"):

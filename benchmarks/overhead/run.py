@@ -65,7 +65,7 @@ def main() -> None:
         f"{arguments.side} px, {arguments.steps} steps with guidance, an index of {len(index):,} images",
         **provenance(device),
         "overhead": {**options, **cost},
-        "judging": judging(index, arguments, clock),
+        "judging": judging(index, arguments, arguments.side // pipe.vae_scale_factor, clock),
         "search": [
             searching(rows, index.head.config.embedding_dim, arguments, clock) for rows in arguments.rows
         ],
@@ -101,12 +101,12 @@ def drawn_pipeline(unet: str, vae: Path, device: torch.device, dtype: torch.dtyp
 
 
 def judging(
-    index: MemorizationIndex, arguments: argparse.Namespace, clock: Callable[[], float]
+    index: MemorizationIndex, arguments: argparse.Namespace, side: int, clock: Callable[[], float]
 ) -> dict[str, Any]:
-    """Seconds that the filter takes for a batch of latents of the pipeline's size."""
+    """Seconds that the filter takes for a batch of latents of the pipeline's size, ``side`` cells a side."""
     judge = MemorizationFilter(index)
     draw = torch.Generator().manual_seed(SEED)
-    shape = (arguments.batch, index.head.config.spaces[index.space], arguments.side // 8, arguments.side // 8)
+    shape = (arguments.batch, index.head.config.spaces[index.space], side, side)
     latents = torch.randn(shape, generator=draw).to(index.head.device)
     return {"batch_size": arguments.batch, **_timed(lambda: judge.judge(latents), arguments.repeats, clock)}
 

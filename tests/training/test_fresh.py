@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,13 @@ def test_the_trunk_alone_is_trained_where_spaces_are_kept(tmp_path: Path) -> Non
     torch.manual_seed(0)
     initial = LCMemHead.create("micro", {"sd": 4, "other": 4}, match_dim=8, match_spaces=["sd", "other"])
     config = replace(QUICK, keep_spaces=True, steps=4, evaluate_every=4)
-    head = train_head(SOURCES, encoders("sd"), tmp_path / "kept", config, initial=initial, progress=False)
+    other = {"encoder": {"name": "vae", "sha256": "0" * 64}, "recipe": {"resolution": 32}, "validation": {}}
+    record = {"plan": {"config": QUICK.to_dict()}, "step": 9, "added_spaces": {"other": other}}
+    head = train_head(
+        SOURCES, encoders("sd"), tmp_path / "kept", config, initial=initial, record=record, progress=False
+    )
+    written = json.loads((tmp_path / "kept" / "training.json").read_text())
+    assert written["added_spaces"] == {"other": other} and "9 steps" in written["went_on_from"]
     assert set(head.spaces) == set(initial.spaces) and head.has_descriptors("other")
     before, after = initial.state_dict(), head.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}

@@ -1,0 +1,68 @@
+"""What the benchmark of the filter's cost writes down."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.index.material import head, saved_encoder
+from tests.tiny import picture
+
+BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "overhead"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARK))
+    sys.modules.pop("run", None)
+    import run
+
+    yield run
+    for name in ("run", "overhead", "data"):
+        sys.modules.pop(name, None)
+
+
+def table(path: Path) -> Path:
+    """As the benchmarks' sets are laid out: 12 images to index, 100 to calibrate with."""
+    rows = []
+    for number in range(112):
+        buffer = io.BytesIO()
+        picture(number).save(buffer, "PNG")
+        split = "train" if number < 12 else "validation"
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "id": f"p{number}", "split": split})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_a_small_pipeline_is_timed(benchmark, tmp_path, monkeypatch):
+    head().save_pretrained(tmp_path / "head")
+    saved_encoder(tmp_path)
+    given = {
+        "--data": table(tmp_path / "pictures.parquet"),
+        "--vae": tmp_path / "vae",
+        "--head": tmp_path / "head",
+        "--cache": tmp_path / "cache",
+        "--output": tmp_path / "overhead.json",
+        "--resolution": 32,
+        "--side": 32,
+        "--steps": 2,
+        "--batch": 2,
+        "--repeats": 2,
+        "--rows": 64,
+        "--unet": "small",
+        "--device": "cpu",
+        "--dtype": "float32",
+    }
+    monkeypatch.setattr("sys.argv", ["run.py", *(str(part) for pair in given.items() for part in pair)])
+    benchmark.main()
+    written = json.loads((tmp_path / "overhead.json").read_text())
+    seconds = written["overhead"]["seconds_a_batch"]
+    assert seconds.keys() == {"plain", "filter", "image_space_check"} and min(seconds.values()) > 0
+    assert written["judging"]["n"] == 2 and written["search"][0]["rows"] == 64
+    assert written["hardware"]["cores"] and written["versions"]["torch"] and written["seed"] == 0
