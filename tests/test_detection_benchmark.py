@@ -170,5 +170,5 @@ def test_a_second_head_is_a_row_of_its_own_beside_shipped_heads_only(tmp_path, m
     head().save_pretrained(tmp_path / "head")
     methods, absent = open_methods(names, str(tmp_path / "head"), "sd", {}, False)
     assert [method.row.name for method in methods] == names[:2]
-    assert absent["LCMem, lcmem-reid"] == "a shipped head, beside others that ship only"
+    assert absent["LCMem, lcmem-reid"] == "a shipped head, beside another that ships only"
     sys.modules.pop("methods")

@@ -512,7 +512,7 @@ def overhead() -> str:
         f"\nFrom [overhead.json](benchmarks/results/overhead.json), {results['hardware']['device']}: "
         f"{results['about']}. Medians of {judged['n']} and their range. A batch of {cost['batch_size']} took "
         f"{cost['seconds_a_batch']['plain']} s to generate; paired by round, {share['median']:+.0%} with the filter "
-        f"({low} to {high}): too few rounds to tell.\n"
+        f"({low} to {high}){': too few rounds to tell' if share['interval'][0] < 0 < share['interval'][1] else ''}.\n"
     )
     return _table(["", "milliseconds"], rows) + note
 

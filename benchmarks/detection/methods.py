@@ -12,6 +12,7 @@ from lcmem_filter.baselines import Baseline, make_baseline
 from lcmem_filter.baselines.relative import Relative
 from lcmem_filter.baselines.siamese import Siamese
 from lcmem_filter.errors import LcmemFilterError
+from lcmem_filter.head import shipped_heads
 
 REFERENCE = "lcmem"
 """What the others are compared with."""
@@ -76,7 +77,7 @@ ROWS = (
     Row(
         "lcmem",
         "LCMem, told identities",
-        note="as the filter, in an index that names identities: no other row is told whose images the index holds",
+        note="as the filter, in an index that names identities: no other filter's row is told whose images it holds",
         told=True,
     ),
     Row("lcmem", "LCMem, lcmem-reid", note="as the filter, with that head", head="lcmem-reid"),
@@ -149,22 +150,22 @@ def open_methods(
     names: list[str], head: str, space: str, weights: dict[str, str], download: bool
 ) -> tuple[list[Method], dict[str, str]]:
     """The methods that can be measured, and for each of the others why not."""
-    heads = {
-        name: lcmem_filter.LCMemHead.from_pretrained(name or head) for name in {row.head for row in ROWS}
-    }
-    shipped = head in lcmem_filter.head.shipped_heads()
+    trained = lcmem_filter.LCMemHead.from_pretrained(head)
+    shipped = head in shipped_heads()
     methods: list[Method] = []
     absent: dict[str, str] = {}
     for row in ROWS:
         if names and row.name not in names:
             absent[row.label] = "left out of this run by --methods"
             continue
-        if row.head and not shipped:
-            absent[row.label] = "a shipped head, beside others that ship only"
+        if row.head and (not shipped or row.head == head):
+            absent[row.label] = "a shipped head, beside another that ships only"
             continue
-        options, trained = dict(row.options), heads[row.head]
+        options, of_row = dict(row.options), trained
+        if row.head:
+            of_row = lcmem_filter.LCMemHead.from_pretrained(row.head)
         if row.name.startswith("lcmem"):
-            options |= {"head": trained, "space": space}
+            options |= {"head": of_row, "space": space}
         if row.weights:
             options |= {"weights": weights.get(row.baseline)}
             if row.baseline not in ONLY_FROM_PATHS:
@@ -178,7 +179,7 @@ def open_methods(
         if isinstance(baseline, Siamese):
             row = replace(row, note=_training_of(baseline, row))
         used = baseline.fingerprint if isinstance(baseline, Siamese) else weights.get(row.name, "")
-        kept = _kept_key(row, type(baseline).__module__, trained.fingerprint_of(space), used)
+        kept = _kept_key(row, type(baseline).__module__, of_row.fingerprint_of(space), used)
         by_head = ("verification", "matching") if row.name.startswith("lcmem") else ()
         compared_by = _code("standing", "alignment", "baselines.search", *by_head)
         key = f"{kept}-{row.relative}-{row.told}-{compared_by}"

@@ -1,9 +1,9 @@
 """What the filter costs beside a denoiser of Stable Diffusion's size, and how search grows with the training set.
 
-    python benchmarks/overhead/run.py --cache CACHE/overhead --device cuda
+    python benchmarks/overhead/run.py --cache CACHE/overhead --device cuda --steps 20 --batch 4 --repeats 5
 
-The pipeline has the layout of Stable Diffusion 1 and weights that are drawn: what an image costs depends on the layout
-alone. Writes ``benchmarks/results/overhead.json``.
+The denoiser and the text encoder have the layout of Stable Diffusion 1 and weights that are drawn: what an image costs
+depends on the layout alone. Writes ``benchmarks/results/overhead.json``.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def main() -> None:
     results = {
         "about": f"wall time, the device waited for; {arguments.unet} denoiser, weights drawn, in {arguments.dtype}, "
         f"{arguments.side} px, {arguments.steps} steps with guidance, an index of {len(index):,} images",
+        "head": arguments.head,
+        "vae": (arguments.vae or vae_folder()).name,
         **provenance(device),
         "overhead": {**options, **cost},
         "judging": judging(index, arguments, arguments.side // pipe.vae_scale_factor, clock),
@@ -85,7 +87,8 @@ def drawn_pipeline(unet: str, vae: Path, device: torch.device, dtype: torch.dtyp
                 hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
             )
         )
-    torch.nn.init.zeros_(denoiser.conv_out.weight)
+    for last in denoiser.conv_out.parameters():
+        torch.nn.init.zeros_(last)
     pipe = StableDiffusionPipeline(
         vae=load_encoder(vae).vae,
         text_encoder=text,
@@ -168,9 +171,10 @@ def _index(arguments: argparse.Namespace, device: torch.device) -> MemorizationI
         open_images(table, identity_column="id", where={"split": split}) for split in ("train", "validation")
     )
     encoder = load_encoder(arguments.vae or vae_folder()).to(device)
-    if not (folder / "CURRENT").exists():
-        head = LCMemHead.from_pretrained(arguments.head).to(device)
-        MemorizationIndex.build(train, encoder, head, folder, resolution=arguments.resolution)
+    head = LCMemHead.from_pretrained(arguments.head).to(device)
+    MemorizationIndex.build(
+        train, encoder, head, folder, resolution=arguments.resolution
+    )  # unless it is there
     index = MemorizationIndex.load(folder).to(device)
     calibrate(index, held_out, false_rejection_rate=0.01, encoder=encoder)
     return index

@@ -73,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--initial",
         metavar="HEAD",
-        help="folder or shipped name of a head to go on from; stages 1 and 2 keep of it what is of the VAE's space",
+        help="folder or shipped name of a head to go on from; stages 1 and 2 keep of it what is of the VAE's space, "
+        "unless --keep-spaces is given",
     )
     parser.add_argument(
         "--add-space",

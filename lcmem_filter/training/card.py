@@ -126,8 +126,12 @@ def went_on_from(before: Mapping[str, Any], recipe: TrainingConfig, head: LCMemH
     config, earlier = before["plan"]["config"], before.get("went_on_from")
     told = f"stage {config['stage']} for {before['step']:,} steps of {config['batch_pairs']} pairs"
     kept: dict[str, Any] = {"went_on_from": f"{told}; before that: {earlier}" if earlier else told}
-    if (recipe.stage == 3 or recipe.keep_spaces) and "added_spaces" in before:
+    if recipe.stage == 3 and "added_spaces" in before:
         kept["added_spaces"] = before["added_spaces"]
+    elif recipe.keep_spaces:  # of another trunk, what was found says nothing
+        kept["added_spaces"] = {
+            space: {**one, "validation": {}} for space, one in before.get("added_spaces", {}).items()
+        }
     halvings = {space: one for space, one in before.get("halvings", {}).items() if space in head.halvings}
     return {**kept, "halvings": halvings} if halvings else kept
 
@@ -175,6 +179,8 @@ def _added(spaces: Mapping[str, Any]) -> str:
         for between, found in one["validation"].items()
         if space in between.split(" in ")
     ]
+    if not rows:
+        return ""
     header = (
         "encoder",
         "SHA-256 of its weights",

@@ -87,7 +87,7 @@ class TrainingConfig:
         strong_views: From stage 2 on, strongly augmented views of each image that are encoded and cached.
         upside_down_views: In stage 3, strongly augmented views of each image upside down that are encoded and cached.
         fresh_views: Views are not cached: those of a batch are drawn anew, augmented and encoded on the device that
-            trains, a GPU best; each kind as often as there are views of it.
+            trains, a GPU best; each kind as often as there are views of it. All pictures lie there, 3 bytes a pixel.
         keep_spaces: In stages 1 and 2, stems, descriptors and halving networks of the head that is gone on from stay as
             they are, and so all its latent spaces; the trunk alone is trained.
         first_space: Share of the sides of pairs that are of the first of several spaces; the others, and the rest, are
@@ -110,7 +110,8 @@ class TrainingConfig:
             while it trains and by the head that comes of it.
         match_temperature: Of their likeness in stage 3's loss.
         gradient_accumulation: Batches that one optimiser step is divided into; negatives stay within a batch.
-        mixed_precision: For the trunk; losses and the finished head are in float32.
+        mixed_precision: For the trunk, and with ``"bf16"`` for encoding fresh views; losses and the finished head are
+            in float32.
         validation_fraction: Share of identities held out where no validation data is given.
         identity_share: Share of the other identities that is trained on: less than all, for a learning curve.
         false_rejection_rate: Of unseen identities, at which recall on validation is measured.
@@ -202,6 +203,10 @@ class TrainingConfig:
         for name in (*views, "adversarial", "margin", "spread", "token_weight", "match_width"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.fresh_views and self.resolution % 16:
+            raise ConfigurationError(
+                f"fresh_views need a resolution that is a multiple of 16, got {self.resolution}"
+            )
         if self.fresh_views and self.further_resolutions:
             raise ConfigurationError(
                 f"fresh_views are of one resolution, got further_resolutions {self.further_resolutions}; leave one out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +25,9 @@ class LatentSet:
     """Images as canonical latents, with what is known about them.
 
     Attributes:
-        latents: For each space (N, V, C, grid, grid), float16.
-        views: What each of the V views is: ``"clean"``, the first, then kinds of ``cache.AUGMENTATIONS``.
+        latents: For each space (N, V, C, grid, grid), float16; V is 1 where views are drawn anew.
+        views: What each of the V views is, or of those that are drawn: ``"clean"``, the first, then kinds of
+            ``cache.AUGMENTATIONS``.
         identities: (N,) strings; equal where two images are of one identity (``identity_of``).
         sets: (N,) which of ``names`` an image comes from.
         names: One for each source.
@@ -342,11 +344,20 @@ def sampler_for(data: LatentSet, config: TrainingConfig) -> PairSampler:
 
 
 def drawn_ahead(sampler: PairSampler, steps: range, workers: int) -> Iterator[Pairs]:
-    """The batches of ``steps``, drawn by so many processes while others are trained on; by this one where 0."""
-    if not workers:
+    """The batches of ``steps``, drawn by so many processes while others are trained on; by this one where 0, or where
+    processes cannot be forked."""
+    if not workers or "fork" not in multiprocessing.get_all_start_methods():
         return map(sampler.draw, steps)
     as_it_is: Any = _as_it_is  # of one batch, where DataLoader's types expect a list of rows
-    return iter(DataLoader(_Draws(sampler, steps), batch_size=None, num_workers=workers, collate_fn=as_it_is))
+    return iter(
+        DataLoader(
+            _Draws(sampler, steps),
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=as_it_is,
+            multiprocessing_context="fork",
+        )
+    )
 
 
 class _Draws(Dataset[Pairs]):

@@ -16,6 +16,9 @@ VERIFICATION_WEIGHT = 0.8
 """Share of binary cross-entropy in the paper's objective (arXiv 2512.14421); NT-Xent has the rest."""
 
 
+MOST_COSINES = 1 << 26
+"""Cosines of tokens that are held at once on a GPU."""
+
 TOKEN_GROUP = 64
 """Rows whose tokens are compared with each other."""
 
@@ -175,7 +178,7 @@ def token_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 class _BestMatches(torch.autograd.Function):
     """Largest cosine of each token of (P, T, D) in each of (Q, T, D), (P, T, Q), and the other way, (P, Q, T).
 
-    On a CPU one row of P at a time, so that the (T, Q, T) cosines stay in the processor's cache, elsewhere all at once;
+    On a CPU one row of P at a time, so that the (T, Q, T) cosines stay in the processor's cache, elsewhere many;
     they are not kept but computed again for the gradient, which goes to the best match alone.
     """
 
@@ -183,7 +186,7 @@ class _BestMatches(torch.autograd.Function):
     def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (p, t, _), q = a.shape, len(b)
         ours, theirs = a.new_empty(p, t, q), a.new_empty(p, q, t)
-        at_once = 1 if a.device.type == "cpu" else p
+        at_once = 1 if a.device.type == "cpu" else max(MOST_COSINES // (t * q * t), 1)
         for first in range(0, p, at_once):
             some = slice(first, first + at_once)
             cosines = (a[some].flatten(0, 1) @ b.flatten(0, 1).T).view(-1, t, q, t)
@@ -198,15 +201,15 @@ class _BestMatches(torch.autograd.Function):
         of_ours, of_theirs = gradients
         (p, t, _), q, flat = a.shape, len(b), b.flatten(0, 1)
         to_a, to_b = torch.empty_like(a), torch.zeros_like(flat)
-        at_once = 1 if a.device.type == "cpu" else p
-        whole, part = a.new_empty(at_once, t, q, t), a.new_empty(at_once, t, q, t)
+        at_once = 1 if a.device.type == "cpu" else max(MOST_COSINES // (t * q * t), 1)
+        whole, part = (a.new_empty(min(at_once, p), t, q, t) for _ in range(2))
         for first in range(0, p, at_once):
-            some = slice(first, first + at_once)
-            own = a[some].flatten(0, 1)
+            some = slice(first, min(first + at_once, p))
+            own, n = a[some].flatten(0, 1), some.stop - first
             cosines = (own @ flat.T).view(-1, t, q, t)
-            torch.eq(cosines, ours[some][..., None], out=whole).mul_(of_ours[some][..., None])
-            torch.eq(cosines, theirs[some][:, None], out=part).mul_(of_theirs[some][:, None])
-            weights = whole.add_(part).view(-1, q * t)
+            torch.eq(cosines, ours[some][..., None], out=whole[:n]).mul_(of_ours[some][..., None])
+            torch.eq(cosines, theirs[some][:, None], out=part[:n]).mul_(of_theirs[some][:, None])
+            weights = whole[:n].add_(part[:n]).view(-1, q * t)
             to_a[some] = (weights @ flat).view_as(to_a[some])
             to_b.addmm_(weights.T, own)
         return to_a, to_b.view_as(b)

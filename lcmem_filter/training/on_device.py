@@ -114,7 +114,8 @@ CHANGES: dict[str, Change] = {
     "strong": STRONG,
     "upside-down": STRONG,
 }
-"""Of each kind of ``cache.AUGMENTATIONS``, the ranges that ``views`` has; ``"upside-down"`` turns the picture first."""
+"""Of each kind of ``cache.AUGMENTATIONS``, ranges after those of ``views``; light noise is given to all pictures, from
+half the range, and JPEG comes last. ``"upside-down"`` turns the picture first."""
 
 
 def change(pixels: torch.Tensor, kind: str, draw: np.random.Generator) -> torch.Tensor:
@@ -187,7 +188,7 @@ def through_jpeg(pixels: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     light = rounded(planes[:, :1] - 128, ITU_T81_LUMINANCE) + 128
     colours = rounded(F.avg_pool2d(planes[:, 1:], 2), ITU_T81_CHROMINANCE)
     colours = F.interpolate(colours, scale_factor=2, mode="bilinear", align_corners=False)
-    back = torch.linalg.inv(matrix.double().cpu()).to(pixels)
+    back = torch.linalg.inv(torch.tensor(FROM_RGB, dtype=torch.float64)).float().to(pixels)
     return torch.einsum("ij,bjhw->bihw", back, torch.cat([light, colours], 1)).clamp(0, 255) / 255
 
 

@@ -52,7 +52,8 @@ def prepare_data(
 
     Returns:
         Images to train on, and images to validate on that share no identity with them: those of ``validation``,
-            or a share of ``sources`` where that is empty. From stage 2 on mild and then strong views come last.
+            or a share of ``sources`` where that is empty. From stage 2 on mild and then strong views come last. Of
+            images whose views are drawn anew, clean latents alone are read.
 
     Raises:
         EmptyDataError: a source without readable images.
@@ -84,8 +85,10 @@ def prepare_data(
 
         return {space: [of(one, space, encoder) for one in images] for space, encoder in encoders.items()}
 
-    train = plans(sources, () if config.fresh_views else kinds, config.further_resolutions)
-    held = plans(validation, [kind for kind in ("mild", "strong") if kind in kinds])
+    asked = [kind for kind in ("mild", "strong") if kind in kinds]  # of what is validated on
+    cached = kinds if not config.fresh_views else () if validation else asked
+    train = plans(sources, cached, config.further_resolutions)
+    held = plans(validation, asked)
     every = [plan for part in (train, held) for images in part.values() for views in images for plan in views]
     for encoder in encoders.values():
         encoder.vae.to(accelerator.device)
@@ -102,7 +105,8 @@ def prepare_data(
         tqdm.write(f"{len(unreadable)} images cannot be read: {first_of(unreadable)}", file=sys.stderr)
     held_out = without_images(held_out, leave_out)
     if config.fresh_views:
-        data = replace(data, views=("clean", *kinds))
+        clean = {space: latents[:, :1] for space, latents in data.latents.items()}
+        data = replace(data, latents=clean, views=("clean", *kinds))
     if config.identity_share < 1:
         data = some_identities(data, config.identity_share, config.seed)
     if not len(held_out):

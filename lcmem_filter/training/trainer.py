@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -17,13 +18,14 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from tqdm.auto import tqdm
 
-from ..errors import ConfigurationError, DataError, TrainingFailedError
-from ..head import LCMemHead, check_space_name
+from ..errors import DataError, TrainingFailedError
+from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import Encoder
 from .batches import batch_of, moved_against
 from .card import went_on_from, write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
+from .checks import check_run
 from .config import Stage, TrainingConfig
 from .data import LatentSet, Pairs, PairSampler, drawn_ahead, sampler_for
 from .fresh import FreshViews
@@ -31,7 +33,7 @@ from .losses import check_finite
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator, embed_all
-from .weights import averaged, check_initial, decay_groups, head_to_train
+from .weights import averaged, decay_groups, head_to_train
 
 MOST_WORKERS = 8
 """Processes that draw pairs."""
@@ -56,7 +58,7 @@ def train_head(
 ) -> LCMemHead:
     """Train a head and save the best one, by recall on unseen identities, into ``output``.
 
-    Interrupted, the same call goes on from the last checkpoint and ends in the same weights; finished, it
+    Interrupted, the same call goes on from the last checkpoint and, on a CPU, ends in the same weights; finished, it
     returns what it trained. Under ``accelerate launch`` the batch is divided among the processes.
 
     Args:
@@ -86,7 +88,7 @@ def train_head(
         TrainingFailedError: the loss is no longer finite.
     """
     output, config = Path(output), config or TrainingConfig()
-    _check(stages, config, encoders, initial)
+    check_run(stages, config, encoders, initial)
     folders = [output if stage == stages[-1] else output / f"stage{stage}" for stage in stages]
     for folder in folders:  # what stands in the way is told before hours of training, not after
         Checkpoints(folder).refuse_foreign()
@@ -110,31 +112,6 @@ def train_head(
     if PartialState().is_main_process:
         shutil.rmtree(output / LATENTS, ignore_errors=True)
     return cast(LCMemHead, initial)
-
-
-def _check(
-    stages: Sequence[Stage],
-    config: TrainingConfig,
-    encoders: Mapping[str, Encoder],
-    initial: LCMemHead | None,
-) -> None:
-    """What can be said of a run before anything is encoded."""
-    if not stages or set(stages) - {1, 2, 3} or list(stages) != sorted(set(stages)):
-        raise ConfigurationError(f"stages are 1, 2 and 3, or some of them in that order, got {tuple(stages)}")
-    for space in encoders:
-        check_space_name(space)
-    processes = Accelerator(mixed_precision=config.mixed_precision).num_processes
-    for stage in stages:
-        config.for_stage(stage).check_batch(processes)
-    if initial is None:
-        if stages[0] == 3:
-            raise ConfigurationError(
-                "stage 3 needs a trained head to go on from: run stages 1 and 2 before it"
-            )
-        if config.keep_initial and len(stages) == 1:
-            raise ConfigurationError("keep_initial needs a head to go on from; give one, or leave it out")
-        return
-    check_initial(initial, config, encoders, trunk=stages[0] < 3)
 
 
 class _Run:
@@ -194,13 +171,7 @@ class _Run:
             progress=self.show,
         )
         sampler = sampler_for(train, self.config)
-        validator = Validator(
-            train,
-            held_out,
-            false_rejection_rate=self.config.false_rejection_rate,
-            seed=self.config.seed,
-            most_queries=MOST_QUERIES if self.config.stage == 3 or self.config.keep_spaces else None,
-        )
+        validator = self._validator(train, held_out, self.config.stage == 3)
         self._say(
             f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
             f"validation images of {len(set(held_out.identities))} identities"
@@ -214,18 +185,29 @@ class _Run:
                 self.config.resolution,
                 self.accelerator.unwrap_model(objective).head.grid,
                 self.accelerator.device,
-                autocast=self.accelerator.autocast,
+                autocast=self.accelerator.autocast if self.config.mixed_precision == "bf16" else nullcontext,
                 progress=self.show,
             )
         self._train(standing, objective, optimizer, train, sampler, validator)
         return self._finish(standing, train, held_out, validator)
 
+    def _validator(self, train: LatentSet, held_out: LatentSet, laid_over: bool) -> Validator:
+        """What measures heads: laying pictures over each other, or not, since that says nothing of the trunk."""
+        return Validator(
+            train,
+            held_out,
+            false_rejection_rate=self.config.false_rejection_rate,
+            seed=self.config.seed,
+            most_queries=MOST_QUERIES if laid_over else None,
+            laid_over=laid_over,
+        )
+
     def _prepare(self, standing: Progress, train: LatentSet) -> tuple[Any, Any]:
         """Objective and optimiser under accelerate, as of ``standing``."""
         channels = {space: values.shape[2] for space, values in train.latents.items()}
-        head, left = head_to_train(self.config, channels, self.initial, self.encoders)
-        if left:
-            self._say(f"left behind, since training the trunk would spoil them: {', '.join(left)}")
+        head, told = head_to_train(self.config, channels, self.initial, self.encoders)
+        for line in told:
+            self._say(line)
         optimizer = torch.optim.AdamW(
             decay_groups(head.parameters(), self.config.weight_decay), lr=self.config.learning_rate
         )
@@ -250,7 +232,7 @@ class _Run:
             total=config.steps, initial=standing.step, desc="training", unit="step", disable=not self.show
         )
         workers = 0
-        if self.accelerator.device.type != "cpu":  # there a step takes less than its pairs take to draw
+        if self.accelerator.device.type == "cuda":  # there a step takes less than its pairs take to draw
             workers = min(MOST_WORKERS, (os.cpu_count() or 1) // (2 * self.accelerator.num_processes))
         self._mine(sampler, objective, train)
         drawn = self._drawn(standing, sampler, workers)
@@ -265,7 +247,8 @@ class _Run:
                 standing.seconds += time.monotonic() - since
                 self._evaluate(standing, objective, validator, sum(losses) / len(losses), rate)
                 self._mine(sampler, objective, train)
-                drawn = self._drawn(standing, sampler, workers)
+                if standing.step < config.steps and standing.stale < config.patience:
+                    drawn = self._drawn(standing, sampler, workers)
                 since, losses = time.monotonic(), []
         bar.close()
         if standing.step < config.steps:
@@ -362,8 +345,12 @@ class _Run:
         if not all(bool(values.isfinite().all()) for values in head.state_dict().values()):
             raise TrainingFailedError("the trained weights are not finite; give a smaller learning rate")
         if self.accelerator.is_main_process:
-            if keep:
-                best = {**best, **validator.measure(head.to(self.accelerator.device)).to_dict()}
+            by_parts = self.config.stage < 3 and self.config.keep_spaces and head.dense is not None
+            if keep or by_parts:
+                if by_parts:
+                    validator = self._validator(train, held_out, True)
+                device = self.accelerator.device
+                best = {**best, **validator.measure(head.to(device), device).to_dict()}
                 head = head.cpu()
             head.save_pretrained(output)
             record = {
@@ -375,7 +362,10 @@ class _Run:
                     "unreadable": len(train.unreadable),
                     "left_out": len(set(self.leave_out)),
                 },
-                "spaces": {space: encoder.described() for space, encoder in self.encoders.items()},
+                "spaces": {
+                    **(self.before.get("spaces", {}) if self.config.keep_spaces else {}),
+                    **{space: encoder.described() for space, encoder in self.encoders.items()},
+                },
                 "versions": {
                     name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate")
                 },

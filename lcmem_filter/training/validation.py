@@ -12,7 +12,16 @@ import torch.nn.functional as F
 
 from ..head import LCMemHead
 from ..latents import canonical
-from ..verification import SHORTLIST, Candidates, Parts, Query, compare, describe_parts, parts_between
+from ..verification import (
+    LAID_OVER,
+    SHORTLIST,
+    Candidates,
+    Parts,
+    Query,
+    compare,
+    describe_parts,
+    parts_between,
+)
 from .data import LatentSet
 from .views import generator_for, half_formed
 
@@ -119,6 +128,7 @@ class Validator:
         validation: Images of other identities. A mild or strong view is a copy to be found; without a mild one,
             latents are moved (``mild_copies``).
         most_queries: Of each kind and half; all by default. Strangers are always all asked for.
+        laid_over: Whether pictures are laid over each other where the head has descriptors.
     """
 
     def __init__(
@@ -129,7 +139,9 @@ class Validator:
         false_rejection_rate: float,
         seed: int,
         most_queries: int | None = None,
+        laid_over: bool = True,
     ) -> None:
+        self.laid_over = laid_over
         self.rate, self.seed, self.most_queries = false_rejection_rate, seed, most_queries
         self.index = _at_most(train, MOST_INDEX_ROWS, seed)
         self.validation = _at_most(validation, MOST_VALIDATION_ROWS, seed)
@@ -151,6 +163,8 @@ class Validator:
         """Recall of samples of ``space`` in an index of ``index_space``."""
         device = torch.device(device)
         kind = parts_between(head, space, index_space)
+        if kind in LAID_OVER and not self.laid_over:
+            kind = "tokens" if head.has_tokens else "latents" if space == index_space else None
         asked, kept = self.validation.latents[space], self.validation.latents[index_space]
         views = self.validation.views
         queries: dict[str, torch.Tensor] = {

@@ -29,7 +29,7 @@ def head_to_train(
     initial: LCMemHead | None,
     encoders: Mapping[str, Encoder],
 ) -> tuple[LCMemHead, list[str]]:
-    """The head that a stage starts from, what it trains trainable, in training mode.
+    """The head that a stage starts from, of which what it trains is trainable.
 
     Args:
         channels: Of the latents of each space that is trained on.
@@ -37,13 +37,14 @@ def head_to_train(
         encoders: Of the same spaces.
 
     Returns:
-        The head, and what of ``initial`` it has not (``take_weights``).
+        The head, and what somebody should know of what is lost of ``initial``.
 
     Raises:
         ArtifactError: ``initial`` has another shape, or lacks a space that has to be kept.
     """
     if config.stage == 3 and initial is not None:
-        return with_descriptors(initial, tuple(channels), config), []
+        head = with_descriptors(initial, tuple(channels), config)
+        return head, _lost_descriptors(initial, head)
     if config.keep_spaces and initial is not None:
         return with_trunk_to_train(initial, tuple(channels), config), []
     head = drawn_head(config, channels, tuple(initial.halvings) if initial is not None else ())
@@ -53,7 +54,30 @@ def head_to_train(
     head.fc_end.requires_grad_(config.loss == "verification")
     if head.local is not None and not config.token_weight:
         head.local.requires_grad_(False)
-    return head.train(), left
+    told = f"left behind, since training the trunk would spoil them: {', '.join(left)}"
+    return head.train(), [told] if left else []
+
+
+def _lost_descriptors(initial: LCMemHead, head: LCMemHead) -> list[str]:
+    """What becomes of the descriptors of ``initial`` where others are trained."""
+    if initial.dense is None:
+        return []
+    told = []
+    if _shapes(initial.dense) != _shapes(head.dense):
+        told.append(
+            "descriptors are drawn anew: those of the head to go on from are of another length or width"
+        )
+    if lost := [space for space in initial.config.match_spaces if space not in head.config.match_spaces]:
+        told.append(
+            f"these spaces have no descriptors any more, since others' are trained: {', '.join(lost)}"
+        )
+    if initial.config.match_deformed and not head.config.match_deformed:
+        told.append("pictures are no longer deformed: give deformed to go on as the head did")
+    return told
+
+
+def _shapes(branch: Any) -> dict[str, Any]:
+    return {name: value.shape for name, value in branch.state_dict().items()}
 
 
 def drawn_head(config: TrainingConfig, channels: Mapping[str, int], halved: Collection[str]) -> LCMemHead:
@@ -142,7 +166,7 @@ def check_sizes(
 
 
 def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
-    """Start from ``initial``; what it lacks, a space or a branch, stays as it was drawn.
+    """Start from ``initial``; what it lacks, a space or a branch, or descriptors of that shape, stays as it was drawn.
 
     Returns:
         What ``initial`` has and ``head`` has not: its other spaces, and ``"descriptors"``. To train the trunk would
@@ -151,11 +175,9 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
     Raises:
         ArtifactError: it has another shape.
     """
-    state, other = initial.state_dict(), False
-    if head.dense is not None and initial.dense is not None:
-        own = head.dense.state_dict()
-        other = any(own[name].shape != value.shape for name, value in initial.dense.state_dict().items())
-        state = {name: value for name, value in state.items() if not (other and name.startswith("dense."))}
+    state = initial.state_dict()
+    if head.dense is not None and initial.dense is not None and _shapes(head.dense) != _shapes(initial.dense):
+        state = {name: value for name, value in state.items() if not name.startswith("dense.")}
     try:
         lacking, foreign = head.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -192,7 +214,7 @@ def with_trunk_to_train(initial: LCMemHead, spaces: Collection[str], config: Tra
     Raises:
         ArtifactError: ``initial`` lacks one of the spaces.
     """
-    _check_known(initial, spaces)
+    check_known(initial, spaces)
     head = extended(initial, config.seed)
     for part in (head.trunk, head.pool, head.projection):
         part.requires_grad_(True)
@@ -202,7 +224,7 @@ def with_trunk_to_train(initial: LCMemHead, spaces: Collection[str], config: Tra
     return head.train()
 
 
-def _check_known(initial: LCMemHead, spaces: Collection[str]) -> None:
+def check_known(initial: LCMemHead, spaces: Collection[str]) -> None:
     if unknown := [space for space in spaces if space not in initial.spaces]:
         raise ArtifactError(
             f"the head to go on from has no stem for latent space {unknown[0]!r}; it has {', '.join(initial.spaces)}"
@@ -216,7 +238,7 @@ def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: Traini
     Raises:
         ArtifactError: ``initial`` lacks one of the spaces.
     """
-    _check_known(initial, spaces)
+    check_known(initial, spaces)
     head = extended(
         initial,
         config.seed,

@@ -46,7 +46,8 @@ def fresh_of(cache: Path, *spaces: str) -> tuple[Any, FreshViews]:
 
 
 def test_clean_views_alone_are_cached_and_all_kinds_are_drawn_from(tmp_path: Path) -> None:
-    train, _, _ = prepared(tmp_path, FRESH.for_stage(3), "sd")
+    train, held, _ = prepared(tmp_path, FRESH.for_stage(3), "sd")
+    assert held.views == ("clean", "mild", "strong") and held.latents["sd"].shape[1] == 3
     assert train.views == ("clean", "light", "visit", "mild", "strong", "strong", "upside-down")
     assert train.latents["sd"].shape[1] == 1
     cached, _, _ = prepared(tmp_path, replace(FRESH, fresh_views=False).for_stage(3), "sd")
@@ -79,6 +80,22 @@ def test_views_are_of_their_images_and_clean_ones_as_they_are_cached(tmp_path: P
         assert of_kind[itself].mean() > of_kind[~itself].mean() + 0.15, kind
 
 
+def test_views_that_an_encoder_makes_nothing_of_give_way_to_clean_ones(tmp_path: Path) -> None:
+    train, _, _ = prepared(tmp_path, FRESH.for_stage(3), "sd")
+
+    class Overflowing(Pooled):
+        def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+            made = super().encode(pixels)
+            made[0] = torch.inf
+            return torch.cat([made, made[:, :1]], 1)
+
+    broken: Any = {"sd": Overflowing()}
+    fresh = FreshViews(train, SOURCES, broken, FRESH.resolution, 16, torch.device("cpu"))
+    made = fresh.latents("sd", np.array([4, 5]), np.array([1, 1]), generator_for(1))
+    clean = train.latents["sd"][[4, 5], 0].float()
+    assert torch.equal(made[0], clean[0]) and not torch.equal(made[1], clean[1]) and made.isfinite().all()
+
+
 def test_what_is_drawn_depends_on_the_generator_and_differs_from_batch_to_batch(tmp_path: Path) -> None:
     _, fresh = fresh_of(tmp_path, "sd")
     images, views = np.array([0, 1, 2, 3]), np.array([0, 3, 4, 6])
@@ -107,9 +124,14 @@ def test_a_run_on_fresh_views_learns(tmp_path: Path, stages: Any) -> None:
     assert np.mean(first[-6:]) < np.mean(first[:6])
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    config = replace(FRESH, evaluate_every=4, steps=8)
-    whole = train_head(SOURCES, encoders("sd"), tmp_path / "whole", config, progress=False)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, stage: Any) -> None:
+    config = replace(FRESH, evaluate_every=4, steps=8, stage2_steps=8, stage3_steps=8, stage3_batch_pairs=8)
+    given: Any = {"stages": (stage,), "progress": False}
+    if stage == 3:
+        torch.manual_seed(0)
+        given["initial"] = LCMemHead.create("micro", {"sd": 4})
+    whole = train_head(SOURCES, encoders("sd"), tmp_path / "whole", config, **given)
     step = _Run._step
 
     def killed(self: _Run, number: int, *rest: Any) -> float:
@@ -120,15 +142,23 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Run, "_step", killed)
         with pytest.raises(KeyboardInterrupt):
-            train_head(SOURCES, encoders("sd"), tmp_path / "killed", config, progress=False)
-    again = train_head(SOURCES, encoders("sd"), tmp_path / "killed", config, progress=False)
+            train_head(SOURCES, encoders("sd"), tmp_path / "killed", config, **given)
+    again = train_head(SOURCES, encoders("sd"), tmp_path / "killed", config, **given)
     assert again.fingerprint == whole.fingerprint
+    losses = [
+        [entry["loss"] for entry in json.loads((tmp_path / name / "training.json").read_text())["history"]]
+        for name in ("whole", "killed")
+    ]
+    assert len(losses[0]) == 2 and losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_pairs_are_the_same_whoever_draws_them(tmp_path: Path, workers: int) -> None:
-    train, _, _ = prepared(tmp_path, FRESH, "sd")
-    sampler = sampler_for(train, FRESH)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_pairs_are_the_same_whoever_draws_them(tmp_path: Path, workers: int, stage: Any) -> None:
+    config = FRESH.for_stage(stage)
+    train, _, _ = prepared(tmp_path, config, "sd")
+    sampler = sampler_for(train, replace(config, hard_negatives=1.0))
+    sampler.mine(torch.nn.functional.normalize(torch.randn(len(train), 8), dim=1))
     for step, pairs in zip(range(3, 7), drawn_ahead(sampler, range(3, 7), workers), strict=True):
         wanted = sampler.draw(step)
         for name in ("a", "b", "view_a", "view_b", "identities"):
@@ -139,20 +169,34 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="further_resolutions"):
         replace(FRESH, further_resolutions=(64,))
     with pytest.raises(ConfigurationError, match="multiple of 16, got 40"):
-        train_head(SOURCES, encoders("sd"), tmp_path, replace(FRESH, resolution=40), progress=False)
+        replace(FRESH, resolution=40)
+    for options in ({"deformed": True}, {"match_width": 8}):
+        with pytest.raises(ConfigurationError, match="of stage 3, which is not among the stages"):
+            train_head(SOURCES, encoders("sd"), tmp_path, replace(QUICK, **options), progress=False)
+    with pytest.raises(ConfigurationError, match="keep_spaces needs a head to go on from"):
+        train_head(SOURCES, encoders("sd"), tmp_path, replace(QUICK, keep_spaces=True), progress=False)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_trunk_alone_is_trained_where_spaces_are_kept(tmp_path: Path) -> None:
     torch.manual_seed(0)
     initial = LCMemHead.create("micro", {"sd": 4, "other": 4}, match_dim=8, match_spaces=["sd", "other"])
     config = replace(QUICK, keep_spaces=True, steps=4, evaluate_every=4)
-    other = {"encoder": {"name": "vae", "sha256": "0" * 64}, "recipe": {"resolution": 32}, "validation": {}}
+    found = {"other in sd": {"mild_copies": {"overall": 1.0}, "same_identity": {"overall": None}}}
+    other = {
+        "encoder": {"name": "vae", "sha256": "0" * 64},
+        "recipe": {"resolution": 32},
+        "validation": found,
+    }
     record = {"plan": {"config": QUICK.to_dict()}, "step": 9, "added_spaces": {"other": other}}
     head = train_head(
         SOURCES, encoders("sd"), tmp_path / "kept", config, initial=initial, record=record, progress=False
     )
     written = json.loads((tmp_path / "kept" / "training.json").read_text())
-    assert written["added_spaces"] == {"other": other} and "9 steps" in written["went_on_from"]
+    assert (
+        written["added_spaces"] == {"other": {**other, "validation": {}}}
+        and "9 steps" in written["went_on_from"]
+    )
     assert set(head.spaces) == set(initial.spaces) and head.has_descriptors("other")
     before, after = initial.state_dict(), head.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
@@ -161,12 +205,15 @@ def test_the_trunk_alone_is_trained_where_spaces_are_kept(tmp_path: Path) -> Non
         train_head(SOURCES, encoders("sd", "new"), tmp_path / "new", config, initial=initial, progress=False)
 
 
-def test_descriptors_of_another_width_are_drawn_anew(tmp_path: Path) -> None:
+def test_descriptors_of_another_width_are_drawn_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     initial = LCMemHead.create("micro", {"sd": 4}, match_dim=8, match_spaces=["sd"])
     config = replace(QUICK, stage3_steps=2, stage3_batch_pairs=8, match_dim=8, match_width=48, deformed=True)
-    head = train_head(SOURCES, encoders("sd"), tmp_path, config, stages=(3,), initial=initial, progress=False)
+    head = train_head(SOURCES, encoders("sd"), tmp_path, config, stages=(3,), initial=initial)
     assert head.dense is not None and head.dense.lateral.out_channels == 48
+    assert "drawn anew" in capsys.readouterr().err
     again = LCMemHead.from_pretrained(tmp_path)
     assert again.config.match_width == 48 and again.config.match_deformed
     assert again.fingerprint == head.fingerprint
