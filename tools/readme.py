@@ -126,6 +126,8 @@ def detection() -> str:
         "strongest other",
         "lead of LCMem over that",
         "LCMem, told identities",
+        "lcmem-reid",
+        "lcmem-reid, told identities",
     ]
     rows = [
         _detection_row(DETECTION_TASKS[task], domain, row, results["labels"])
@@ -168,7 +170,8 @@ def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str
         strongest = f"{labels[best]} {_recall(cells[best])}"
     return (
         f"| {task} | {domain} | {row['n']:,} | {_recall(cells.get('lcmem'))} | {_recall(cells.get('raw_latents'))} "
-        f"| {strongest} | {lead} | {_recall(cells.get('lcmem_told'))} |"
+        f"| {strongest} | {lead} | {_recall(cells.get('lcmem_told'))} "
+        f"| {_recall(cells.get('lcmem_lcmem_reid'))} | {_recall(cells.get('lcmem_lcmem_reid_told'))} |"
     )
 
 
@@ -187,20 +190,19 @@ def found() -> str:
     results = json.loads(path.read_text())
     domains = list(dict.fromkeys(domain for task in results["deciding"].values() for domain in task))
     rows = []
-    told = ", index names identities"
-    for method, beside in (
-        ("lcmem", ""),
-        ("lcmem_told", told),
-        ("lcmem_lcmem_reid", ", lcmem-reid"),
-        ("lcmem_lcmem_reid_told", f", lcmem-reid{told}"),
+    for method, head, named in (
+        ("lcmem", "lcmem-small", "no"),
+        ("lcmem_told", "lcmem-small", "yes"),
+        ("lcmem_lcmem_reid", "lcmem-reid", "no"),
+        ("lcmem_lcmem_reid_told", "lcmem-reid", "yes"),
     ):
         for task, of in results["deciding"].items() if method in results["labels"] else ():
             shares = [f"{of[one]['methods'][method]['recall']:.1%}" if one in of else "-" for one in domains]
             cells = of[domains[-1]]["methods"]
-            best = None if beside else _strongest_other(cells)  # which is not told identities
+            best = _strongest_other(cells) if method == "lcmem" else None  # which is not told identities
             other = "-" if best is None else f"{results['labels'][best]} {cells[best]['recall']:.1%}"
-            rows.append(f"| {DETECTION_TASKS[task]}{beside} | {' | '.join(shares)} | {other} |")
-    columns = ["query", *domains, f"strongest other, {domains[-1]}"]
+            rows.append(f"| {DETECTION_TASKS[task]} | {head} | {named} | {' | '.join(shares)} | {other} |")
+    columns = ["query", "head", "identities named", *domains, f"strongest other, {domains[-1]}"]
     return _table(columns, rows)
 
 
