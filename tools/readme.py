@@ -268,14 +268,21 @@ def pairs() -> str:
         if task not in named:
             continue
         for domain in ("X-rays", "all domains"):
-            own = ("lcmem", "lcmem_embedding")
+            own = ("lcmem", "lcmem_embedding", "lcmem_lcmem_reid")
             others = {name: found[domain] for name, found in methods.items() if not name.startswith("lcmem")}
             best = max(others, key=lambda name: others[name]["auc"])
-            cells = [_pair(methods[name][domain]) for name in own]
+            cells = [_pair(methods[name][domain]) if name in methods else "-" for name in own]
             cells.append(f"{results['labels'][best]} {_pair(others[best])}")
             rows.append(f"| {named[task]} | {domain} | {' | '.join(cells)} |")
-    columns = "| pairs of | domain | LCMem (the filter) | its embedding alone | best other by AUC |"
-    return "\n".join([columns, "| --- " * 5 + "|", *rows]) + "\n"
+    columns = [
+        "pairs of",
+        "domain",
+        "LCMem (the filter)",
+        "its embedding alone",
+        "lcmem-reid",
+        "best other by AUC",
+    ]
+    return _table(columns, rows)
 
 
 def _pair(cell: dict[str, Any]) -> str:

@@ -62,11 +62,13 @@ def _recall(results: dict[str, Any], labels: dict[str, str], colours: dict[str, 
 def _curves(results: dict[str, Any], labels: dict[str, str], colours: dict[str, Any]) -> Figure:
     curves = dict(results["curves"])
     rates = curves.pop("rates")
+    height = max(4.0, 0.19 * len(labels))  # of the legend
     figure, axes = plt.subplots(
-        1, len(curves), figsize=(4.2 * len(curves), 4), layout="constrained", squeeze=False
+        1, len(curves), figsize=(4.2 * len(curves), height), layout="constrained", squeeze=False
     )
     for axis, (task, methods) in zip(axes[0], curves.items(), strict=True):
-        for name, shares in methods.items():
+        for name in [name for name in labels if name in methods]:
+            shares = methods[name]
             if name in labels and len(next(iter(results["deciding"].values()))) > 1 and name == "dlib_faces":
                 continue  # one domain alone is no mean over domains
             points = [(rate, share) for rate, share in zip(rates, shares, strict=True) if share is not None]
