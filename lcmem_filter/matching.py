@@ -114,9 +114,8 @@ def alike_deformed(sample: torch.Tensor, candidate: torch.Tensor, warps: torch.T
     n, e, side, _ = sample.shape
     ours, our_weights = _unit(sample)
     margin = REACH // 2
-    step = (
-        torch.arange(2 * side + REACH - 2, device=sample.device) - margin
-    )  # half cells, from the first cell's middle
+    # in half cells, from the middle of the first
+    step = torch.arange(2 * side + REACH - 2, device=sample.device) - margin
     place = (step + 1.0) / side - 1
     y, x = torch.meshgrid(place, place, indexing="ij")
     where = torch.stack([x, y, torch.ones_like(x)], -1) @ warps.transpose(1, 2)[:, None]
