@@ -315,6 +315,11 @@ def spaces() -> str:
     return _across("spaces.json", "space")
 
 
+def spaces_reid() -> str:
+    """The same of the other head that ships, from another results file of ``benchmarks/spaces``."""
+    return _across("spaces-reid.json", "latent space")
+
+
 def resolutions() -> str:
     """Samples at each resolution in an index at each, from a results file of ``benchmarks/spaces``."""
     return _across("resolutions.json", "resolution")
@@ -564,6 +569,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "resolutions": resolutions,
     "robustness": robustness,
     "spaces": spaces,
+    "spaces_reid": spaces_reid,
 }
 
 
