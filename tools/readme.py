@@ -296,14 +296,16 @@ def robustness() -> str:
     found = json.loads(path.read_text()).get("robustness") if path.exists() else None
     if not found:
         return "Single changes have not been measured yet.\n"
+    reid = found["recall"].get("lcmem_lcmem_reid")
     rows = [
         f"| {kind}: {', '.join(names)} | {found['images'][kind]} | "
         + " | ".join(f"{share:.0%}" for share in found["recall"]["lcmem"][kind])
+        + f" | {', '.join(f'{share:.0%}' for share in reid[kind]) if reid else '-'}"
         + f" | {_best_other(found['recall'], kind, 0)} | {_best_other(found['recall'], kind, 3)} |"
         for kind, names in found["strengths"].items()
     ]
-    columns = "| change | n | 1 | 2 | 3 | 4 | best other at 1 | best other at 4 |"
-    return "\n".join([columns, "| --- " * 8 + "|", *rows]) + "\n"
+    columns = ["change", "n", "1", "2", "3", "4", "lcmem-reid", "best other at 1", "best other at 4"]
+    return _table(columns, rows)
 
 
 def _best_other(recall: dict[str, dict[str, list[float]]], kind: str, strength: int) -> str:
