@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from .views import blurred, displacements
-
-ITU_T81_LUMINANCE = (
-    (16, 11, 10, 16, 24, 40, 51, 61),
-    (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56),
-    (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77),
-    (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101),
-    (72, 92, 95, 98, 112, 100, 103, 99),
-)
-"""Quantisation of JPEG at quality 50 (ITU-T T.81, table K.1)."""
-
-ITU_T81_CHROMINANCE = (
-    (17, 18, 24, 47, 99, 99, 99, 99),
-    (18, 21, 26, 66, 99, 99, 99, 99),
-    (24, 26, 56, 99, 99, 99, 99, 99),
-    (47, 66, 99, 99, 99, 99, 99, 99),
-    *((99,) * 8,) * 4,
-)
-"""The same of its colours (table K.2)."""
 
 FROM_RGB = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 """To luminance and two colour differences (JFIF; ITU-T T.871, clause 7)."""
@@ -156,7 +138,7 @@ def change(pixels: torch.Tensor, kind: str, draw: np.random.Generator) -> torch.
         pixels = (pixels + spread * drawn(0, how.noise)).clamp(0, 1)
     if how.compressed:
         chosen = torch.from_numpy(draw.random(b) < how.compressed).to(pixels.device)[:, None, None, None]
-        quality = torch.from_numpy(draw.integers(how.quality[0], how.quality[1] + 1, b)).to(pixels)
+        quality = torch.from_numpy(draw.integers(how.quality[0], how.quality[1] + 1, b)).to(pixels.device)
         pixels = torch.where(chosen, through_jpeg(pixels, quality), pixels)
     return (pixels * 255).round() / 255
 
@@ -166,30 +148,27 @@ def through_jpeg(pixels: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
 
     Args:
         pixels: (B, 3, R, R) in [0, 1], R a multiple of 16.
-        quality: (B,), 1 to 100, as libjpeg scales the tables of ITU-T T.81, annex K.
+        quality: (B,) integers, 1 to 100, as Pillow takes them.
 
     Returns:
         (B, 3, R, R) in [0, 1].
     """
-    matrix = torch.tensor(FROM_RGB).to(pixels)
-    planes = torch.einsum("ij,bjhw->bihw", matrix, (pixels * 255).round())
-    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None]
+    codec = _codec(pixels.device)
+    basis, steps = codec.cosines, codec.steps[quality.long()]
+    planes = torch.einsum("ij,bjhw->bihw", codec.from_rgb, (pixels * 255).round())
 
-    def rounded(plane: torch.Tensor, table: tuple[tuple[int, ...], ...]) -> torch.Tensor:
-        steps = ((torch.tensor(table).to(pixels) * scale + 50) / 100).floor().clamp(1, 255)
+    def rounded(plane: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         b, c, h, w = plane.shape
         blocks = plane.view(b, c, h // 8, 8, w // 8, 8)
-        basis = _cosines().to(pixels)
         frequencies = torch.einsum("ij,bcyjxk,lk->bcyxil", basis, blocks, basis)
-        steps = steps[:, None, None, None]
         kept = (frequencies / steps).round() * steps
         return torch.einsum("ij,bcyxil,lk->bcyjxk", basis, kept, basis).reshape(b, c, h, w)
 
-    light = rounded(planes[:, :1] - 128, ITU_T81_LUMINANCE) + 128
-    colours = rounded(F.avg_pool2d(planes[:, 1:], 2), ITU_T81_CHROMINANCE)
+    light = rounded(planes[:, :1] - 128, steps[:, 0, None, None, None]) + 128
+    colours = rounded(F.avg_pool2d(planes[:, 1:], 2), steps[:, 1, None, None, None])
     colours = F.interpolate(colours, scale_factor=2, mode="bilinear", align_corners=False)
-    back = torch.linalg.inv(torch.tensor(FROM_RGB, dtype=torch.float64)).float().to(pixels)
-    return torch.einsum("ij,bjhw->bihw", back, torch.cat([light, colours], 1)).clamp(0, 255) / 255
+    back = torch.einsum("ij,bjhw->bihw", codec.to_rgb, torch.cat([light, colours], 1))
+    return back.clamp(0, 255) / 255
 
 
 def _placed(pixels: torch.Tensor, how: Change, draw: np.random.Generator) -> torch.Tensor:
@@ -235,9 +214,33 @@ def _bordered(pixels: torch.Tensor, most: float, draw: np.random.Generator) -> t
     return pixels * (down[:, None, :, None] & across[:, None, None, :])
 
 
-def _cosines() -> torch.Tensor:
-    """The orthonormal cosine transform of 8 values (8, 8)."""
+@dataclass(frozen=True, slots=True)
+class _Codec:
+    """What JPEG is made of, on one device.
+
+    Attributes:
+        from_rgb, to_rgb: (3, 3), to luminance and two colour differences and back.
+        cosines: (8, 8), the orthonormal cosine transform of 8 values.
+        steps: (101, 2, 8, 8), of every quality, how luminance and colours are quantised.
+    """
+
+    from_rgb: torch.Tensor
+    to_rgb: torch.Tensor
+    cosines: torch.Tensor
+    steps: torch.Tensor
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _codec(device: torch.device) -> _Codec:
     k, n = torch.arange(8.0)[:, None], torch.arange(8.0)[None]
-    basis = torch.cos((2 * n + 1) * k * math.pi / 16) / 2
-    basis[0] /= math.sqrt(2)
-    return basis
+    cosines = torch.cos((2 * n + 1) * k * math.pi / 16) / 2
+    cosines[0] /= math.sqrt(2)
+    steps = torch.ones(101, 2, 8, 8)
+    for quality in range(1, 101):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, "JPEG", quality=quality)
+        tables: Any = Image.open(buffer)
+        steps[quality] = torch.tensor([tables.quantization[i] for i in (0, 1)]).view(2, 8, 8)
+    to_rgb = torch.linalg.inv(torch.tensor(FROM_RGB, dtype=torch.float64)).float()
+    return _Codec(*(one.to(device) for one in (torch.tensor(FROM_RGB), to_rgb, cosines, steps)))
