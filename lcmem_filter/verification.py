@@ -192,9 +192,13 @@ def compare(query: Query, candidates: Candidates) -> Compared:
     return Compared(score, cosine.amax(0), None if parts is None else parts.amax(0))
 
 
-def parts_between(head: LCMemHead, space: str, index_space: str) -> Parts | None:
-    """What samples of ``space`` are compared with training images of ``index_space`` by; ``None``: embeddings alone."""
-    if head.has_descriptors(space) and head.has_descriptors(index_space):
+def parts_between(head: LCMemHead, space: str, index_space: str, *, laid_over: bool = True) -> Parts | None:
+    """What samples of ``space`` are compared with training images of ``index_space`` by; ``None``: embeddings alone.
+
+    Args:
+        laid_over: Whether they are laid over each other where the head has descriptors of both.
+    """
+    if laid_over and head.has_descriptors(space) and head.has_descriptors(index_space):
         return "deformed descriptors" if head.config.match_deformed else "descriptors"
     if head.has_tokens:
         return "tokens"
@@ -230,7 +234,7 @@ def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) ->
 def _parts_alike(kind: Parts, samples: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """How alike the parts of samples (B, ...) and of candidates (B, K, ...) of each are, (B, K)."""
     if kind in LAID_OVER:
-        return alike_under_warps(samples, candidates, deformed=kind != "descriptors")
+        return alike_under_warps(samples, candidates, deformed=kind == "deformed descriptors")
     if kind == "tokens":
         return local_similarity(samples, candidates)
     return torch.stack([aligned_similarity(one, some) for one, some in zip(samples, candidates, strict=True)])

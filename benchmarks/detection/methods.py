@@ -161,9 +161,8 @@ def open_methods(
         if row.head and (not shipped or row.head == head):
             absent[row.label] = "a shipped head, beside another that ships only"
             continue
-        options, of_row = dict(row.options), trained
-        if row.head:
-            of_row = lcmem_filter.LCMemHead.from_pretrained(row.head)
+        options = dict(row.options)
+        of_row = lcmem_filter.LCMemHead.from_pretrained(row.head) if row.head else trained
         if row.name.startswith("lcmem"):
             options |= {"head": of_row, "space": space}
         if row.weights:

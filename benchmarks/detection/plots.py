@@ -69,7 +69,7 @@ def _curves(results: dict[str, Any], labels: dict[str, str], colours: dict[str, 
     for axis, (task, methods) in zip(axes[0], curves.items(), strict=True):
         for name in [name for name in labels if name in methods]:
             shares = methods[name]
-            if name in labels and len(next(iter(results["deciding"].values()))) > 1 and name == "dlib_faces":
+            if len(next(iter(results["deciding"].values()))) > 1 and name == "dlib_faces":
                 continue  # one domain alone is no mean over domains
             points = [(rate, share) for rate, share in zip(rates, shares, strict=True) if share is not None]
             width = 2.5 if name == "lcmem" else 1.2

@@ -55,16 +55,14 @@ def main() -> None:
     device = torch.device(arguments.device)
     clock = _clock(device)
     index = _index(arguments, device)
-    pipe = drawn_pipeline(
-        arguments.unet, arguments.vae or vae_folder(), device, getattr(torch, arguments.dtype)
-    )
+    pipe = drawn_pipeline(arguments.unet, arguments.vae, device, getattr(torch, arguments.dtype))
     options = {"num_inference_steps": arguments.steps, "height": arguments.side, "width": arguments.side}
     cost = overhead(pipe, index, ["a picture"], options, arguments.batch, arguments.repeats, clock=clock)
     results = {
         "about": f"wall time, the device waited for; {arguments.unet} denoiser, weights drawn, in {arguments.dtype}, "
         f"{arguments.side} px, {arguments.steps} steps with guidance, an index of {len(index):,} images",
         "head": arguments.head,
-        "vae": (arguments.vae or vae_folder()).name,
+        "vae": arguments.vae.name,
         **provenance(device),
         "overhead": {**options, **cost},
         "judging": judging(index, arguments, arguments.side // pipe.vae_scale_factor, clock),
@@ -170,11 +168,10 @@ def _index(arguments: argparse.Namespace, device: torch.device) -> MemorizationI
     train, held_out = (
         open_images(table, identity_column="id", where={"split": split}) for split in ("train", "validation")
     )
-    encoder = load_encoder(arguments.vae or vae_folder()).to(device)
+    encoder = load_encoder(arguments.vae).to(device)
     head = LCMemHead.from_pretrained(arguments.head).to(device)
-    MemorizationIndex.build(
-        train, encoder, head, folder, resolution=arguments.resolution
-    )  # unless it is there
+    # unless it is there
+    MemorizationIndex.build(train, encoder, head, folder, resolution=arguments.resolution)
     index = MemorizationIndex.load(folder).to(device)
     calibrate(index, held_out, false_rejection_rate=0.01, encoder=encoder)
     return index
@@ -204,7 +201,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=6, help="rounds (default: 6)")
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000])
     parser.add_argument("--output", type=Path, default=RESULTS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.vae = arguments.vae or vae_folder()
+    return arguments
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..errors import DataError
 from ..images import ImageRecord, ImageSource
@@ -348,31 +348,9 @@ def drawn_ahead(sampler: PairSampler, steps: range, workers: int) -> Iterator[Pa
     processes cannot be forked."""
     if not workers or "fork" not in multiprocessing.get_all_start_methods():
         return map(sampler.draw, steps)
-    as_it_is: Any = _as_it_is  # of one batch, where DataLoader's types expect a list of rows
-    return iter(
-        DataLoader(
-            _Draws(sampler, steps),
-            batch_size=None,
-            num_workers=workers,
-            collate_fn=as_it_is,
-            multiprocessing_context="fork",
-        )
-    )
-
-
-class _Draws(Dataset[Pairs]):
-    def __init__(self, sampler: PairSampler, steps: range) -> None:
-        self.sampler, self.steps = sampler, steps
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, place: int) -> Pairs:
-        return self.sampler.draw(self.steps[place])
-
-
-def _as_it_is(pairs: Pairs) -> Pairs:
-    return pairs
+    # without batches, what is collated is one step
+    options: Any = {"collate_fn": sampler.draw, "multiprocessing_context": "fork"}
+    return iter(DataLoader(cast(Any, steps), batch_size=None, num_workers=workers, **options))
 
 
 def _label_matrix(labels: np.ndarray | None, identity: np.ndarray) -> np.ndarray | None:

@@ -175,6 +175,12 @@ def token_similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (from_a + (theirs * weight_b).sum(2) / weight_b.sum(1)) / 2
 
 
+def _rows_at_once(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Of (P, T, D), how many are compared at once with (Q, T, D)."""
+    cosines = a.shape[1] * b.shape[0] * b.shape[1]
+    return 1 if a.device.type == "cpu" else max(MOST_COSINES // cosines, 1)
+
+
 class _BestMatches(torch.autograd.Function):
     """Largest cosine of each token of (P, T, D) in each of (Q, T, D), (P, T, Q), and the other way, (P, Q, T).
 
@@ -186,7 +192,7 @@ class _BestMatches(torch.autograd.Function):
     def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (p, t, _), q = a.shape, len(b)
         ours, theirs = a.new_empty(p, t, q), a.new_empty(p, q, t)
-        at_once = 1 if a.device.type == "cpu" else max(MOST_COSINES // (t * q * t), 1)
+        at_once = _rows_at_once(a, b)
         for first in range(0, p, at_once):
             some = slice(first, first + at_once)
             cosines = (a[some].flatten(0, 1) @ b.flatten(0, 1).T).view(-1, t, q, t)
@@ -201,7 +207,7 @@ class _BestMatches(torch.autograd.Function):
         of_ours, of_theirs = gradients
         (p, t, _), q, flat = a.shape, len(b), b.flatten(0, 1)
         to_a, to_b = torch.empty_like(a), torch.zeros_like(flat)
-        at_once = 1 if a.device.type == "cpu" else max(MOST_COSINES // (t * q * t), 1)
+        at_once = _rows_at_once(a, b)
         whole, part = (a.new_empty(min(at_once, p), t, q, t) for _ in range(2))
         for first in range(0, p, at_once):
             some = slice(first, min(first + at_once, p))

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from ..head import LCMemHead
 from ..latents import canonical
 from ..verification import (
-    LAID_OVER,
     SHORTLIST,
     Candidates,
     Parts,
@@ -162,9 +161,7 @@ class Validator:
     ) -> Validation:
         """Recall of samples of ``space`` in an index of ``index_space``."""
         device = torch.device(device)
-        kind = parts_between(head, space, index_space)
-        if kind in LAID_OVER and not self.laid_over:
-            kind = "tokens" if head.has_tokens else "latents" if space == index_space else None
+        kind = parts_between(head, space, index_space, laid_over=self.laid_over)
         asked, kept = self.validation.latents[space], self.validation.latents[index_space]
         views = self.validation.views
         queries: dict[str, torch.Tensor] = {

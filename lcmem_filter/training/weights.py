@@ -40,22 +40,24 @@ def head_to_train(
         The head, and what somebody should know of what is lost of ``initial``.
 
     Raises:
-        ArtifactError: ``initial`` has another shape, or lacks a space that has to be kept.
+        ArtifactError: ``initial`` has another shape, or stage 3 lacks a space.
     """
     if config.stage == 3 and initial is not None:
         head = with_descriptors(initial, tuple(channels), config)
         return head, _lost_descriptors(initial, head)
+    told: list[str] = []
     if config.keep_spaces and initial is not None:
-        return with_trunk_to_train(initial, tuple(channels), config), []
-    head = drawn_head(config, channels, tuple(initial.halvings) if initial is not None else ())
-    left = take_weights(head, initial) if initial is not None else []
-    for space, encoder in encoders.items():
-        head.add_probes(space, encoder.vae)
+        head = with_trunk_to_train(initial, config.seed)
+    else:
+        head = drawn_head(config, channels, tuple(initial.halvings) if initial is not None else ())
+        if initial is not None and (left := take_weights(head, initial)):
+            told.append(f"left behind, since training the trunk would spoil them: {', '.join(left)}")
+        for space, encoder in encoders.items():
+            head.add_probes(space, encoder.vae)
     head.fc_end.requires_grad_(config.loss == "verification")
-    if head.local is not None and not config.token_weight:
-        head.local.requires_grad_(False)
-    told = f"left behind, since training the trunk would spoil them: {', '.join(left)}"
-    return head.train(), [told] if left else []
+    if head.local is not None:
+        head.local.requires_grad_(bool(config.token_weight))
+    return head.train(), told
 
 
 def _lost_descriptors(initial: LCMemHead, head: LCMemHead) -> list[str]:
@@ -208,23 +210,21 @@ def extended(initial: LCMemHead, seed: int, **changes: Any) -> LCMemHead:
     return head.requires_grad_(False).eval()
 
 
-def with_trunk_to_train(initial: LCMemHead, spaces: Collection[str], config: TrainingConfig) -> LCMemHead:
-    """``initial``, of which all is trainable that no latent space has to itself.
-
-    Raises:
-        ArtifactError: ``initial`` lacks one of the spaces.
-    """
-    check_known(initial, spaces)
-    head = extended(initial, config.seed)
+def with_trunk_to_train(initial: LCMemHead, seed: int) -> LCMemHead:
+    """``initial``, of which the trunk and what makes a vector of its cells is trainable: nothing that a space has to
+    itself."""
+    head = extended(initial, seed)
     for part in (head.trunk, head.pool, head.projection):
         part.requires_grad_(True)
-    head.fc_end.requires_grad_(config.loss == "verification")
-    if head.local is not None:
-        head.local.requires_grad_(bool(config.token_weight))
-    return head.train()
+    return head
 
 
 def check_known(initial: LCMemHead, spaces: Collection[str]) -> None:
+    """Whether ``initial`` has a stem for every one of ``spaces``.
+
+    Raises:
+        ArtifactError: it lacks one.
+    """
     if unknown := [space for space in spaces if space not in initial.spaces]:
         raise ArtifactError(
             f"the head to go on from has no stem for latent space {unknown[0]!r}; it has {', '.join(initial.spaces)}"
