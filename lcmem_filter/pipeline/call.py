@@ -205,6 +205,7 @@ def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
     watch = drawing.watch(vae)
     judge = drawing.judging_again(drawing.judge if watch is None else watch.judge)
     watching: AbstractContextManager[None] = nullcontext() if watch is None else watch.watching()
+    judge = _only_finished(drawing.pipe, watch, judge)
     gate = Gate(judge, withhold=drawing.withhold)
     if call.output_type == "latent":
         return _draw_latents(drawing, call, vae, judge, watching)
@@ -213,6 +214,27 @@ def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
     check_one_decision_an_image(output, gate.decisions)
     assert gate.decisions is not None
     return Drawn(output, gate.decisions)
+
+
+def _only_finished(pipe: Any, watch: Watch | None, judge: Judge) -> Judge:
+    """``judge``, but for a call that its caller interrupted: a half-denoised copy would be taken for no copy."""
+
+    def finished(latents: torch.Tensor) -> Sequence[Decision]:
+        stopped_early = watch is not None and watch.stopped
+        if getattr(pipe, "interrupt", False) and not stopped_early:
+            return [_INTERRUPTED] * latents.shape[0]
+        return judge(latents)
+
+    return finished
+
+
+_INTERRUPTED = Decision(
+    None,
+    math.nan,
+    math.nan,
+    math.nan,
+    reason="the call was interrupted (pipe._interrupt), and what is half denoised shows too little to be judged",
+)
 
 
 def _draw_latents(
@@ -260,6 +282,8 @@ def _draw_again(drawing: Drawing, call: BoundCall, drawn: Drawn) -> None:
     ladder = Ladder(policy.rungs, policy.max_resamples, policy.max_seconds)
     rejected_for: list[frozenset[str]] = [frozenset()] * total
     while (rows := withheld_rows(drawn.decisions)) and ladder.may_go_on():
+        if any(drawn.decisions[row].accepted is None for row in rows):
+            return  # interrupted: nobody waits for another draw
         for row in rows:
             rejected_for[row] |= set(drawn.decisions[row].matched_ids)
         redraw, redrawing = _redraw(drawing, call, drawn, rows, rejected_for)
@@ -330,9 +354,10 @@ def _hand_out(drawn: Drawn, call: BoundCall, policy: Policy) -> Any:
     check_one_decision_an_image(drawn.output, decisions)
     output, withheld = drawn.output, withheld_rows(decisions)
     if withheld and policy.on_memorized != "flag":
-        attempts = max(decisions[row].attempts for row in withheld)
-        found = f"{len(withheld)} of {total} samples were memorised in each of {attempts} attempt(s)"
+        found = _why_withheld([decisions[row] for row in withheld], total)
         if policy.on_exhausted == "raise":
+            if not any(decisions[row].accepted is False for row in withheld):
+                raise FilterFailedError(f"{found}; no image is returned")
             raise MemorizationError(f"{found}; no image is returned", decisions)
         if policy.on_exhausted == "drop":
             kept = [row for row in range(total) if row not in set(withheld)]
@@ -344,3 +369,14 @@ def _hand_out(drawn: Drawn, call: BoundCall, policy: Policy) -> Any:
     if has_names(output):
         output.memorization = decisions
     return output
+
+
+def _why_withheld(decisions: Sequence[Decision], total: int) -> str:
+    attempts = max(one.attempts for one in decisions)
+    memorised = sum(one.accepted is False for one in decisions)
+    found = f"{memorised} of {total} samples were memorised in each of {attempts} attempt(s)"
+    reasons = {one.reason: None for one in decisions if one.accepted is None}
+    if not reasons:
+        return found
+    unjudged = f"{len(decisions) - memorised} of {total} samples were not judged: {'; '.join(reasons)}"
+    return f"{found}, {unjudged}" if memorised else unjudged

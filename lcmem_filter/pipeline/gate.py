@@ -48,7 +48,7 @@ class Gate:
         if self.decisions is not None:
             raise FilterFailedError(
                 "the pipeline decoded more than once in one call, so a decision cannot be assigned to each image; "
-                "decode previews with another VAE, and do not filter pipelines that decode in pieces"
+                "decode previews with another VAE (they are not judged), and do not filter pipelines that decode in pieces"
             )
         self.decisions = list(self._judge(picture_latents(latents)))
         if len(self.decisions) != latents.shape[0]:

@@ -67,7 +67,10 @@ class Watch:
     Attributes:
         run: Denoising steps so far.
         total: Denoising steps of the whole call; 0 before the first.
+        stopped: Whether the watch interrupted the pipeline, and it did stop.
     """
+
+    stopped = False
 
     def __init__(self, pipe: Any, vae: Any, fractions: Sequence[float], score: Score) -> None:
         self.pipe, self.vae, self.fractions, self.score = pipe, vae, fractions, score
@@ -172,8 +175,7 @@ class Stopper(Watch):
                 self.pipe._interrupt = False
 
     @property
-    def stopped(self) -> bool:
-        """Whether the pipeline was interrupted, and did stop."""
+    def stopped(self) -> bool:  # type: ignore[override]
         return self._stopped_after is not None and self._stopped_after == self.run
 
     def look(self, place: int, noise: float, scored: Sequence[Scored]) -> None:
