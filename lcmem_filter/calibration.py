@@ -80,19 +80,20 @@ def calibrate(
     space = index.head.identify_space(encoder.vae).space
     rows, dropped = _usable_rows(index, held_out, leave_out)
     _check_number(len(rows), false_rejection_rate, dropped)  # before the hours that encoding may take
-    used = []
+    used, size = [], index.latent_size
     for judged in judge_images(index, held_out, rows, encoder, space, progress=progress):
         reason = _reason_to_drop(index, judged)
         if reason:
             dropped[reason] += 1
-        elif judged.scored is not None:
+        elif judged.scored is not None and judged.latent is not None:
+            size = (int(judged.latent.shape[-2]), int(judged.latent.shape[-1]))
             nearest = judged.scored.neighbours[0].id
             used.append((held_out.records[judged.row].id, nearest, judged.scored.score))
     used.sort(key=lambda one: -one[2])
     scores = [score for _, _, score in used]
     calibration = fit(scores, false_rejection_rate, space, len(held_out), dropped)
     highest = used[: rejectable(len(used), false_rejection_rate)]
-    calibration = replace(calibration, highest=tuple(highest))
+    calibration = replace(calibration, highest=tuple(highest), latent_size=size)
     index.set_calibration(calibration)
     return calibration
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import CalibrationError, FilterFailedError, LatentSpaceError, LcmemFilterError
 from .exemption import Exemptions, IndexWithout
@@ -30,16 +30,26 @@ class MemorizationFilter:
     Args:
         index: A calibrated index, or the folder of one.
         space: The latent space that the latents come from; the index's own by default.
+        allow_unindexed: Accept an index that lacks training images which could not be read; one that was loaded so is
+            accepted as it is.
 
     Raises:
         CalibrationError: the index was not calibrated for latents of ``space``.
+        IncompleteIndexError: training images are missing in the index.
         LatentSpaceError: the head has no stem for ``space``.
     """
 
     def __init__(
-        self, index: MemorizationIndex | str | os.PathLike[str], *, space: str | None = None
+        self,
+        index: MemorizationIndex | str | os.PathLike[str],
+        *,
+        space: str | None = None,
+        allow_unindexed: bool = False,
     ) -> None:
-        self.index = index if isinstance(index, MemorizationIndex) else MemorizationIndex.load(index)
+        if not isinstance(index, MemorizationIndex):
+            index = MemorizationIndex.load(index, allow_unindexed=allow_unindexed)
+        index.check_complete(allow_unindexed=allow_unindexed)
+        self.index = index
         self.space = space or self.index.space
         self.calibration = _calibration_for(self.index, self.space)
         self._last = threading.local()
@@ -130,12 +140,14 @@ class MemorizationFilter:
         return [found[row] for row in range(latents.shape[0])]
 
     def _warn_of_another_size(self, latents: torch.Tensor) -> None:
-        size = tuple(latents.shape[-2:])
-        if latents.ndim == 4 and size != self.index.latent_size and size not in self._warned_sizes:
+        size, expected = tuple(latents.shape[-2:]), self.calibration.latent_size
+        if expected is None and self.space == self.index.space:
+            expected = self.index.latent_size
+        if expected is not None and latents.ndim == 4 and size != expected and size not in self._warned_sizes:
             self._warned_sizes.add(size)
             warnings.warn(
                 f"index {self.index.path} was built and calibrated at {self.index.resolution} px (latents "
-                f"{_times(self.index.latent_size)}), these latents are {_times(size)}: encodings of another resolution "
+                f"{_times(expected)}), these latents are {_times(size)}: encodings of another resolution "
                 "differ, so copies may be missed and the false-rejection rate does not hold; "
                 "build the index at the size that the pipeline generates",
                 stacklevel=2,
@@ -145,10 +157,13 @@ class MemorizationFilter:
         return self  # copies of a pipeline share one index
 
     def __getstate__(self) -> dict[str, object]:
-        return {"index": self.index.path, "space": self.space}
+        index = self.index
+        return {"index": index.path.resolve(), "backend": index.backend, "space": self.space}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(state["index"], space=state["space"])  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # whoever made the filter accepted what its index lacks
+        index = MemorizationIndex.load(state["index"], allow_unindexed=True, backend=state["backend"])
+        self.__init__(index, space=state["space"])  # type: ignore[misc]
 
 
 def _by_parts(near: Neighbour) -> float:

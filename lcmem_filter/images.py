@@ -25,6 +25,9 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE_COLUMNS = ("image", "file_name", "path", "file")
 """Columns that are taken for the images where none is named, the first that there is."""
 
+CANNOT_BE_READ = "cannot be read"
+"""Part of what is said of an image that is missing or broken, in distinction to one that the encoder cannot take."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
@@ -114,7 +117,9 @@ class ImageSource:
             if isinstance(error, MissingExtraError)
             else f"{type(error).__name__}: {error}; mend or remove it"
         )
-        return UnreadableImageError(f"image {self.records[row].id!r} of {self.name!r} cannot be read: {why}")
+        return UnreadableImageError(
+            f"image {self.records[row].id!r} of {self.name!r} {CANNOT_BE_READ}: {why}"
+        )
 
 
 def open_images(

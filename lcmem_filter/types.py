@@ -59,6 +59,7 @@ class Calibration:
         statistic: Which formula the scores come from (``verification.STATISTIC``).
         highest: Held-out images at and above the threshold, the highest first: id, nearest training image, score. One
             that shows the picture of that training image makes the threshold too high; see ``calibrate``.
+        latent_size: (h, w) of the held-out images' latents.
     """
 
     scores: tuple[float, ...]
@@ -70,6 +71,7 @@ class Calibration:
     realised_rate: tuple[float, float]
     statistic: str = ""
     highest: tuple[tuple[str, str, float], ...] = ()
+    latent_size: tuple[int, int] | None = None
 
     @property
     def n(self) -> int:
@@ -95,7 +97,9 @@ class Calibration:
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Calibration:
         """What ``to_dict`` gave, as it comes from JSON."""
-        pairs = {name: tuple(found[name]) for name in ("scores", "realised_rate")}
+        pairs = {
+            name: tuple(found[name]) for name in ("scores", "realised_rate", "latent_size") if found.get(name)
+        }
         return cls(**{**found, **pairs, "highest": tuple(tuple(one) for one in found.get("highest", ()))})
 
 

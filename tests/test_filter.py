@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -117,6 +118,20 @@ def test_copies_share_the_index_and_pickles_name_its_folder(folder):
     assert copy.deepcopy(judge) is judge
     again = pickle.loads(pickle.dumps(judge))
     assert len(pickle.dumps(judge)) < 1000 and again.calibration == judge.calibration
+
+
+def test_a_size_is_compared_with_that_of_the_calibration_in_the_samples_own_space(folder):
+    judge = MemorizationFilter(folder / "index")
+    assert judge.calibration.latent_size == judge.index.latent_size == (16, 16)
+    given = latents(folder, "fresh", range(500, 600))[:1]
+    judge.calibration = replace(
+        judge.calibration, latent_size=(8, 8)
+    )  # of an encoder that shrinks twice as much
+    with pytest.warns(UserWarning, match=r"latents 8x8\), these latents are 16x16"):
+        judge.judge(given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        judge.judge(given[..., ::2, ::2])
 
 
 def test_less_is_asked_for_to_reject_what_was_drawn_again(folder):

@@ -75,7 +75,9 @@ def open_index(args: argparse.Namespace) -> tuple[MemorizationIndex, Encoder]:
     from ..index import MemorizationIndex
 
     index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
-    return index, open_encoder(args) if args.vae else index.load_encoder().to(device_of(args))
+    if args.vae:
+        return index, open_encoder(args)
+    return index, index.load_encoder(trust_remote_code=args.trust_remote_code).to(device_of(args))
 
 
 def open_pipeline(args: argparse.Namespace) -> Any:
@@ -107,7 +109,14 @@ def open_pipeline(args: argparse.Namespace) -> Any:
 def device_of(args: argparse.Namespace) -> str:
     """The device that was asked for, or this process's GPU, or the CPU."""
     if args.device:
-        return str(args.device)
+        import torch
+
+        from ..errors import DataError
+
+        try:
+            return str(torch.device(args.device))
+        except RuntimeError as error:
+            raise DataError(f"no device {args.device!r}: {error}; for example --device cuda:0") from error
     from accelerate import PartialState
 
     return str(PartialState().device)

@@ -205,6 +205,10 @@ def _rungs(args: argparse.Namespace) -> dict[str, Any]:
         raise DataError(
             f"--max-resamples is at least 1, got {args.max_resamples}; to draw nothing again: --on-memorized reject"
         )
+    if args.early_stop and args.on_memorized == "flag":
+        raise DataError(
+            "--early-stop needs --on-memorized reject or resample: what is stopped cannot be delivered"
+        )
     if args.rungs is None:
         return {}
     names = args.rungs.split(",")

@@ -50,13 +50,13 @@ class JobFolder:
             ArtifactError: the folder holds something else than this job.
         """
         self.check(job)
+        if not (self.path / JOB).exists():  # first: from then on the folder is known to be this job's
+            write_json(self.path / JOB, job)
         for folder in (self.path / IMAGES, self._receipts):
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.glob("*.tmp"):
                 left.unlink(missing_ok=True)
         self._stop.unlink(missing_ok=True)
-        if not (self.path / JOB).exists():
-            write_json(self.path / JOB, job)
 
     def check(self, job: Mapping[str, Any]) -> None:
         """

@@ -32,6 +32,7 @@ class History:
 class _Recorded:
     def __init__(self, rung: Rung, names: list[str]) -> None:
         self.name, self._rung, self._names = rung.name, rung, names
+        self.steers = getattr(rung, "steers", False)
 
     @contextmanager
     def attempt(self, redraw: Redraw) -> Iterator[BoundCall | None]:

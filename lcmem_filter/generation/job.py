@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -82,12 +83,30 @@ def pipeline_fingerprint(pipe: Any) -> str:
     for name, component in sorted(pipe.components.items()):
         digest.update(f"{name}: {type(component).__name__}\n".encode())
         if isinstance(component, torch.nn.Module):
-            for key, tensor in sorted(component.state_dict().items()):
+            for key, tensor in sorted(_weights_of(component).items()):
                 digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 digest.update(_bytes_of(tensor))
         elif hasattr(component, "config"):
             digest.update(json.dumps(dict(component.config), sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _weights_of(component: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights and buffers, those too that accelerate holds elsewhere while they are not used."""
+    found: dict[str, torch.Tensor] = component.state_dict()
+    away = [key for key, tensor in found.items() if tensor.is_meta]
+    if not away:
+        return found
+    from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+    with contextlib.suppress(ValueError):  # raised for what accelerate holds nowhere
+        found = {**found, **get_state_dict_offloaded_model(component)}
+    if missing := [key for key in away if found[key].is_meta]:
+        raise DataError(
+            f"the weights {missing[0]} of {type(component).__name__} lie on no device, so the job cannot be told from "
+            "another; load the pipeline, or offload it by enable_model_cpu_offload()"
+        )
+    return found
 
 
 def _bytes_of(tensor: torch.Tensor) -> Any:

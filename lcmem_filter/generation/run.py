@@ -18,7 +18,7 @@ from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..index import MemorizationIndex
 from ..index.folder import write_file
-from ..pipeline.attachment import attach, attached_policy, detach
+from ..pipeline.attachment import attached
 from ..pipeline.early_stop import EarlyStop
 from ..pipeline.rungs import DEFAULT_LADDER
 from ..report import Results
@@ -129,6 +129,8 @@ def generate(
     from accelerate import PartialState
 
     state = PartialState()
+    if threads is not None and threads < 1:
+        raise DataError(f"threads is at least 1, got {threads}")
     if on_exhausted not in get_args(OnExhausted):
         raise ValueError(f"on_exhausted must be 'drop' or 'raise', got {on_exhausted!r}")
     history = History(rungs)
@@ -137,10 +139,11 @@ def generate(
     limits = Limits(stop_rejection_rate, disk_budget, state.num_processes)
     plan, folder = plan_of(_requests(prompts), seed=seed, batch_size=batch_size), JobFolder(output)
     prompts_of(pipeline, plan.batch(0))
-    with _filtered(pipeline, index, {**policy, "rungs": history.rungs, "early_stop": early_stop}) as judge:
-        in_use = attached_policy(pipeline).early_stop
-        if isinstance(in_use, EarlyStop):
-            settings["early_stop"] = in_use.described()
+    worn = {**policy, "rungs": history.rungs, "early_stop": early_stop, "on_exhausted": "blank"}
+    with attached(pipeline, index, **worn) as in_use:
+        judge = in_use.filter
+        if isinstance(in_use.early_stop, EarlyStop):
+            settings["early_stop"] = in_use.early_stop.described()
         job = describe(pipeline, judge, plan, settings, threads or folder.threads or torch.get_num_threads())
         work = _Work(pipeline, plan, folder, job, limits, on_exhausted, history, state)
         with _threads(job["fixed"]["threads"]):
@@ -263,19 +266,6 @@ def _finish(
 
 def _write_bytes(path: Path, content: bytes) -> None:
     write_file(path, lambda file: file.write(content))
-
-
-@contextmanager
-def _filtered(
-    pipe: Any, index: MemorizationIndex | str | os.PathLike[str], policy: Mapping[str, Any]
-) -> Iterator[MemorizationFilter]:
-    had_one = getattr(pipe, "memorization_filter", None) is not None
-    attach(pipe, index, **policy, on_exhausted="blank")
-    try:
-        yield pipe.memorization_filter
-    finally:
-        if not had_one:
-            detach(pipe)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError
+from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError, UnreadableImageError
 from ..head import LCMemHead
-from ..images import ImageSource
+from ..images import CANNOT_BE_READ, ImageSource
 from ..latents import Encoder, encode_images
 from . import folder as files
 
@@ -70,19 +71,29 @@ def default_resolution(encoder: Encoder) -> int:
 def build_index(build: Build, *, progress: bool = True) -> None:
     """Build what is not there yet, every process its share of the shards, and commit the index.
 
+    Shards with images that could not be read are built again once one of these can be.
+
     Raises:
         ArtifactError: ``output`` holds something else than this build.
         EmptyDataError: no image could be read.
     """
     from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
 
     state = PartialState()
-    if _is_finished(build):
+    finished = _is_finished(build)
+    state.wait_for_everyone()  # nobody begins before all have looked
+    mended = [_mended(build) if state.is_main_process else []]
+    broadcast_object_list(mended)
+    if finished and not mended[0]:
         return
     if state.is_main_process:
         if progress:
             _tell_averaging(build)
         _start(build)
+        files.withdraw(build.output)
+        for number in mended[0]:
+            (build.output / files.shard_folder(number) / files.RECEIPT).unlink()
     state.wait_for_everyone()
     own = list(enumerate(build.shards))[state.process_index :: state.num_processes]
     todo = [(number, first) for number, first in own if _read_receipt(build.output, number) is None]
@@ -115,6 +126,29 @@ def _is_finished(build: Build) -> bool:
     return files.is_index(build.output)
 
 
+def _mended(build: Build) -> list[int]:
+    """Shards of an earlier run that lack an image which can be read by now."""
+    found = []
+    for number, first in enumerate(build.shards):
+        receipt = _read_receipt(build.output, number)
+        lacking = receipt["unreadable"] if receipt else {}
+        rows = range(first, min(first + SHARD_ROWS, len(build.source))) if lacking else ()
+        if any(_can_be_read(build.source, row, lacking) for row in rows):
+            found.append(number)
+    return found
+
+
+def _can_be_read(source: ImageSource, row: int, lacking: Mapping[str, str]) -> bool:
+    """Whether an image of those that are ``lacking`` can be read, if that is what was wrong with it."""
+    if CANNOT_BE_READ not in lacking.get(source.records[row].id, ""):
+        return False
+    try:
+        source.image(row)
+    except UnreadableImageError:
+        return False
+    return True
+
+
 def _tell_averaging(build: Build) -> None:
     """On stderr, where larger latents lose what a network for them would keep."""
     side, grid = build.encoder.side_at(build.resolution), build.head.grid
@@ -127,8 +161,10 @@ def _tell_averaging(build: Build) -> None:
 
 
 def _start(build: Build) -> None:
+    files.write_json(
+        build.output / files.PLAN, build.plan()
+    )  # first: from then on the folder is known to be this build's
     build.head.save_pretrained(build.output / files.HEAD)
-    files.write_json(build.output / files.PLAN, build.plan())
 
 
 def _write_shard(build: Build, number: int, first: int, bar: Any) -> None:

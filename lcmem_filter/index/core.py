@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
-from ..errors import CorruptArtifactError, FilterFailedError, IncompleteIndexError, LcmemFilterError
+from ..errors import (
+    ArtifactError,
+    CorruptArtifactError,
+    FilterFailedError,
+    IncompleteIndexError,
+    LcmemFilterError,
+)
 from ..head import LCMemHead
 from ..images import ImageRecord, ImageSource
 from ..latents import Encoder, EncoderSource, load_encoder
@@ -24,6 +29,7 @@ from . import folder as files
 from .backends import Backend, make_backend
 from .build import Build, build_index, default_resolution
 from .reembed import reembed_index
+from .shards import Shards, records_of
 
 MOST_OF_IDENTITY = 20
 """Images of an identity, at most: what has more is taken for a class of images, which is no identity."""
@@ -55,6 +61,7 @@ class MemorizationIndex:
         resolution: Side in pixels that they were squashed to before.
         latent_size: (h, w) of their latents before these were resized to the head's grid.
         unreadable: Training images that could not be read, with what was wrong; copies of them are not found.
+        allow_unindexed: Whether whoever loaded it accepted that.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], backend: str) -> None:
@@ -64,15 +71,16 @@ class MemorizationIndex:
         self.latent_size: tuple[int, int] = tuple(manifest["latent_size"])
         self.encoder_source = EncoderSource(**manifest["encoder"])
         self.unreadable: dict[str, str] = manifest["unreadable"]
+        self.allow_unindexed = False
         self.head = _head_of(path, manifest)
-        self._latents = _Shards(path, manifest, files.LATENTS) if manifest["latents"] else None
-        embeddings = _Shards(path, manifest, files.EMBEDDINGS)
+        self._latents = Shards(path, manifest, files.LATENTS) if manifest["latents"] else None
+        embeddings = Shards(path, manifest, files.EMBEDDINGS)
         self._embeddings = torch.from_numpy(embeddings.read_all())
         if self._embeddings.shape != (manifest["rows"], manifest["embedding_dim"]):
             raise CorruptArtifactError(
                 f"index {path}: its embeddings have another shape than its manifest says"
             )
-        self._records = _records_of(path, manifest)
+        self._records = records_of(path, manifest)
         self._calibrations = _calibrations_of(path, manifest)
         self.backend = backend
         self._backend: Backend = make_backend(backend, self._embeddings)
@@ -103,7 +111,7 @@ class MemorizationIndex:
             progress: Show progress on stderr.
 
         Returns:
-            The index; where images could not be read it is loaded all the same, see ``unreadable``.
+            The index; where images could not be read (``unreadable``), whoever judges by it has to accept that.
 
         Raises:
             ArtifactError: ``output`` holds something else.
@@ -113,7 +121,9 @@ class MemorizationIndex:
         space = head.identify_space(encoder.vae).space
         side = resolution or default_resolution(encoder)
         build_index(Build(source, encoder, head, Path(output), space, side, keep_latents), progress=progress)
-        return cls.load(output, allow_unindexed=True)
+        index = cls.load(output, allow_unindexed=True)
+        index.allow_unindexed = False
+        return index
 
     @classmethod
     def load(
@@ -134,20 +144,29 @@ class MemorizationIndex:
         folder = Path(path)
         manifest = files.read_manifest(folder)
         files.check_files(folder, manifest["files"])
-        if not manifest["complete"] and not allow_unindexed:
-            some = list(manifest["unreadable"])
-            raise IncompleteIndexError(
-                f"index {folder} lacks {len(some)} training images that could not be read (the first: {some[0]}); "
-                "mend or remove them and build it again, or accept that copies of them pass: allow_unindexed=True"
-            )
         try:
-            return cls(folder, manifest, backend)
+            index = cls(folder, manifest, backend)
+            index.check_complete(allow_unindexed=allow_unindexed)
+            index.allow_unindexed = allow_unindexed
+            return index
         except LcmemFilterError:
             raise
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise CorruptArtifactError(
                 f"index {folder} cannot be used: {type(error).__name__}: {error}; build it again"
             ) from error
+
+    def check_complete(self, *, allow_unindexed: bool = False) -> None:
+        """
+        Raises:
+            IncompleteIndexError: it lacks training images which could not be read, and nobody accepted that.
+        """
+        if self.unreadable and not (allow_unindexed or self.allow_unindexed):
+            raise IncompleteIndexError(
+                f"index {self.path} lacks {len(self.unreadable)} training images that could not be read (the first: "
+                f"{next(iter(self.unreadable))}); mend or remove them and build it again, or accept that copies of "
+                "them pass: allow_unindexed=True"
+            )
 
     def reembed(self, head: LCMemHead, output: str | os.PathLike[str]) -> MemorizationIndex:
         """The same images in a new index, embedded by another head from the latents that are kept: nothing is encoded.
@@ -166,7 +185,9 @@ class MemorizationIndex:
             LcmemFilterError: the index keeps no latents.
         """
         reembed_index(self.path, self._manifest, self.head, head, Path(output))
-        return type(self).load(output, allow_unindexed=True, backend=self.backend)
+        index = type(self).load(output, allow_unindexed=True, backend=self.backend)
+        index.allow_unindexed = self.allow_unindexed
+        return index
 
     def __len__(self) -> int:
         return len(self._embeddings)
@@ -212,30 +233,54 @@ class MemorizationIndex:
         return self._calibrations.get(space)
 
     def set_calibration(self, calibration: Calibration) -> None:
-        """Keep a threshold, in memory and in the folder."""
-        calibrations = {**self._calibrations, calibration.query_space: calibration}
+        """Keep a threshold, in memory and in the folder.
+
+        Raises:
+            ArtifactError: the folder holds another index by now.
+        """
+        current = files.read_manifest(self.path)
+        if (
+            current["head_fingerprint"] != self._manifest["head_fingerprint"]
+            or current["shards"] != self._manifest["shards"]
+        ):
+            raise ArtifactError(
+                f"index {self.path} was built again since it was loaded; load it and calibrate it again"
+            )
+        # what others set since this was loaded is kept
+        calibrations = {**_calibrations_of(self.path, current), calibration.query_space: calibration}
         name = files.next_calibration(self.path)
         digest = files.write_json(self.path / name, {key: one.to_dict() for key, one in calibrations.items()})
-        old = self._manifest["calibration"]
-        checksums = {key: value for key, value in self._manifest["files"].items() if key != old}
-        manifest = {**self._manifest, "calibration": name, "files": {**checksums, name: digest}}
+        old = current["calibration"]
+        checksums = {key: value for key, value in current["files"].items() if key != old}
+        manifest = {**current, "calibration": name, "files": {**checksums, name: digest}}
         files.commit(self.path, manifest)
         self._manifest, self._calibrations = manifest, calibrations
 
-    def load_encoder(self, *, trust_remote_code: bool | None = None) -> Encoder:
+    def load_encoder(self, *, trust_remote_code: bool = False) -> Encoder:
         """The encoder that the index was built with.
 
         Args:
-            trust_remote_code: Run a custom class in the encoder's folder; by default as when the index was built.
+            trust_remote_code: Run a custom class in the encoder's folder. Whoever built the index having done so is no
+                reason to: an index may come from anybody.
 
         Raises:
-            ArtifactNotFoundError: it is no longer where it was.
+            ArtifactError: another encoder lies there now.
+            ArtifactNotFoundError: it is no longer where it was, or needs ``trust_remote_code``.
         """
         source = self.encoder_source
-        trusted = source.trust_remote_code if trust_remote_code is None else trust_remote_code
-        return load_encoder(
-            source.path, revision=source.revision, subfolder=source.subfolder, trust_remote_code=trusted
+        encoder = load_encoder(
+            source.path,
+            revision=source.revision,
+            subfolder=source.subfolder,
+            trust_remote_code=trust_remote_code,
         )
+        if encoder.source.sha256 != source.sha256:
+            raise ArtifactError(
+                f"{source.path} holds another encoder than index {self.path} was built with (weights "
+                f"{encoder.source.sha256[:12]}, not {source.sha256[:12]}); restore it, name the right one (--vae), or "
+                "build the index again"
+            )
+        return encoder
 
     def to(self, device: torch.device | str) -> MemorizationIndex:
         """Embed and search on ``device`` from now on."""
@@ -317,57 +362,6 @@ def numbered(identities: Sequence[Hashable]) -> np.ndarray:
     if None in seen:
         no_identity |= numbers == seen[None]
     return np.where(no_identity, len(seen) + np.arange(len(numbers)), numbers)
-
-
-class _Shards:
-    """Arrays of the same kind, one a shard, memory-mapped, addressed as one."""
-
-    def __init__(self, path: Path, manifest: dict[str, Any], name: str) -> None:
-        self.arrays = [files.read_array(path / shard["folder"] / name) for shard in manifest["shards"]]
-        for shard, array in zip(manifest["shards"], self.arrays, strict=True):
-            if len(array) != shard["rows"] or array.shape[1:] != self.arrays[0].shape[1:]:
-                raise CorruptArtifactError(
-                    f"index {path}: {shard['folder']}/{name} has another shape than expected"
-                )
-        self._ends = np.cumsum([len(array) for array in self.arrays])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.arrays[0].shape[1:])
-
-    def read_all(self) -> np.ndarray:
-        return np.concatenate(self.arrays)
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        taken = np.empty((len(rows), *self.shape), dtype=np.float16)
-        which = np.searchsorted(self._ends, rows, side="right")
-        for shard in np.unique(which):
-            here = which == shard
-            start = self._ends[shard] - len(self.arrays[shard])
-            taken[here] = self.arrays[shard][rows[here] - start]
-        return taken
-
-
-@dataclass(frozen=True, slots=True)
-class _Records:
-    records: list[ImageRecord]
-    sha256: list[str]
-
-
-def _records_of(path: Path, manifest: dict[str, Any]) -> _Records:
-    found = _Records([], [])
-    for shard in manifest["shards"]:
-        table = pq.read_table(path / shard["folder"] / files.RECORDS).to_pydict()
-        found.records.extend(
-            ImageRecord(id_, id_ if identity is None else identity, labels)
-            for id_, identity, labels in zip(table["id"], table["identity"], table["labels"], strict=True)
-        )
-        found.sha256.extend(table["sha256"])
-    if len(found.records) != manifest["rows"]:
-        raise CorruptArtifactError(
-            f"index {path} has {len(found.records)} records for {manifest['rows']} rows"
-        )
-    return found
 
 
 def _head_of(path: Path, manifest: dict[str, Any]) -> LCMemHead:

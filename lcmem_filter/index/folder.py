@@ -81,6 +81,11 @@ def commit(folder: Path, manifest: dict[str, Any]) -> None:
     write_file(folder / CURRENT, lambda file: file.write(f"{name} {digest}\n".encode()))
 
 
+def withdraw(folder: Path) -> None:
+    """Make the index unfinished again, before its files change."""
+    (folder / CURRENT).unlink(missing_ok=True)
+
+
 def next_calibration(folder: Path) -> str:
     """Name of the next calibration file."""
     return f"calibration-{_newest(folder, 'calibration') + 1:06d}.json"

@@ -28,8 +28,8 @@ def reembed_index(
     plan = {"reembedded": manifest["files"], "head": head.fingerprint}
     if _is_done(output, plan):
         return
-    head.save_pretrained(output / files.HEAD)
     files.write_json(output / files.PLAN, plan)
+    head.save_pretrained(output / files.HEAD)
     checksums: dict[str, str] = {}
     for shard in manifest["shards"]:
         name = shard["folder"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, get_args
 
 from ..errors import CalibrationError, FilterFailedError
@@ -54,8 +55,8 @@ def attach(
             no use for are skipped.
         on_exhausted: A sample that stays rejected is replaced by a ``"blank"`` image, dropped (``"drop"``), or raises
             ``MemorizationError`` (``"raise"``).
-        allow_unindexed: Accept the folder of an index that lacks training images which could not be read; copies of
-            those are not found.
+        allow_unindexed: Accept an index that lacks training images which could not be read; copies of those are not
+            found. An index that was loaded so is accepted as it is.
         allow_partial_latents: Return latents of a denoising that ends early (``denoising_end``) unjudged: ``accepted``
             is ``None`` in their decisions. The pipeline that finishes them must be filtered itself.
         early_stop: Stop denoising samples that are certainly copies: an ``EarlyStop`` calibrated for this index and the
@@ -78,7 +79,7 @@ def attach(
     if not isinstance(index, MemorizationIndex):
         index = MemorizationIndex.load(index, allow_unindexed=allow_unindexed)
     space = identify_space(pipe, vae, index.head)
-    judge = MemorizationFilter(index, space=space)
+    judge = MemorizationFilter(index, space=space, allow_unindexed=allow_unindexed)
     stop = None if early_stop is None else _early_stop(pipe, judge, early_stop, on_memorized)
     policy = Policy(
         judge, on_memorized, max_resamples, on_exhausted, ladder, max_seconds, allow_partial_latents, stop
@@ -96,6 +97,22 @@ def detach(pipe: Pipe) -> Pipe:
     return pipe
 
 
+@contextmanager
+def attached(
+    pipe: Any, index: MemorizationIndex | str | os.PathLike[str], **options: Any
+) -> Iterator[Policy]:
+    """``attach``, with its options, for the length of a block; what was attached before is put back."""
+    before = pipe.__dict__.get(_POLICY)
+    attach(pipe, index, **options)
+    try:
+        yield attached_policy(pipe)
+    finally:
+        if before is None:
+            detach(pipe)
+        else:
+            _wear(pipe, before)
+
+
 def carry_over(source: Any, target: Pipe) -> Pipe:
     """Attach to ``target`` what is attached to ``source``, if anything; the decoder of ``target`` is checked anew."""
     policy = source.__dict__.get(_POLICY)
@@ -109,6 +126,7 @@ def carry_over(source: Any, target: Pipe) -> Pipe:
         max_seconds=policy.max_seconds,
         rungs=policy.rungs,
         on_exhausted=policy.on_exhausted,
+        allow_unindexed=True,  # whoever attached it to the source accepted it
         allow_partial_latents=policy.allow_partial_latents,
         early_stop=policy.early_stop,
     )

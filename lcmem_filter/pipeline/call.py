@@ -15,7 +15,7 @@ from ..errors import FilterFailedError, MemorizationError, UnsupportedPipelineEr
 from ..exemption import Exemptions
 from ..filter import MemorizationFilter
 from ..types import Decision, OnExhausted, OnMemorized
-from .gate import Gate, Judge, gated, withheld_rows
+from .gate import Gate, Judge, gated, turn, withheld_rows
 from .ladder import Ladder
 from .outputs import (
     blank_latents,
@@ -192,11 +192,12 @@ def filtered_call(
         ) from None
     policy.filter.last_decisions = ()
     drawing = Drawing(pipe, original, policy, exempt)
-    if call.arguments.get("denoising_end") not in (None, 1):
-        return _hand_out_unjudged(drawing, call)
-    drawn = _draw(drawing, call)
-    if policy.on_memorized == "resample":
-        _draw_again(drawing, call, drawn)
+    with turn(decoder_of(pipe)):
+        if call.arguments.get("denoising_end") not in (None, 1):
+            return _hand_out_unjudged(drawing, call)
+        drawn = _draw(drawing, call)
+        if policy.on_memorized == "resample":
+            _draw_again(drawing, call, drawn)
     return _hand_out(drawn, call, policy)
 
 

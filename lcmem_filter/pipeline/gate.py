@@ -48,7 +48,8 @@ class Gate:
         if self.decisions is not None:
             raise FilterFailedError(
                 "the pipeline decoded more than once in one call, so a decision cannot be assigned to each image; "
-                "decode previews with another VAE (they are not judged), and do not filter pipelines that decode in pieces"
+                "decode previews with another VAE (nobody judges them), and do not filter pipelines that decode in "
+                "pieces"
             )
         self.decisions = list(self._judge(picture_latents(latents)))
         if len(self.decisions) != latents.shape[0]:
@@ -68,35 +69,30 @@ def withheld_rows(decisions: Sequence[Decision]) -> list[int]:
 
 @contextmanager
 def gated(vae: Any, gate: Gate) -> Iterator[None]:
-    """Stand ``gate`` before ``vae.decode``, for this thread, until the block ends.
+    """Stand ``gate`` before ``vae.decode``, for this thread, until the block ends; within this thread's ``turn``.
 
-    One lock a VAE covers installing, calling and removing, so calls of several threads that share a VAE take turns.
     An instance attribute ``decode`` that was there before (a compiled decoder, say) is called, and put back.
-
-    Raises:
-        FilterFailedError: this thread is already inside a filtered call on the same VAE.
     """
-    module = getattr(vae, "_orig_mod", vae)  # torch.compile wraps a module and forwards attributes to it
-    with _turn(module):
-        owner, inner = threading.get_ident(), module.decode
-        before = module.__dict__.get("decode")
-        name_of_latents = next(iter(inspect.signature(inner).parameters))
+    module = _uncompiled(vae)
+    owner, inner = threading.get_ident(), module.decode
+    before = module.__dict__.get("decode")
+    name_of_latents = next(iter(inspect.signature(inner).parameters))
 
-        @functools.wraps(inner)
-        def decode(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != owner:  # an unfiltered pipeline that shares this VAE
-                return inner(*args, **kwargs)
-            latents, rest = (args[0], args[1:]) if args else (kwargs.pop(name_of_latents), ())
-            return gate.decode(inner, latents, *rest, **kwargs)
+    @functools.wraps(inner)
+    def decode(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != owner:  # an unfiltered pipeline that shares this VAE
+            return inner(*args, **kwargs)
+        latents, rest = (args[0], args[1:]) if args else (kwargs.pop(name_of_latents), ())
+        return gate.decode(inner, latents, *rest, **kwargs)
 
-        object.__setattr__(module, "decode", decode)
-        try:
-            yield
-        finally:
-            if before is None:
-                object.__delattr__(module, "decode")
-            else:
-                object.__setattr__(module, "decode", before)
+    object.__setattr__(module, "decode", decode)
+    try:
+        yield
+    finally:
+        if before is None:
+            object.__delattr__(module, "decode")
+        else:
+            object.__setattr__(module, "decode", before)
 
 
 class _Turn:
@@ -110,20 +106,31 @@ _TURNS_LOCK = threading.Lock()
 
 
 @contextmanager
-def _turn(module: Any) -> Iterator[None]:
+def turn(vae: Any) -> Iterator[None]:
+    """Hold ``vae`` for one filtered call, with all its draws: calls of several threads that share a VAE take turns.
+
+    Raises:
+        FilterFailedError: this thread is already inside a filtered call on the same VAE.
+    """
+    module = _uncompiled(vae)
     with _TURNS_LOCK:
-        turn = _TURNS.setdefault(module, _Turn())
-    if turn.owner == threading.get_ident():
+        held = _TURNS.setdefault(module, _Turn())
+    if held.owner == threading.get_ident():
         raise FilterFailedError(
             "a filtered pipeline was called from within a filtered call on the same VAE (from a callback, perhaps); "
             "the two would share one gate: call it after the first has returned, or give it a VAE of its own"
         )
-    with turn.lock:
-        turn.owner = threading.get_ident()
+    with held.lock:
+        held.owner = threading.get_ident()
         try:
             yield
         finally:
-            turn.owner = None
+            held.owner = None
+
+
+def _uncompiled(vae: Any) -> Any:
+    """``torch.compile`` wraps a module and forwards attributes to it."""
+    return getattr(vae, "_orig_mod", vae)
 
 
 def _blank(decoded: Any, rows: list[int], expected: int) -> Any:

@@ -74,6 +74,8 @@ PICTURES: Mapping[str, Mapping[str, Role]] = {
 """Picture arguments by pipeline class: each has its own way. Of a class that is not here, pictures given as a list or a
 tensor are not taken apart: they may be one for each row, for each ControlNet, or references for all."""
 
+_PICTURES = frozenset(name for roles in PICTURES.values() for name in roles)
+
 _MANY = (list, tuple, torch.Tensor, np.ndarray)
 
 
@@ -134,7 +136,10 @@ class BoundCall:
             and all(
                 name in ("generator", "latents")
                 or not isinstance(value, _MANY)
-                or _entries_are_rows(value, self.roles.get(name), prompts, total, texts=name in TEXTS)
+                or (
+                    not (name in _PICTURES and _may_be_one(value))
+                    and _entries_are_rows(value, self.roles.get(name), prompts, total, texts=name in TEXTS)
+                )
                 for name, value in self.arguments.items()
             )
         )
@@ -189,6 +194,11 @@ def _entries_are_rows(value: Any, role: Role | None, prompts: int, total: int, *
     if isinstance(value, (list, tuple)) and not texts and any(_holds_several(entry) for entry in value):
         return False
     return entries == prompts or entries == 1 if role == "prompt" else entries > 0 and total % entries == 0
+
+
+def _may_be_one(value: Any) -> bool:
+    """Whether a picture given as an array may be a single one, (3, H, W), and no batch."""
+    return isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim < 4
 
 
 def _holds_several(entry: Any) -> bool:

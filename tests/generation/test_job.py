@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import cpu_offload
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import lcmem_filter
@@ -26,6 +29,8 @@ from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.generation import Request, run
 from lcmem_filter.generation.drawing import draw_batch, prompts_of
 from lcmem_filter.generation.folder import JobFolder
+from lcmem_filter.generation.history import History
+from lcmem_filter.generation.job import pipeline_fingerprint
 from lcmem_filter.generation.plan import Item
 from lcmem_filter.pipeline.attachment import attached_policy
 from lcmem_filter.pipeline.watch import Stage
@@ -216,6 +221,37 @@ def test_reject_and_flag(job, whole):
     flagged = job("flag", on_memorized="flag", prompts=PROMPTS[:4])
     assert [row.position for row in flagged.rows if row.status == "flagged"] == hit
     assert all(row.delivered for row in flagged.rows) and flagged.results.exit_code == 1
+
+
+def test_a_filter_that_was_attached_before_is_attached_after(job, pipe, folder):
+    lcmem_filter.attach(pipe, folder / "index", on_memorized="reject", on_exhausted="raise")
+    before = attached_policy(pipe)
+    job(on_memorized="flag", prompts=PROMPTS[:4])
+    assert attached_policy(pipe) is before and pipe.memorization_filter is before.filter
+    lcmem_filter.detach(pipe)
+    job(on_memorized="flag", prompts=PROMPTS[:4])
+    assert not hasattr(pipe, "memorization_filter") and type(pipe) is StableDiffusionPipeline
+
+
+def test_a_negative_prompt_is_each_images(job, whole):
+    made = job(options={**OPTIONS, "negative_prompt": "blurred"}, prompts=PROMPTS[:4])
+    assert len(made.rows) == 4 and [row.sha256 for row in made.rows] != [row.sha256 for row in whole.rows[:4]]
+
+
+def test_weights_that_are_held_elsewhere_make_the_same_job(pipe):
+    in_memory = pipeline_fingerprint(pipe)
+    again = copy.deepcopy(pipe)
+    cpu_offload(again.unet, execution_device=torch.device("cpu"))
+    assert any(parameter.is_meta for parameter in again.unet.parameters())
+    assert pipeline_fingerprint(again) == in_memory
+    lost = copy.deepcopy(pipe)
+    lost.unet.to("meta")
+    with pytest.raises(DataError, match=r"of UNet2DConditionModel lie on no device"):
+        pipeline_fingerprint(lost)
+
+
+def test_a_rung_that_steers_says_so_in_a_job_too():
+    assert [rung.steers for rung in History(["new_seed", "repulsion"]).rungs] == [False, True]
 
 
 def test_raise_ends_the_job_before_the_batch_is_written(job, whole, tmp_path):

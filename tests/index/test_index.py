@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import lcmem_filter
+from lcmem_filter import MemorizationFilter, images, latents
+from lcmem_filter.calibration import calibrate
 from lcmem_filter.errors import (
     ArtifactError,
     ArtifactNotFoundError,
@@ -18,6 +26,7 @@ from lcmem_filter.errors import (
     IncompleteIndexError,
     LatentSpaceError,
     LcmemFilterError,
+    MissingExtraError,
 )
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import to_pixels
@@ -25,10 +34,11 @@ from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.index import build as building
 from lcmem_filter.index import folder as files
 from lcmem_filter.index.core import MOST_OF_IDENTITY
+from lcmem_filter.types import Calibration
 from lcmem_filter.verification import score_latents
 
 from .material import build, head, pictures, saved_encoder
-from tests.tiny import RESOLUTION, tiny_vae
+from tests.tiny import RESOLUTION, tiny_pipeline, tiny_vae
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +248,91 @@ def test_unreadable_images_make_an_incomplete_index(tmp_path):
     ):
         MemorizationIndex.load(tmp_path / "index")
     assert len(MemorizationIndex.load(tmp_path / "index", allow_unindexed=True)) == 20
+
+
+def test_an_index_in_memory_that_lacks_images_has_to_be_accepted_as_its_folder_has(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "900.png").write_text("no image")
+    index = build(tmp_path, images=40)
+    calibrate(index, pictures(tmp_path / "held", range(100, 130)), false_rejection_rate=0.1, progress=False)
+    pipe = tiny_pipeline()
+    for use in (MemorizationFilter, functools.partial(lcmem_filter.attach, pipe)):
+        with pytest.raises(IncompleteIndexError, match=r"lacks 1 training images.*900\.png"):
+            use(index)
+        use(index, allow_unindexed=True)
+    accepted = MemorizationIndex.load(tmp_path / "index", allow_unindexed=True, backend="faiss")
+    again = pickle.loads(pickle.dumps(MemorizationFilter(accepted)))
+    assert (again.index.backend, len(again.index)) == ("faiss", 40)
+
+
+def test_images_that_can_be_read_by_now_are_indexed_when_the_build_is_run_again(tmp_path, monkeypatch):
+    real, broken = images.decode_image, [True]
+
+    def decode(encoded):
+        if broken and hashlib.sha256(encoded).hexdigest() in unreadable:
+            raise MissingExtraError("DICOM needs pydicom")
+        return real(encoded)
+
+    source = pictures(tmp_path / "train", range(20))
+    unreadable = {hashlib.sha256(source.encoded(row)).hexdigest() for row in (3, 12)}
+    monkeypatch.setattr(images, "decode_image", decode)
+    lacking = build(tmp_path)
+    assert list(lacking.unreadable) == ["003.png", "012.png"]
+    before = digests(tmp_path / "index")
+    build(tmp_path)
+    assert digests(tmp_path / "index") == before  # nothing to mend
+    broken.clear()
+    assert len(build(tmp_path)) == 20 and not build(tmp_path).unreadable
+    whole = build(tmp_path / "whole")
+    assert torch.equal(build(tmp_path)._embeddings, whole._embeddings)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux does")
+def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "SHARD_ROWS", 1)
+    expected = build(tmp_path, images=40).latents(torch.arange(40))
+    loading = f"""
+import os, resource, torch
+from lcmem_filter.index import MemorizationIndex, shards
+shards.OPEN_SHARDS = 2
+most = len(os.listdir("/proc/self/fd")) + 12
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+index = MemorizationIndex.load({str(tmp_path / "index")!r})
+torch.save(index.latents(torch.arange(40)), {str(tmp_path / "latents.pt")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", loading], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert torch.equal(torch.load(tmp_path / "latents.pt"), expected)
+
+
+def test_the_encoder_is_the_one_that_it_was_built_with_and_runs_no_code_unasked(tmp_path, monkeypatch):
+    index = build(tmp_path)
+    asked = []
+    monkeypatch.setattr(latents, "_load_autoencoder", lambda *given: (asked.append(given[-1]), tiny_vae())[1])
+    index.encoder_source = replace(index.encoder_source, trust_remote_code=True)
+    index.load_encoder()
+    index.load_encoder(trust_remote_code=True)
+    assert asked == [False, True]
+    other = tiny_vae()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    monkeypatch.setattr(latents, "_load_autoencoder", lambda *given: other)
+    with pytest.raises(ArtifactError, match="another encoder than index"):
+        index.load_encoder()
+
+
+def test_two_that_calibrate_for_different_spaces_keep_each_others_threshold(tmp_path):
+    build(tmp_path)
+    one, other = (MemorizationIndex.load(tmp_path / "index") for _ in range(2))
+    for index, space in ((one, "sdxl"), (other, "flux")):
+        index.set_calibration(Calibration((0.1,), 0.5, 0.1, space, 1, {}, (0.0, 1.0), latent_size=(4, 4)))
+    found = MemorizationIndex.load(tmp_path / "index")
+    assert [found.calibration_for(space) is not None for space in ("sdxl", "flux", "sd")] == [
+        True,
+        True,
+        False,
+    ]
+    assert found.calibration_for("flux").latent_size == (4, 4)
 
 
 def test_no_readable_image_at_all(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Collection
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -422,3 +423,36 @@ def test_rows_that_are_drawn_again_are_judged_knowing_what_they_were_rejected_fo
     assert seen == [[ids[0]], [ids[1]], sorted(ids[1:])]
     assert [d.attempts for d in out.memorization] == [1, 2, 3, 1]
     assert not decoded[1][1].any() and decoded[1][0].any(), "what is rejected then is not decoded either"
+
+
+def test_a_rung_is_at_work_while_no_other_thread_draws() -> None:
+    """What a rung changes on the pipeline, its scheduler's step for one, must not be seen by another thread's call."""
+    pipe, inside, seen, started = tiny_pipeline(), [], [], threading.Event()
+
+    class Slow:
+        name = "slow"
+
+        @contextmanager
+        def attempt(self, redraw):
+            inside.append(threading.get_ident())
+            started.set()
+            threading.Event().wait(0.2)
+            yield redraw.call
+            inside.pop()
+
+    def accept(latent: torch.Tensor, row: int, batch: int) -> bool:
+        seen.append((threading.get_ident(), list(inside)))
+        return batch > 0
+
+    wear(pipe, accept, rungs=(Slow(),))
+
+    def other() -> None:
+        started.wait(5)
+        pipe(**arguments(prompts=["a bird"], images=1))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    pipe(**arguments(prompts=["a cat"], images=1))
+    thread.join(30)
+    assert [bool(rung) for _, rung in seen] == [False, True, False]
+    assert all(rung in ([], [judged_by]) for judged_by, rung in seen)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lcmem_filter.errors import FilterFailedError
-from lcmem_filter.pipeline.gate import Gate, gated
+from lcmem_filter.pipeline.gate import Gate, gated, turn
 
 from .scripted import decision
 
@@ -105,10 +105,11 @@ def test_an_instance_decode_is_called_and_put_back() -> None:
 
 def test_a_call_inside_a_call_is_refused() -> None:
     vae = Decoder()
-    with gated(vae, gate(True, True, True)):
-        with pytest.raises(FilterFailedError, match="from within"), gated(vae, gate(True, True, True)):
+    with turn(vae):
+        with pytest.raises(FilterFailedError, match="from within"), turn(vae):
             pass
-        vae.decode(LATENTS)
+        with gated(vae, gate(True, True, True)):
+            vae.decode(LATENTS)
     assert "decode" not in vae.__dict__
 
 
@@ -119,14 +120,14 @@ def test_threads_on_one_vae_take_turns_and_plain_callers_pass() -> None:
         entered.wait(5)
         assert torch.equal(vae.decode(LATENTS, return_dict=False)[0], 2 * LATENTS)  # not this thread's gate
         order.append("waiting")
-        with gated(vae, gate(False, False, False)):
+        with turn(vae), gated(vae, gate(False, False, False)):
             order.append("second in")
             assert (vae.decode(LATENTS, return_dict=False)[0] == -1).all()
 
     thread = threading.Thread(target=second)
     thread.start()
     first = gate(True, True, True)
-    with gated(vae, first):
+    with turn(vae), gated(vae, first):
         entered.set()
         while "waiting" not in order:
             threading.Event().wait(0.001)

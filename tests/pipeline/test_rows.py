@@ -73,6 +73,10 @@ def test_lists_of_the_call_stay_whole(name: str) -> None:
         {"pipeline": "StableDiffusionImg2ImgPipeline", "image": [torch.zeros(2, 3, 8, 8)]},
         {"pipeline": "StableDiffusionImg2ImgPipeline", "image": ["a", "b", "c"]},
         {
+            "pipeline": "StableDiffusionImg2ImgPipeline",
+            "image": torch.zeros(4, 8, 8),
+        },  # one of four channels?
+        {
             "pipeline": "StableDiffusionControlNetPipeline",
             "controlnet": type("MultiControlNetModel", (), {})(),
             "image": ["for one net", "for the other"],
