@@ -221,6 +221,14 @@ def _reason_to_drop(index: MemorizationIndex, judged: Judged) -> str:
     return ""
 
 
+def check_held_out(n: int, rate: float) -> None:
+    """
+    Raises:
+        CalibrationError: ``n`` held-out images are too few for the rate, however many of them can be used.
+    """
+    _check_number(n, rate, Counter())
+
+
 def _check_number(n: int, rate: float, dropped: Counter[str]) -> int:
     """How many of ``n`` scores may lie above the threshold."""
     allowed = rejectable(n, rate)

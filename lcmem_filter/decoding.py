@@ -20,11 +20,15 @@ def decode_image(encoded: bytes) -> Image.Image:
 
     Raises:
         MissingExtraError: DICOM, and pydicom is not installed.
+        ValueError: several pages or frames, of which one alone would be looked at.
         Exception: whatever decoders raise for files that they cannot read; there is no end of it.
     """
     if is_dicom(encoded):
         return Image.fromarray(read_dicom(encoded)).convert("RGB")
     with Image.open(io.BytesIO(encoded)) as opened:
+        pictures = getattr(opened, "n_frames", 1)
+        if pictures > 1 and opened.format != "MPO":  # a camera's photo, with previews
+            raise ValueError(f"it holds {pictures} pictures; export them one by one")
         upright = ImageOps.exif_transpose(opened)
         if upright.mode.startswith(("I", "F")):
             upright = Image.fromarray(eight_bits(np.asarray(upright)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ class ImageRecord:
     identity: str
     labels: str = ""
 
+
+_IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")
+"""How Pillow calls what it was given; another each time."""
 
 Reader: TypeAlias = Callable[[int], bytes | Path]
 
@@ -92,11 +96,23 @@ class ImageSource:
         """
         return self.decode(self.encoded(row), row)
 
-    def image_of(self, id_: str) -> Image.Image | None:
-        """The image of that id, as ``image`` gives it; ``None`` where there is none, or where it cannot be read."""
+    def can_be_read(self, row: int) -> bool:
+        """Whether ``image`` gives a picture."""
+        try:
+            self.image(row)
+        except UnreadableImageError:
+            return False
+        return True
+
+    def image_of(self, id_: str, sha256: str | None = None) -> Image.Image | None:
+        """The image of that id, as ``image`` gives it; ``None`` where there is none, where it cannot be read, or where
+        its stored bytes have another SHA-256 than they should."""
         row = self._row_of.get(id_)
         try:
-            return None if row is None else self.image(row)
+            encoded = None if row is None else self.encoded(row)
+            if row is None or encoded is None or sha256 not in (None, hashlib.sha256(encoded).hexdigest()):
+                return None
+            return self.decode(encoded, row)
         except UnreadableImageError:
             return None
 
@@ -115,7 +131,7 @@ class ImageSource:
         why = (
             str(error)
             if isinstance(error, MissingExtraError)
-            else f"{type(error).__name__}: {error}; mend or remove it"
+            else f"{type(error).__name__}: {_IN_MEMORY.sub('it', str(error))}; mend or remove it"
         )
         return UnreadableImageError(
             f"image {self.records[row].id!r} of {self.name!r} {CANNOT_BE_READ}: {why}"
@@ -136,8 +152,9 @@ def open_images(
 
     Args:
         path: A folder: images in it, or in subfolders, of which each is then an identity; with a ``metadata`` table
-            (CSV, JSON lines, Parquet; column ``file_name``) that table is read. Or a table's file, which ``datasets``
-            reads (and keeps a copy of in its cache).
+            (CSV, JSON lines, Parquet; column ``file_name``) that table is read, which must name every image of the
+            folder. Or a table's file, read by ``datasets`` (which keeps a copy in its cache); what stands in CSV is
+            text, so that an identity ``007`` stays that.
         image_column: Column of images, or of paths relative to the table; ``image``, ``file_name``, ``path`` or
             ``file`` by default.
         identity_column: Column of identities; ``identity`` where there is one, else each image is its own.
@@ -145,24 +162,36 @@ def open_images(
         where: Only rows of a table whose columns have these values, compared as text.
 
     Raises:
-        DataError: nothing lies at ``path``, or it cannot be read as a table.
+        DataError: nothing lies at ``path``, or it cannot be read as a table; or a folder's table does not name some of
+            its images.
         EmptyDataError: no images.
         MissingColumnError: a table without a column that was named.
     """
     path = Path(path)
-    metadata = next((path / name for name in METADATA_FILES if (path / name).is_file()), None)
+    metadata = _metadata_of(path)
     table = path if path.is_file() else metadata
     if table is not None:
-        return _open_table(table, image_column, identity_column, id_column, dict(where or {}))
+        columns = (image_column, identity_column, id_column)
+        return _open_table(table, *columns, dict(where or {}), whole_folder=table == metadata)
     if not path.is_dir():
         raise DataError(f"no images at {path}: no such folder or table; give one that exists")
-    columns = [name for name in (image_column, identity_column, id_column, *(where or {})) if name]
-    if columns:
+    named = [name for name in (image_column, identity_column, id_column, *(where or {})) if name]
+    if named:
         raise MissingColumnError(
-            f"{path} is a folder of images without a table, so it has no column {columns[0]!r}; "
+            f"{path} is a folder of images without a table, so it has no column {named[0]!r}; "
             f"add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
         )
     return _open_folder(path)
+
+
+def columns_of(path: str | os.PathLike[str]) -> list[str]:
+    """Columns of the table that ``open_images`` reads at ``path``; none where that is a folder without one."""
+    table = Path(path) if Path(path).is_file() else _metadata_of(Path(path))
+    return [] if table is None else list(_read_table(table).column_names)
+
+
+def _metadata_of(folder: Path) -> Path | None:
+    return next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
 
 
 def to_pixels(image: Image.Image, resolution: int) -> torch.Tensor:
@@ -173,11 +202,7 @@ def to_pixels(image: Image.Image, resolution: int) -> torch.Tensor:
 
 
 def _open_folder(path: Path) -> ImageSource:
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if not file.name.startswith(".") and file.is_file() and _is_image(file)
-    )
+    files = _images_in(path)
     if not files:
         raise EmptyDataError(f"{path} has no images; give a folder with at least one")
     names = [file.relative_to(path).as_posix() for file in files]
@@ -185,6 +210,11 @@ def _open_folder(path: Path) -> ImageSource:
     return ImageSource(
         path.name, records, lambda row: files[row], _digest(repr(_stats(path, names)).encode())
     )
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = (file for file in folder.rglob("*") if not file.name.startswith("."))
+    return sorted(file for file in found if file.is_file() and _is_image(file))
 
 
 def _stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -219,6 +249,8 @@ def _open_table(
     identity_column: str | None,
     id_column: str | None,
     where: dict[str, str],
+    *,
+    whole_folder: bool,
 ) -> ImageSource:
     table = _read_table(path)
     found = list(table.column_names)
@@ -238,11 +270,14 @@ def _open_table(
         table[name][:] if name in found else None for name in (identity_column, id_column, "labels")
     )
     images = table[image_column]
-    first = images[rows[0]]
+    first = next((image for row in rows if (image := images[row])), None)
     in_files = isinstance(first, str)
+    if in_files and whole_folder:
+        _check_all_named(path, images[:])
     records = []
     for row in rows:
-        id_ = str(ids[row]) if ids is not None else images[row] if in_files else f"{path.stem}/{row}"
+        own = images[row] if in_files and images[row] else f"{path.stem}/{row}"
+        id_ = str(ids[row]) if ids is not None else own
         identity = identities[row] if identities is not None else None
         known = identity not in (None, "")
         records.append(
@@ -255,14 +290,16 @@ def _open_table(
 
     def read(row: int) -> bytes | Path:
         value = images[rows[row]]
+        if not value:
+            raise ValueError(f"row {rows[row]} of {path.name} names no image")
         if isinstance(value, dict):
             return value["bytes"] if value.get("bytes") is not None else path.parent / value["path"]
         return value if isinstance(value, bytes) else path.parent / value
 
     if isinstance(first, dict) and first.get("bytes") is None:
-        files = _stats(path.parent, [str(images[row]["path"]) for row in rows])
+        files = _stats(path.parent, [str((images[row] or {}).get("path")) for row in rows])
     else:
-        files = _stats(path.parent, [images[row] for row in rows]) if in_files else []
+        files = _stats(path.parent, [images[row] or "" for row in rows]) if in_files else []
     plan = (image_column, identity_column, id_column, sorted(where.items()), *([files] if files else []))
     return ImageSource(
         path.parent.name if path.name in METADATA_FILES else path.stem,
@@ -280,13 +317,17 @@ def _read_table(path: Path) -> Any:
         raise DataError(
             f"{path} is no table that can be read; give one of {', '.join(TABLE_KINDS)}, or a folder"
         )
-    options: dict[str, Any] = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        table = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+        table = (
+            _read_csv(path)
+            if kind == "csv"
+            else datasets.load_dataset(kind, data_files=str(path), split="train")
+        )
     except Exception as error:
-        raise DataError(f"{path} cannot be read as {kind}: {type(error).__name__}: {error}") from error
+        cause = error.__cause__ or error  # datasets says only that something went wrong
+        raise DataError(f"{path} cannot be read as {kind}: {type(cause).__name__}: {cause}") from error
     finally:
         if shown:
             datasets.enable_progress_bars()
@@ -294,6 +335,31 @@ def _read_table(path: Path) -> Any:
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
     return table
+
+
+def _read_csv(path: Path) -> Any:
+    """Every cell as the text that it is: ids and identities are no numbers."""
+    import datasets
+    import pandas
+
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    return datasets.Dataset.from_pandas(frame, preserve_index=False)
+
+
+def _check_all_named(table: Path, named: Sequence[str | None]) -> None:
+    """
+    Raises:
+        DataError: images of the table's folder are not in it, and copies of them would pass.
+    """
+    known = {(table.parent / name).resolve() for name in named if name}
+    unnamed = [file for file in _images_in(table.parent) if file.resolve() not in known]
+    if unnamed:
+        raise DataError(
+            f"{table} does not name {len(unnamed)} of the images in its folder (the first: "
+            f"{unnamed[0].relative_to(table.parent)}); add them to it, or move them away, or give the table's own path "
+            "to use only what it names"
+        )
 
 
 def _matching(table: Any, where: dict[str, str]) -> list[int]:

@@ -21,6 +21,8 @@ from .images import ImageSource, to_pixels
 
 NORMALISED_STD = 0.5
 PROBE_RESOLUTION = 128
+MIN_RESOLUTION = 16
+"""Pixels a side, below which encoders have nothing left to encode."""
 
 
 @dataclass(frozen=True, slots=True)

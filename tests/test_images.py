@@ -115,6 +115,61 @@ def test_imagefolder_with_metadata(tmp_path):
     assert [record.identity for record in open_images(tmp_path).records] == ["p0", "p1"]
 
 
+def test_what_stands_in_csv_is_text(tmp_path):
+    write_pictures(tmp_path, [0, 1, 2])
+    rows = [["000.png", "007", "01"], ["001.png", "7", "1"], ["002.png", "", "01"]]
+    for name, separator in (("t.csv", ","), ("t.tsv", "\t")):
+        lines = [separator.join(row) for row in (["path", "who", "fold"], *rows)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        source = open_images(tmp_path / name, identity_column="who")
+        assert [record.identity for record in source.records] == ["007", "7", "002.png"]
+        chosen = open_images(tmp_path / name, where={"fold": "01"}).records
+        assert [record.id for record in chosen] == ["000.png", "002.png"]
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_row_without_an_image_is_one_that_cannot_be_read(tmp_path, empty):
+    write_pictures(tmp_path, [0, 1])
+    names = ["000.png", "001.png"]
+    names[empty] = ""
+    source = open_images(write_csv(tmp_path / "t.csv", ["path", "who"], [[name, "a"] for name in names]))
+    assert [record.id for record in source.records] == [name or f"t/{row}" for row, name in enumerate(names)]
+    with pytest.raises(UnreadableImageError, match=f"row {empty} of t.csv names no image"):
+        source.image(empty)
+    assert source.image(1 - empty).size and not source.can_be_read(empty)
+
+
+def test_images_that_a_folders_table_does_not_name_are_told(tmp_path):
+    write_pictures(tmp_path, [0, 1, 2])
+    table = write_csv(tmp_path / "metadata.csv", ["file_name"], [["000.png"], ["002.png"]])
+    with pytest.raises(
+        DataError, match=r"does not name 1 of the images in its folder \(the first: 001\.png\)"
+    ):
+        open_images(tmp_path)
+    assert [record.id for record in open_images(table).records] == ["000.png", "002.png"]
+
+
+def test_a_file_of_several_pictures_is_refused(tmp_path):
+    pages = [picture(i) for i in range(3)]
+    for name in ("pages.tiff", "moving.gif", "moving.webp"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    picture(1).save(tmp_path / "one.tiff")
+    source = open_images(tmp_path)
+    for row, record in enumerate(source.records):
+        if record.id == "one.tiff":
+            assert source.image(row).size
+        else:
+            with pytest.raises(UnreadableImageError, match="it holds 3 pictures; export them one by one"):
+                source.image(row)
+
+
+def test_messages_say_the_same_every_time(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UnreadableImageError) as error:
+        open_images(tmp_path).image(0)
+    assert "cannot identify" in str(error.value) and "0x" not in str(error.value)
+
+
 def test_ids_of_a_column_must_be_unique(tmp_path):
     write_pictures(tmp_path, [0, 1])
     table = write_csv(tmp_path / "t.csv", ["path", "key"], [["000.png", "k"], ["001.png", "k"]])

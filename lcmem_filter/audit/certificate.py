@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..calibration import Judged, judge_images
+from ..errors import UnreadableImageError
 from ..filter import MemorizationFilter
 from ..images import ImageSource
+from ..index import MemorizationIndex
 from ..latents import Encoder
 from ..report import Certificate, Measured, rate_of
 from ..types import Decision
@@ -80,6 +83,13 @@ def _near_duplicates(
     rows = sorted(random.Random(0).sample(rows, min(images, len(rows))))
     if not rows:
         return _neither("None of the training data that were named have an id that the index knows.")
+    others = [row for row in rows if _is_another(index, training, row)]
+    if 2 * len(others) >= len(rows):
+        return _neither(
+            f"{len(others)} of {len(rows)} training images that were drawn are other pictures than those that the "
+            "index has by their ids. Name the data that it was built from."
+        )
+    rows = [row for row in rows if row not in others]
     if image_to_image is None:
         how = f"made by mild transformations of the picture, not by a generator: {DESCRIPTION}"
         source = near_duplicates_of(training, rows, seeds)
@@ -100,7 +110,12 @@ def _near_duplicates(
     sensitivity = Measured(
         rate_of(sum(flat), len(flat)),
         f"{seeds} near-duplicates of each of {len(found)} training images, {how}."
-        + _left_out(len(source) - len(flat)),
+        + _left_out(len(source) - len(flat))
+        + (
+            f" {len(others)} training images are other pictures than the index has by their ids."
+            if others
+            else ""
+        ),
         {"that very training image named as the nearest": rate_of(named, len(flat))},
     )
     consistency = Measured(
@@ -108,6 +123,15 @@ def _near_duplicates(
         f"Training images whose {seeds} near-duplicates, each made with another seed, all got the same decision.",
     )
     return sensitivity, consistency
+
+
+def _is_another(index: MemorizationIndex, training: ImageSource, row: int) -> bool:
+    """Whether an image is another one than the index holds by its id; of one that cannot be read nobody knows."""
+    try:
+        encoded = training.encoded(row)
+    except UnreadableImageError:
+        return False
+    return hashlib.sha256(encoded).hexdigest() != index.sha256_of(training.records[row].id)
 
 
 def _neither(why: str) -> tuple[Measured, Measured]:

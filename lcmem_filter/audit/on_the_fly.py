@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..calibration import calibrate
+from ..calibration import calibrate, check_held_out
 from ..errors import IncompleteIndexError
 from ..head import LCMemHead
 from ..images import ImageSource
@@ -43,6 +43,7 @@ def temporary_index(
         IncompleteIndexError: an image of ``training`` cannot be read.
         CalibrationError: too few held-out images for the rate.
     """
+    check_held_out(len(held_out), false_rejection_rate)  # before the hours that indexing may take
     with tempfile.TemporaryDirectory(prefix="lcmem-audit-") as folder:
         index = MemorizationIndex.build(
             training, encoder, head, Path(folder) / "index", resolution=resolution, progress=progress
@@ -53,6 +54,7 @@ def temporary_index(
                 f"{len(index.unreadable)} images of {training.name!r} cannot be read (the first: {first[0]}: "
                 f"{first[1]}); mend or remove them, or accept that copies of them pass: --allow-unindexed"
             )
+        index.allow_unindexed = allow_unindexed
         calibrate(
             index, held_out, false_rejection_rate=false_rejection_rate, encoder=encoder, progress=progress
         )

@@ -107,7 +107,7 @@ def audit_images(
         duplicates=duplicates,
         allow_list=entries,
     )
-    return Audit(results, Pictures(images.image_of, training.image_of if training else None))
+    return Audit(results, Pictures(images.image_of, index.pictures_in(training) if training else None))
 
 
 def _examine(judge: Judge, images: ImageSource) -> tuple[list[Sample], torch.Tensor]:

@@ -211,12 +211,17 @@ def train_siamese(
         DataError: no source, two of one name, or too few identities.
         ConfigurationError: several processes, or a number of workers below 0.
         TrainingFailedError: the loss is no longer finite.
-        EmptyDataError: nearly all images of a batch cannot be read.
+        EmptyDataError: no image of a source, or nearly none of a batch, can be read.
         ArtifactError: ``output`` holds something else than an unfinished run of the same plan.
     """
     if not sources:
         raise DataError("training needs at least one data source; give images")
     check_names(sources)
+    for source in sources:
+        if not any(source.can_be_read(row) for row in range(len(source))):
+            raise EmptyDataError(
+                f"none of the {len(source)} images of {source.name!r} can be read; leave it out"
+            )
     if workers < 0:
         raise ConfigurationError(f"workers must not be negative, got {workers}")
     accelerator = Accelerator(mixed_precision="no")
@@ -250,11 +255,13 @@ class _Run:
         counts = batches.images.counts()
         self._say(
             f"{len(batches.images)} training images in {len(counts)} sets, "
-            f"{len(set(batches.images.identities))} of them told apart"
+            f"{len(set(batches.images.identities))} identities"
         )
         standing = self.checkpoints.latest(self.plan) or Progress(self.plan)
         network, optimizer, schedule = self._prepare(standing)
         self._train(standing, network, optimizer, schedule, batches, workers)
+        if missing := sum(entry["pairs_left_out"] for entry in standing.history):
+            self._say(f"{missing} pairs were left out, since one of their images cannot be read")
         trained: SiameseNetwork = self.accelerator.unwrap_model(network)
         self._finish(standing, trained, counts)
         return trained.cpu().eval()

@@ -7,7 +7,7 @@ import json
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
-from ._data import open_source, refuse
+from ._data import open_source, open_training, refuse
 
 if TYPE_CHECKING:
     from ..baselines.siamese import Method
@@ -54,8 +54,17 @@ def train_baseline(args: argparse.Namespace, recipe: dict[str, Any]) -> int:
         foreign.append("stages")
     refuse(foreign, "--baseline trains no head")
     config = SiameseConfig(cast("Method", args.baseline.replace("-", "_")), **recipe)
-    sources = [open_source(args, one, args.where) for one in args.data]
-    network = train_siamese(sources, args.output, config, terms=args.terms, workers=args.workers)
+    if args.baseline == "dar-unsupervised":  # asks for no identities
+        sources = [open_source(args, one, args.where) for one in args.data]
+    else:
+        sources = open_training(args, args.data, args.where)
+    network = train_siamese(
+        sources,
+        args.output,
+        config,
+        terms=args.terms,
+        workers=args.workers,
+    )
     print(
         json.dumps(
             {"baseline": args.output, "method": network.method, "fingerprint": weights_sha256(network)}

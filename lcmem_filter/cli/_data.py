@@ -63,6 +63,21 @@ def open_source(args: argparse.Namespace, path: str, where: list[str] | None = N
     )
 
 
+def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:
+    """Each of ``data``, and on stderr which of them name no identities."""
+    import sys
+
+    sources = [open_source(args, one, where) for one in data]
+    for source in sources:
+        if all(record.identity == record.id for record in source.records):
+            print(
+                f"{source.name}: each image is an identity of its own; where some share one, name the column "
+                "(--identity-column), or give each identity a folder",
+                file=sys.stderr,
+            )
+    return sources
+
+
 def open_encoder(args: argparse.Namespace) -> Encoder:
     """The encoder that ``--vae`` names, on the device that was asked for."""
     from ..latents import load_encoder

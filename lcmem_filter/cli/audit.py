@@ -23,6 +23,7 @@ from ._data import (
 )
 
 if TYPE_CHECKING:
+    from ..images import ImageSource
     from ..index import MemorizationIndex
     from ..latents import Encoder
     from ..report import Results
@@ -88,9 +89,11 @@ def run(args: argparse.Namespace) -> int:
     # what is wrong with these should not come to light after hours of work
     allowed = read_allow_list(args.allow) if args.allow else []
     salt = _salt(Path(args.salt_file)) if args.salt_file else None
-    images = open_source(args, args.images)
-    training = open_source(args, args.training, args.training_where) if args.training else None
-    unseen = open_source(args, args.unseen, args.unseen_where) if args.unseen else None
+    images = _open(args, args.images, args.where)
+    training = _open(args, args.training, args.training_where) if args.training else None
+    unseen = _open(args, args.unseen, args.unseen_where) if args.unseen else None
+    image_to_image = _image_to_image(args) if args.pipeline else None
+    Path(args.output).mkdir(parents=True, exist_ok=True)
     with _index(args) as (index, encoder):
         audit = audit_images(
             images,
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             unseen=unseen,
             allow_list=allowed,
             false_discovery_rate=args.false_discovery_rate,
-            image_to_image=_image_to_image(args) if args.pipeline else None,
+            image_to_image=image_to_image,
         )
         written = write_report(
             audit.results,
@@ -156,6 +159,17 @@ def _misuse(args: argparse.Namespace) -> str:
     fly["--false-rejection-rate"] = args.false_rejection_rate
     if args.pipeline and not args.training:
         return "--pipeline draws near-duplicates of training images, so it needs --training DATA"
+    for name in ("training", "unseen", "held_out"):
+        if getattr(args, f"{name}_where") and not getattr(args, name):
+            option = name.replace("_", "-")
+            return f"--{option}-where needs --{option} DATA"
+    rates = {
+        "--false-discovery-rate": args.false_discovery_rate,
+        "--false-rejection-rate": args.false_rejection_rate,
+    }
+    for name, rate in rates.items():
+        if rate is not None and not 0 < rate < 1:
+            return f"{name} lies between 0 and 1, got {rate:g}"
     if args.index:
         if given := [name for name, value in fly.items() if value is not None]:
             return f"{', '.join(given)} cannot be given with --index, which has its own; leave it out"
@@ -166,6 +180,22 @@ def _misuse(args: argparse.Namespace) -> str:
     if missing := [name for name, value in needed.items() if value is None]:
         return f"without --index, {', '.join(missing)} must be given too"
     return ""
+
+
+def _open(args: argparse.Namespace, path: str, where: list[str]) -> ImageSource:
+    """The images at ``path``. A column that is named need only be in one of the tables that are given."""
+    from ..images import columns_of
+
+    named = {name: getattr(args, name) for name in ("image_column", "identity_column", "id_column")}
+    if any(named.values()):
+        own = columns_of(path)
+        others = [
+            columns_of(data) for data in (args.images, args.training, args.unseen, args.held_out) if data
+        ]
+        for name, column in named.items():
+            if column not in own and any(column in other for other in others):
+                named[name] = None
+    return open_source(argparse.Namespace(**{**vars(args), **named}), path, where)
 
 
 @contextmanager
@@ -180,8 +210,8 @@ def _index(args: argparse.Namespace) -> Iterator[tuple[MemorizationIndex, Encode
     encoder = open_encoder(args)
     rate = 0.01 if args.false_rejection_rate is None else args.false_rejection_rate
     with temporary_index(
-        open_source(args, args.training, args.training_where),
-        open_source(args, args.held_out, args.held_out_where),
+        _open(args, args.training, args.training_where),
+        _open(args, args.held_out, args.held_out_where),
         encoder,
         LCMemHead.from_pretrained(args.head),
         false_rejection_rate=rate,

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(
         f"lcmem-filter: {len(index.unreadable)} images could not be read, so copies of them would pass; the index is "
-        "incomplete and attaches only with allow_unindexed=True",
+        "incomplete and is used only with allow_unindexed=True, on the command line --allow-unindexed",
         file=sys.stderr,
     )
     return 2

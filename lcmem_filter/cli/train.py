@@ -9,7 +9,15 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ._baseline import add_baseline_arguments, train_baseline
-from ._data import DATA, add_column_arguments, add_encoder_arguments, open_source, read_ids, refuse
+from ._data import (
+    DATA,
+    add_column_arguments,
+    add_encoder_arguments,
+    open_source,
+    open_training,
+    read_ids,
+    refuse,
+)
 from ._recipe import RECIPE
 
 if TYPE_CHECKING:
@@ -162,13 +170,14 @@ def _train(args: argparse.Namespace, config: TrainingConfig, encoder: Encoder) -
     from ..head import LCMemHead
     from ..training import train_head, training_record
 
+    initial = LCMemHead.from_pretrained(args.initial) if args.initial else None
     return train_head(
         _open(args, args.data, args.where),
-        {args.space or _name_of_space(encoder): encoder},
+        {args.space or _name_of_space(encoder, initial): encoder},
         args.output,
         config,
         stages=args.stages or (1,),
-        initial=LCMemHead.from_pretrained(args.initial) if args.initial else None,
+        initial=initial,
         validation=_validation(args),
         cache=args.cache,
         terms=args.terms,
@@ -236,27 +245,23 @@ def _stages(text: str) -> tuple[int, ...]:
 
 
 def _open(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:
-    sources = [open_source(args, one, where) for one in data]
-    for source in sources:
-        if not (args.add_space or args.add_halving) and all(
-            record.identity == record.id for record in source.records
-        ):
-            print(
-                f"{source.name}: each image is an identity of its own; where some share one, name the column "
-                "(--identity-column), or give each identity a folder",
-                file=sys.stderr,
-            )
-    return sources
+    if args.add_space or args.add_halving:
+        return [open_source(args, one, where) for one in data]
+    return open_training(args, data, where)
 
 
-def _name_of_space(encoder: Encoder) -> str:
-    """The latent space's name in a shipped head, or one made of the name of the VAE's folder."""
+def _name_of_space(encoder: Encoder, initial: LCMemHead | None) -> str:
+    """The latent space's name in the head to go on from or in a shipped one, or one made of the name of the VAE's
+    folder."""
     from ..errors import LatentSpaceError
     from ..head import LCMemHead, shipped_heads
 
-    for name in shipped_heads():
+    for known in (initial, *shipped_heads()):
+        if known is None:
+            continue
         try:
-            return LCMemHead.from_pretrained(name).identify_space(encoder.vae).space
+            head = known if isinstance(known, LCMemHead) else LCMemHead.from_pretrained(known)
+            return head.identify_space(encoder.vae).space
         except LatentSpaceError:
             continue
     return _named_after_folder(encoder)

@@ -34,7 +34,9 @@ def report_on(
         judge.calibration,
         rungs=_rungs(rows),
     )
-    write_report(results, folder.path / REPORT, pictures=_pictures(folder, training) if thumbnails else None)
+    write_report(
+        results, folder.path / REPORT, pictures=_pictures(folder, training, judge) if thumbnails else None
+    )
     return results
 
 
@@ -107,7 +109,7 @@ def _policy(fixed: Mapping[str, Any]) -> str:
     return {"flag": "delivered and marked", "reject": "withheld", "resample": again}[fixed["on_memorized"]]
 
 
-def _pictures(folder: JobFolder, training: ImageSource | None) -> Pictures:
+def _pictures(folder: JobFolder, training: ImageSource | None, judge: MemorizationFilter) -> Pictures:
     """Of delivered images and, where they are given, of training images; withheld images were never decoded."""
 
     def sample(id_: str) -> Image.Image | None:
@@ -117,4 +119,4 @@ def _pictures(folder: JobFolder, training: ImageSource | None) -> Pictures:
         with Image.open(path) as opened:
             return opened.convert("RGB")
 
-    return Pictures(sample, training.image_of if training else None)
+    return Pictures(sample, judge.index.pictures_in(training) if training else None)

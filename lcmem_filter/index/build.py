@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError, UnreadableImageError
+from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError
 from ..head import LCMemHead
 from ..images import CANNOT_BE_READ, ImageSource
 from ..latents import Encoder, encode_images
@@ -133,20 +132,10 @@ def _mended(build: Build) -> list[int]:
         receipt = _read_receipt(build.output, number)
         lacking = receipt["unreadable"] if receipt else {}
         rows = range(first, min(first + SHARD_ROWS, len(build.source))) if lacking else ()
-        if any(_can_be_read(build.source, row, lacking) for row in rows):
+        broken = [row for row in rows if CANNOT_BE_READ in lacking.get(build.source.records[row].id, "")]
+        if any(build.source.can_be_read(row) for row in broken):
             found.append(number)
     return found
-
-
-def _can_be_read(source: ImageSource, row: int, lacking: Mapping[str, str]) -> bool:
-    """Whether an image of those that are ``lacking`` can be read, if that is what was wrong with it."""
-    if CANNOT_BE_READ not in lacking.get(source.records[row].id, ""):
-        return False
-    try:
-        source.image(row)
-    except UnreadableImageError:
-        return False
-    return True
 
 
 def _tell_averaging(build: Build) -> None:

@@ -6,16 +6,18 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..errors import (
     ArtifactError,
+    ConfigurationError,
     CorruptArtifactError,
     FilterFailedError,
     IncompleteIndexError,
@@ -23,7 +25,7 @@ from ..errors import (
 )
 from ..head import LCMemHead
 from ..images import ImageRecord, ImageSource
-from ..latents import Encoder, EncoderSource, load_encoder
+from ..latents import MIN_RESOLUTION, Encoder, EncoderSource, load_encoder
 from ..types import Calibration
 from . import folder as files
 from .backends import Backend, make_backend
@@ -115,11 +117,16 @@ class MemorizationIndex:
 
         Raises:
             ArtifactError: ``output`` holds something else.
+            ConfigurationError: a resolution at which nothing can be seen.
             EmptyDataError: no image could be read.
             LatentSpaceError: the head does not know the encoder's latent space.
         """
         space = head.identify_space(encoder.vae).space
-        side = resolution or default_resolution(encoder)
+        side = default_resolution(encoder) if resolution is None else resolution
+        if side < MIN_RESOLUTION:
+            raise ConfigurationError(
+                f"resolution is a side in pixels of at least {MIN_RESOLUTION}, got {side}"
+            )
         build_index(Build(source, encoder, head, Path(output), space, side, keep_latents), progress=progress)
         index = cls.load(output, allow_unindexed=True)
         index.allow_unindexed = False
@@ -165,7 +172,7 @@ class MemorizationIndex:
             raise IncompleteIndexError(
                 f"index {self.path} lacks {len(self.unreadable)} training images that could not be read (the first: "
                 f"{next(iter(self.unreadable))}); mend or remove them and build it again, or accept that copies of "
-                "them pass: allow_unindexed=True"
+                "them pass: allow_unindexed=True (--allow-unindexed)"
             )
 
     def reembed(self, head: LCMemHead, output: str | os.PathLike[str]) -> MemorizationIndex:
@@ -212,6 +219,15 @@ class MemorizationIndex:
     def sha256_set(self) -> frozenset[str]:
         """SHA-256 of the stored bytes of every image."""
         return frozenset(self._records.sha256)
+
+    def sha256_of(self, id_: str) -> str | None:
+        """SHA-256 of the stored bytes of an image; ``None`` where the index holds none of that id."""
+        row = self._row_of.get(id_)
+        return None if row is None else self._records.sha256[row]
+
+    def pictures_in(self, source: ImageSource) -> Callable[[str], Image.Image | None]:
+        """From ids to the indexed pictures, where ``source`` has them: other pictures of the same ids are none."""
+        return lambda id_: source.image_of(id_, self.sha256_of(id_))
 
     @property
     def has_latents(self) -> bool:

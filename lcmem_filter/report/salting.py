@@ -18,7 +18,8 @@ def salted_id(id_: str, salt: bytes) -> str:
 
 
 def salted(results: Results, salt: bytes) -> Results:
-    """A copy whose ids and checksums are salted, without prompts, names of data, and messages that quote them."""
+    """A copy whose ids and checksums are salted, without prompts, names of data, messages that quote them, and the
+    held-out images that were most like training images."""
 
     def name(id_: str) -> str:
         return salted_id(id_, salt) if id_ else ""
@@ -27,6 +28,7 @@ def salted(results: Results, salt: bytes) -> Results:
     return replace(
         results,
         run=_unnamed(results.run),
+        calibration=replace(results.calibration, highest=()),
         samples=tuple(_salted_sample(sample, salt) for sample in results.samples),
         false_discovery=discovered
         and replace(discovered, discoveries=tuple(name(id_) for id_ in discovered.discoveries)),

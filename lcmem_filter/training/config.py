@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..branches import POOLINGS
 from ..errors import ConfigurationError
+from ..latents import MIN_RESOLUTION
 
 Loss = Literal["nt-xent", "verification"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -177,13 +178,15 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise ConfigurationError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
-        counts = ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience", "resolution")
+        counts = ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience")
         later = ("stage2_steps", "stage3_steps", "stage3_batch_pairs", "match_dim", "strong_views")
         for name in (*counts, *later, "gradient_accumulation"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if any(side < 1 for side in self.further_resolutions):
-            raise ConfigurationError(f"further_resolutions must be positive, got {self.further_resolutions}")
+        if any(side < MIN_RESOLUTION for side in (self.resolution, *self.further_resolutions)):
+            raise ConfigurationError(
+                f"resolutions must be at least {MIN_RESOLUTION}, got {self.resolution} {self.further_resolutions}"
+            )
         check_fractions(self, "validation_fraction", "false_rejection_rate")
         if not 0 < self.identity_share <= 1:
             raise ConfigurationError(f"identity_share must be in (0, 1], got {self.identity_share}")

@@ -133,7 +133,8 @@ def split_by_identity(data: LatentSet, fraction: float, seed: int) -> tuple[Late
     count = max(2, round(fraction * len(names)))
     if len(names) - count < 2:
         raise DataError(
-            f"training needs two identities and two to validate on, got {len(names)}; give images of more"
+            f"training needs two identities and two to validate on, got {len(names)}, of which {count} are held out "
+            f"(a share of {fraction:g}, at least two); give images of more, or hold out fewer"
         )
     held = np.isin(data.identities, names[:count])
     return data.take(~held), data.take(held)

@@ -15,11 +15,13 @@ from .checkpoint import LATENTS, RESULT, write_json
 
 
 def refuse_occupied(output: Path) -> None:
-    """Whether ``output`` is free for a head.
+    """Make sure that ``output`` is a folder that is free for a head, before hours of work.
 
     Raises:
-        ArtifactError: one lies there.
+        ArtifactError: a head lies there.
+        OSError: it cannot be made.
     """
+    output.mkdir(parents=True, exist_ok=True)
     if (output / LCMemHead.config_name).exists():
         raise ArtifactError(f"{output} already holds a head or model; give another --output")
 

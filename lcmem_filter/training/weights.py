@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from ..errors import ArtifactError, ConfigurationError
+from ..errors import ArtifactError, ConfigurationError, LatentSpaceError
 from ..head import SIZES, LCMemHead, Size
 from ..latents import Encoder
 from .config import TrainingConfig
@@ -109,7 +109,17 @@ def check_initial(
     Raises:
         ArtifactError: it was made otherwise.
         ConfigurationError: of pictures so large ``initial`` makes something else.
+        LatentSpaceError: what it calls so is another latent space than the encoder's.
     """
+    for space, encoder in encoders.items():
+        if space not in initial.spaces or not initial.probes[space].any():
+            continue
+        found = initial.identify_space(encoder.vae).space
+        if found != space:
+            raise LatentSpaceError(
+                f"the encoder given for latent space {space!r} encodes into another one that the head to go on from "
+                f"knows, {found!r}; name that (--space)"
+            )
     check_sizes(initial, encoders, dict.fromkeys(encoders, (config.resolution, *config.further_resolutions)))
     if initial.config.pooling != config.pooling:
         raise ArtifactError(

@@ -145,8 +145,22 @@ def test_what_a_certificate_leaves_out_is_told(folder, tmp_path):
         (tmp_path / "kept").replace(folder / "train" / "000.png")
     assert found is not None and found.specificity.rate is not None and found.sensitivity.rate is not None
     assert "Left out: 1 that" in found.specificity.how and found.specificity.rate.of == len(UNSEEN)
-    assert "Left out: 2 that" in found.sensitivity.how and found.sensitivity.rate.of == 78
+    assert "1 training images are other pictures" in found.sensitivity.how and found.sensitivity.rate.of == 78
     assert found.consistency.rate is not None and found.consistency.rate.of == 39
+
+
+def test_other_pictures_of_the_same_names_measure_no_sensitivity(folder, sources, tmp_path):
+    for i in range(40):
+        picture(3000 + i).save(tmp_path / f"{i:03d}.png")
+    index = MemorizationIndex.load(folder / "index")
+    audit = audit_images(opened(folder / "set"), index, training=opened(tmp_path), progress=False)
+    sensitivity = audit.results.certificate.sensitivity
+    assert (
+        sensitivity.rate is None and "40 of 40 training images that were drawn are other" in sensitivity.how
+    )
+    assert audit.pictures.training("000.png") is None
+    true = audit_images(opened(folder / "set"), index, training=opened(folder / "train"), progress=False)
+    assert true.pictures.training("000.png") is not None
 
 
 def test_without_data_nothing_is_certified(folder, sources):

@@ -111,6 +111,11 @@ def test_a_second_folder_is_indexed_on_the_fly(audit, tmp_path):
         (["--index", "index", "--held-out", "held-out"], "--held-out cannot be given with --index"),
         (["--index", "index", "--false-discovery-rate", "2"], "between 0 and 1"),
         (["--index", "index", "--unseen", "nowhere"], "nowhere"),
+        (["--index", "index", "--unseen-where", "a=b"], "--unseen-where needs --unseen DATA"),
+        (
+            ["--training", "train", "--vae", "vae", "--head", "head", "--held-out", "set"],
+            "needs at least 99 held-out images",
+        ),
         (["--index", "nowhere"], "no index at nowhere"),
         (["--index", "index", "--pipeline", "pipe"], "needs --training"),
         (["--index", "index", "--training", "train", "--pipeline", "pipe"], "no pipeline could be loaded"),
@@ -119,4 +124,24 @@ def test_a_second_folder_is_indexed_on_the_fly(audit, tmp_path):
 def test_what_cannot_be_is_refused_with_2(audit, tmp_path, arguments, says):
     status, printed, err = audit("set", "--output", str(tmp_path / "report"), *arguments)
     assert status == 2 and printed is None and says in err
-    assert not (tmp_path / "report").exists()
+    assert not list(tmp_path.rglob("report.*"))
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(audit, tmp_path, monkeypatch):
+    from lcmem_filter import audit as package
+
+    monkeypatch.setattr(package, "audit_images", lambda *given, **options: pytest.fail("examined first"))
+    (tmp_path / "taken").write_text("a file")
+    status, _, err = audit("set", "--index", "index", "--output", str(tmp_path / "taken"))
+    assert status == 2 and "taken" in err
+
+
+def test_a_table_beside_folders_has_its_columns_alone(audit, folder, tmp_path):
+    rows = "".join(f"{folder / 'train' / f'{i:03d}.png'},{i:03d}.png\n" for i in range(40))
+    (tmp_path / "train.csv").write_text("picture,scan\n" + rows)
+    options = ["--training", str(tmp_path / "train.csv"), "--image-column", "picture", "--id-column", "scan"]
+    status, _, err = audit("set", "--index", "index", "--output", str(tmp_path), *options)
+    assert status == 1, err
+    assert read(tmp_path)[1]["certificate"]["sensitivity"]["rate"]["of"] == 3 * 40
+    status, _, err = audit("set", "--index", "index", "--output", str(tmp_path), "--image-column", "picture")
+    assert status == 2 and "has no column 'picture'" in err

@@ -21,6 +21,7 @@ from lcmem_filter.calibration import calibrate
 from lcmem_filter.errors import (
     ArtifactError,
     ArtifactNotFoundError,
+    ConfigurationError,
     CorruptArtifactError,
     EmptyDataError,
     IncompleteIndexError,
@@ -333,6 +334,12 @@ def test_two_that_calibrate_for_different_spaces_keep_each_others_threshold(tmp_
         False,
     ]
     assert found.calibration_for("flux").latent_size == (4, 4)
+
+
+@pytest.mark.parametrize("resolution", [-1, 0, 1])
+def test_a_resolution_at_which_nothing_is_seen_is_refused(tmp_path, resolution):
+    with pytest.raises(ConfigurationError, match=f"at least 16, got {resolution}"):
+        build(tmp_path, resolution=resolution)
 
 
 def test_no_readable_image_at_all(tmp_path):

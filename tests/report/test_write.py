@@ -86,13 +86,17 @@ def test_training_images_are_shown_only_where_a_source_of_them_is_given(tmp_path
 
 
 def test_salted_report_has_no_name_prompt_or_checksum(tmp_path):
+    held_out = replace(audit().calibration, highest=(("held-out-scan", "training-scan", 0.5),))
     results = replace(
-        audit(), samples=tuple(replace(one, sha256="f00d" * 16, prompt="Ms Doe") for one in audit().samples)
+        audit(),
+        samples=tuple(replace(one, sha256="f00d" * 16, prompt="Ms Doe") for one in audit().samples),
+        calibration=held_out,
     )
     written = write_report(results, tmp_path, pictures=pictures(), salt=b"a secret salt")
     names = (
         {one.id for one in results.samples} | {one.id for one in results.copied} | {"f00d", "Ms Doe", HOSTILE}
     )
+    names |= {"held-out-scan", "training-scan"}
     names |= {id_ for group in results.duplicates or () for id_ in group.ids if len(id_) > 1}
     for path in (written.html, written.json):
         content = path.read_text()
@@ -104,6 +108,17 @@ def test_salted_report_has_no_name_prompt_or_checksum(tmp_path):
     read = json.loads(written.json.read_text())
     assert read["counts"] == json.loads(results.to_json())["counts"]
     assert set(read["false_discovery"]["discoveries"]) <= {one["id"] for one in read["samples"]}
+
+
+def test_what_stands_out_below_the_threshold_is_named(tmp_path):
+    results = audit()
+    below = next(one for one in results.samples if one.status == "accepted")
+    found = replace(results.false_discovery, discoveries=(*results.false_discovery.discoveries, below.id))
+    sentence = r"Below the threshold, and so not among the matches: [^.]*" + re.escape(below.id)
+    assert re.search(
+        sentence, re.sub(r"<[^>]+>", "", page_of(tmp_path, replace(results, false_discovery=found)))
+    )
+    assert "not among the matches" not in page_of(tmp_path, results)
 
 
 def test_file_names_that_are_no_text_can_be_written(tmp_path):

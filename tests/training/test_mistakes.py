@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 import torch
 
+from lcmem_filter.cli import train as command
 from lcmem_filter.cli.main import main
-from lcmem_filter.errors import ArtifactError, ConfigurationError, DataError, TrainingFailedError
+from lcmem_filter.errors import (
+    ArtifactError,
+    ConfigurationError,
+    DataError,
+    LatentSpaceError,
+    TrainingFailedError,
+)
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import open_images
 from lcmem_filter.latents import Encoder
-from lcmem_filter.training import trainer, training_record
+from lcmem_filter.training import train_head, trainer, training_record
 from lcmem_filter.training.data import identity_of
 
 from tests.tiny import tiny_vae, write_pictures
@@ -178,3 +185,29 @@ def test_options_that_make_no_sense_are_one_line(
     said = capsys.readouterr().err
     assert status == 2 and told in said and "Traceback" not in said
     assert not (tmp_path / "head").exists()
+
+
+def test_an_encoder_of_another_space_than_its_name_says_is_told_at_once(tmp_path: Path, cache: Path) -> None:
+    head = train(tmp_path / "head", cache)
+    other = tiny_vae()
+    with torch.no_grad():
+        for parameter in other.encoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    given = [SOURCES, {"sd": Encoder(other, "elsewhere")}, tmp_path / "a"]
+    for stages, config in (((3,), QUICK), ((2,), replace(QUICK, keep_spaces=True))):
+        with pytest.raises(LatentSpaceError, match="speaks none of the head's latent spaces"):
+            train_head(*given, config, stages=stages, initial=head, cache=cache, progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_heads_own_name_for_a_space_is_the_default(tmp_path: Path) -> None:
+    head = LCMemHead.create("micro", {"mine": 4})
+    head.add_probes("mine", tiny_vae())
+    encoder = Encoder(tiny_vae(), str(tmp_path / "vae"))
+    assert command._name_of_space(encoder, head) == "mine"
+    assert command._name_of_space(encoder, None) == "vae"
+
+
+def test_a_resolution_at_which_nothing_is_seen(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="resolutions must be at least 16, got 1"):
+        replace(QUICK, resolution=1)
