@@ -96,14 +96,6 @@ class ImageSource:
         """
         return self.decode(self.encoded(row), row)
 
-    def can_be_read(self, row: int) -> bool:
-        """Whether ``image`` gives a picture."""
-        try:
-            self.image(row)
-        except UnreadableImageError:
-            return False
-        return True
-
     def image_of(self, id_: str, sha256: str | None = None) -> Image.Image | None:
         """The image of that id, as ``image`` gives it; ``None`` where there is none, where it cannot be read, or where
         its stored bytes have another SHA-256 than they should."""
@@ -182,6 +174,15 @@ def open_images(
             f"add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
         )
     return _open_folder(path)
+
+
+def can_be_read(source: ImageSource, row: int) -> bool:
+    """Whether ``source.image`` gives a picture."""
+    try:
+        source.image(row)
+    except UnreadableImageError:
+        return False
+    return True
 
 
 def columns_of(path: str | os.PathLike[str]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lcmem_filter.errors import DataError, EmptyDataError, MissingColumnError, UnreadableImageError
-from lcmem_filter.images import ImageRecord, ImageSource, open_images, to_pixels
+from lcmem_filter.images import ImageRecord, ImageSource, can_be_read, open_images, to_pixels
 
 from tests.tiny import picture, write_pictures
 
@@ -136,7 +136,7 @@ def test_a_row_without_an_image_is_one_that_cannot_be_read(tmp_path, empty):
     assert [record.id for record in source.records] == [name or f"t/{row}" for row, name in enumerate(names)]
     with pytest.raises(UnreadableImageError, match=f"row {empty} of t.csv names no image"):
         source.image(empty)
-    assert source.image(1 - empty).size and not source.can_be_read(empty)
+    assert source.image(1 - empty).size and not can_be_read(source, empty)
 
 
 def test_images_that_a_folders_table_does_not_name_are_told(tmp_path):

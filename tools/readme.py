@@ -378,20 +378,51 @@ def _changes(path: Path) -> str:
         "same_identity": "other image of the identity",
     }
 
-    def cell(name: str, task: str, row: dict[str, Any]) -> str:
-        one = row["filter"][task]
-        if name == "the recipe":
-            recall = one["recall"]
-            return f"{recall.get('all domains', list(recall.values())[-1]):.1%}"
-        low, high = (100 * end for end in one["gained_interval"])
-        return f"{100 * one['gained']:+.1f} ({low:+.1f} to {high:+.1f})"
-
-    rows = [
-        f"| {name} | {len(row['seeds'])} | {' | '.join(cell(name, task, row) for task in tasks)} |"
-        for name, row in results["variants"].items()
-    ]
+    rows = []
+    for name, row in results["variants"].items():
+        cells = [_gained(row["filter"][task], whole=name == "the recipe") for task in tasks]
+        rows.append(f"| {name} | {len(row['seeds'])} | {' | '.join(cells)} |")
     note = f"\nFrom [{path.name}](benchmarks/results/{path.name}): {results['about']}\n"
     return _table(["changed", "heads", *tasks.values()], rows) + note
+
+
+ABLATED = {"lcmem-small": "ablations.json", "lcmem-reid": "ablations-reid.json"}
+
+
+def ablations() -> str:
+    """What parts of the score gain or lose with each shipped head, from the results files of
+    ``benchmarks/ablations``."""
+    found = {head: RESULTS / name for head, name in ABLATED.items() if (RESULTS / name).exists()}
+    results = {head: json.loads(path.read_text()) for head, path in found.items()}
+    if not results:
+        return "Parts of the score have not been measured yet.\n"
+    tasks = {"mild_copies": "mild copies", "heavy_copies": "heavy copies", "same_identity": "other image"}
+    usual = "the filter"
+    rows = []
+    for name in dict.fromkeys(name for one in results.values() for name in one["variants"]):
+        cells = [
+            _gained(one["variants"].get(name, {}).get(task), whole=name == usual)
+            for one in results.values()
+            for task in tasks
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    columns = [f"{task}, {head}" for head in results for task in tasks.values()]
+    notes = "; ".join(
+        f"[{path.name}](benchmarks/results/{path.name}): {results[head]['about']}"
+        for head, path in found.items()
+    )
+    return _table(["changed", *columns], rows) + f"\nFrom {notes}\n"
+
+
+def _gained(cell: dict[str, Any] | None, *, whole: bool) -> str:
+    """Points gained, with their interval; of what the others are compared with, its own recall."""
+    if cell is None:
+        return "-"
+    if whole:
+        recall = cell["recall"]
+        return f"{recall.get('all domains', list(recall.values())[-1]):.1%}"
+    low, high = (100 * end for end in cell["gained_interval"])
+    return f"{100 * cell['gained']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def identities() -> str:
@@ -553,6 +584,7 @@ def pipelines() -> str:
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
+    "ablations": ablations,
     "attacks": attacks,
     "audits": audits,
     "benchmarks": benchmarks,

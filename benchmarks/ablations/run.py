@@ -1,6 +1,7 @@
 """What each part of the filter's score is worth: one thing is changed at a time, on validation images.
 
     python benchmarks/ablations/run.py --cache CACHE --latents LATENTS
+    python benchmarks/ablations/run.py --cache CACHE --latents LATENTS --head lcmem-reid --output FILE
 
 The index holds training images and half of the validation identities, the other half are unseen; copies and figure are
 those of ``benchmarks/detection``, whose test images are not touched. Every candidate is compared once in every way, and
@@ -42,6 +43,7 @@ from lcmem_filter.standing import (
     background_of,
     local_similarity,
     stand_out,
+    told_apart,
 )
 from lcmem_filter.verification import BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS, SHORTLIST, Query
 
@@ -55,7 +57,8 @@ class Variant:
     """A score.
 
     Attributes:
-        weights: Of the embeddings' cosine, tokens as they lie, and descriptors under warps.
+        weights: Of the embeddings' cosine, tokens as they lie, descriptors under warps, and the same deformed too
+            (within the filter's own shortlist; elsewhere they count as they are).
         background: Ranks of the neighbours that are the background, without the second; ``None``: there is none.
         runner_up: Weight of how far a candidate stands out from the next best one.
         shortlist: Candidates of each pose.
@@ -63,7 +66,7 @@ class Variant:
         told: Whether the index names identities.
     """
 
-    weights: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    weights: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
     background: tuple[int, int] | None = (BACKGROUND_UNDER_WARPS.start, BACKGROUND_UNDER_WARPS.stop)
     runner_up: float = RUNNER_UP_UNDER_WARPS
     shortlist: int = SHORTLIST
@@ -73,17 +76,18 @@ class Variant:
 
 FILTER = Variant()
 AS_THEY_LIE = (BACKGROUND.start, BACKGROUND.stop)
-MIXED = (EMBEDDING_WEIGHT, 1 - EMBEDDING_WEIGHT, 0.0)
+MIXED = (EMBEDDING_WEIGHT, 1 - EMBEDDING_WEIGHT, 0.0, 0.0)
+DEFORMED = (0.0, 0.0, 0.0, 1.0)
 VARIANTS = {
     "the filter": FILTER,
-    "descriptors as part of the likeness, embeddings a tenth": replace(FILTER, weights=(0.1, 0.0, 0.9)),
-    "descriptors as part of the likeness, embeddings a fifth": replace(FILTER, weights=(0.2, 0.0, 0.8)),
-    "descriptors as part of the likeness, tokens a fifth": replace(FILTER, weights=(0.0, 0.2, 0.8)),
+    "descriptors as part of the likeness, embeddings a tenth": replace(FILTER, weights=(0.1, 0.0, 0.9, 0.0)),
+    "descriptors as part of the likeness, embeddings a fifth": replace(FILTER, weights=(0.2, 0.0, 0.8, 0.0)),
+    "descriptors as part of the likeness, tokens a fifth": replace(FILTER, weights=(0.0, 0.2, 0.8, 0.0)),
     "embeddings and tokens as they lie": replace(
         FILTER, weights=MIXED, background=AS_THEY_LIE, runner_up=RUNNER_UP_WEIGHT
     ),
-    "tokens as they lie": replace(FILTER, weights=(0.0, 1.0, 0.0), background=AS_THEY_LIE),
-    "embeddings alone": replace(FILTER, weights=(1.0, 0.0, 0.0), background=AS_THEY_LIE),
+    "tokens as they lie": replace(FILTER, weights=(0.0, 1.0, 0.0, 0.0), background=AS_THEY_LIE),
+    "embeddings alone": replace(FILTER, weights=(1.0, 0.0, 0.0, 0.0), background=AS_THEY_LIE),
     "likeness itself: no background, no runner-up": replace(FILTER, background=None, runner_up=0.0),
     "no background": replace(FILTER, background=None),
     "background of ranks 2 to 6": replace(FILTER, background=(1, 6)),
@@ -97,8 +101,11 @@ VARIANTS = {
     "shortlist of 10": replace(FILTER, shortlist=10),
     "shortlist of 50": replace(FILTER, shortlist=50),
     "not upside down": replace(FILTER, upside_down=False),
+    "descriptors deformed": replace(FILTER, weights=DEFORMED),
+    "descriptors deformed and not, in equal parts": replace(FILTER, weights=(0.0, 0.0, 0.5, 0.5)),
     "identities told": replace(FILTER, told=True),
-    "identities told, embeddings a tenth": replace(FILTER, told=True, weights=(0.1, 0.0, 0.9)),
+    "identities told, embeddings a tenth": replace(FILTER, told=True, weights=(0.1, 0.0, 0.9, 0.0)),
+    "identities told, descriptors deformed": replace(FILTER, told=True, weights=DEFORMED),
 }
 
 
@@ -107,7 +114,7 @@ class Found:
     """What Q queries and their candidates have in common, those of the upright pose first.
 
     Attributes:
-        alike: (3, Q, 2, 2 DEPTH): cosine of embeddings, tokens, descriptors, in both poses.
+        alike: (4, Q, 2, 2 DEPTH): what ``Variant.weights`` are of, in both poses.
         same: (Q, 2 DEPTH, 2 DEPTH): candidates that repeat each other.
         right: (Q, 2 DEPTH): candidates that are to be found.
         identity: (Q, 2 DEPTH): numbers of the candidates' identities.
@@ -126,6 +133,10 @@ def main() -> None:
     if not method.baseline.head.has_descriptors(arguments.space):
         raise SystemExit(
             f"{arguments.head} has no descriptors of {arguments.space}; train it with --stages 1,2,3"
+        )
+    if method.baseline.kind != "descriptors":
+        raise SystemExit(
+            f"{arguments.head} compares {method.baseline.kind}; variants are of one that compares descriptors"
         )
     design = Design(Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies)
     tasks = main_tasks(design, keeper)
@@ -197,10 +208,15 @@ def _one(
             alike[:, some] = torch.cat(
                 [alike_under_warps(pose, candidates.parts[:, some]) for pose in asked.parts]
             )
+    deformed = alike.clone()
+    deformed[:, usual] = torch.cat(
+        [alike_under_warps(pose, candidates.parts[:, usual], deformed=True) for pose in asked.parts]
+    )
     ways = (
         torch.einsum("pbd,bkd->pk", asked.embedding, candidates.embedding),
         torch.cat([local_similarity(pose, indexed) for pose in tokens]),
         alike,
+        deformed,
     )
     same = candidates.embedding[0] @ candidates.embedding[0].T >= SAME_IMAGE
     return Found(torch.stack(ways), same, torch.from_numpy(right), torch.from_numpy(identities))
@@ -219,7 +235,10 @@ def scores(found: Found, variant: Variant) -> torch.Tensor:
     alike = (found.alike * (weights / weights.sum())[:, None, None, None]).sum(0)
     alike = (alike.amax(1) if variant.upside_down else alike[:, 0])[:, kept].clamp_max(1)
     repeated = found.same[:, kept][:, :, kept].tril(-1).any(2)
-    identities = found.identity[:, kept] if variant.told else None
+    identities = None
+    if variant.told:
+        assert variant.background is not None
+        identities = told_apart(found.identity[:, kept], variant.background[1])
     background = torch.zeros(len(alike), 1)
     if variant.background is not None:
         background = background_of(alike, repeated, slice(*variant.background), identities)

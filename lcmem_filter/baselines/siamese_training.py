@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from ..errors import ConfigurationError, DataError, EmptyDataError, UnreadableImageError
-from ..images import ImageSource, to_pixels
+from ..images import ImageSource, can_be_read, to_pixels
 from ..training.checkpoint import RESULT, Checkpoints, Progress, write_json
 from ..training.config import check_positive
 from ..training.data import LatentSet, PairSampler, check_names, identity_of
@@ -218,7 +218,7 @@ def train_siamese(
         raise DataError("training needs at least one data source; give images")
     check_names(sources)
     for source in sources:
-        if not any(source.can_be_read(row) for row in range(len(source))):
+        if not any(can_be_read(source, row) for row in range(len(source))):
             raise EmptyDataError(
                 f"none of the {len(source)} images of {source.name!r} can be read; leave it out"
             )

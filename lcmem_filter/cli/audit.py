@@ -159,6 +159,8 @@ def _misuse(args: argparse.Namespace) -> str:
     fly["--false-rejection-rate"] = args.false_rejection_rate
     if args.pipeline and not args.training:
         return "--pipeline draws near-duplicates of training images, so it needs --training DATA"
+    if args.dtype != "float32" and not args.pipeline:
+        return "--dtype is the pipeline's, so it needs --pipeline PIPELINE"
     for name in ("training", "unseen", "held_out"):
         if getattr(args, f"{name}_where") and not getattr(args, name):
             option = name.replace("_", "-")

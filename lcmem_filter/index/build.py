@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError
 from ..head import LCMemHead
-from ..images import CANNOT_BE_READ, ImageSource
+from ..images import CANNOT_BE_READ, ImageSource, can_be_read
 from ..latents import Encoder, encode_images
 from . import folder as files
 
@@ -133,7 +133,7 @@ def _mended(build: Build) -> list[int]:
         lacking = receipt["unreadable"] if receipt else {}
         rows = range(first, min(first + SHARD_ROWS, len(build.source))) if lacking else ()
         broken = [row for row in rows if CANNOT_BE_READ in lacking.get(build.source.records[row].id, "")]
-        if any(build.source.can_be_read(row) for row in broken):
+        if any(can_be_read(build.source, row) for row in broken):
             found.append(number)
     return found
 

@@ -14,7 +14,7 @@ Role = Literal["prompt", "cycled", "shared"]
 """Which entry of an argument row r of a call with n images a prompt uses: entry r // n, entry r modulo their number,
 or the argument as a whole."""
 
-_TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
+PROMPTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
 _EMBEDS = (
     "prompt_embeds",
     "prompt_embeds_2",
@@ -26,7 +26,7 @@ _EMBEDS = (
     "prompt_attention_mask_2",
     "image_embeds",
 )
-TEXTS = frozenset(_TEXTS + tuple(f"negative_{name}" for name in _TEXTS))
+TEXTS = frozenset(PROMPTS + tuple(f"negative_{name}" for name in PROMPTS))
 PER_PROMPT = (
     TEXTS
     | frozenset(_EMBEDS + tuple(f"negative_{name}" for name in _EMBEDS))

@@ -130,7 +130,7 @@ def _verdict(run: Run, samples: Sequence[Sample], expected: float) -> str:
     if count["withheld"]:
         text += f"; {_images(count['withheld'])} that matched {_was(count['withheld'])} withheld"
     if run.kind == "audit" and count["match"]:
-        text += f"; among so many, about {_number(expected)} would by chance alone"
+        text += f"; among so many, about {_roughly(expected)} would by chance alone"
     if count["allowed"]:
         known = "a known false alarm" if count["allowed"] == 1 else "known false alarms"
         more = " more" if count["match"] else " that would match"
@@ -193,5 +193,5 @@ def _was(count: int) -> str:
     return "was" if count == 1 else "were"
 
 
-def _number(value: float) -> str:
+def _roughly(value: float) -> str:
     return f"{value:.0f}" if value >= 2 else f"{value:.1g}"

@@ -110,7 +110,6 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         metrics=_metrics(best),
         threshold=best["threshold"],
         median=best["stranger_median"],
-        resolution=config["resolution"],
         resolutions=" and ".join(
             str(side) for side in (config["resolution"], *config.get("further_resolutions", ()))
         ),

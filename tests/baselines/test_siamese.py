@@ -144,6 +144,9 @@ def test_unreadable_pictures_are_left_out_and_counted(tmp_path):
     assert record["images_seen"] == 2 * (6 * 8 - record["pairs_left_out"])
     with pytest.raises(EmptyDataError, match="of 8 pairs 8 cannot be read"):
         PictureBatches([Pictures("faces", 6, 2, broken=tuple(range(12)))], QUICK)[0]
+    nothing = Pictures("nothing", 6, 2, broken=tuple(range(12)))
+    with pytest.raises(EmptyDataError, match="none of the 12 images of 'nothing' can be read"):
+        train_siamese([*broken, nothing], tmp_path / "other", QUICK, progress=False)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from ..rows import BoundCall
+from ..rows import PROMPTS, BoundCall
 from . import Redraw
 
 WORDS = 6
 EMBEDDING_NOISE = 0.3
-TEXTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
 EMBEDS = ("prompt_embeds", "prompt_embeds_2")
 
 
@@ -45,7 +44,7 @@ class PromptPerturbation:
         def reworded(text: str, draw: random.Random) -> str:
             return with_words(text, self.words * times, word, draw)
 
-        changed = {name: _each(arguments[name], seeds, reworded) for name in TEXTS if arguments.get(name)}
+        changed = {name: _each(arguments[name], seeds, reworded) for name in PROMPTS if arguments.get(name)}
         for name in EMBEDS:
             if isinstance(arguments.get(name), torch.Tensor):
                 changed[name] = noised(arguments[name], seeds, self.noise * times)
