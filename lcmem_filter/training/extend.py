@@ -15,13 +15,13 @@ from .checkpoint import LATENTS, RESULT, write_json
 
 
 def refuse_occupied(output: Path) -> None:
-    """Make sure that ``output`` is a folder that is free for a head, before hours of work.
+    """Whether ``output`` is free for a head, or can be made.
 
     Raises:
-        ArtifactError: a head lies there.
-        OSError: it cannot be made.
+        ArtifactError: a head lies there, or it is no folder.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    if output.exists() and not output.is_dir():
+        raise ArtifactError(f"{output} is a file; give a folder as --output")
     if (output / LCMemHead.config_name).exists():
         raise ArtifactError(f"{output} already holds a head or model; give another --output")
 
