@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,6 +13,9 @@ from .dicom import is_dicom, read_dicom, scaled, stretched
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that cameras, scanners and detectors give; files of 16 bits often hold fewer."""
 
+SUBFILE_TYPE, REDUCED = 254, 1
+"""TIFF's tag NewSubfileType, and its bit of a reduced copy of another page."""
+
 
 def decode_image(encoded: bytes) -> Image.Image:
     """A file's picture as RGB, upright.
@@ -20,19 +24,35 @@ def decode_image(encoded: bytes) -> Image.Image:
 
     Raises:
         MissingExtraError: DICOM, and pydicom is not installed.
-        ValueError: several pages or frames, of which one alone would be looked at.
+        ValueError: several pages or frames, of which one alone would be looked at (of MPO that one alone is).
         Exception: whatever decoders raise for files that they cannot read; there is no end of it.
     """
     if is_dicom(encoded):
         return Image.fromarray(read_dicom(encoded)).convert("RGB")
     with Image.open(io.BytesIO(encoded)) as opened:
-        pictures = getattr(opened, "n_frames", 1)
-        if pictures > 1 and opened.format != "MPO":  # a camera's photo, with previews
+        pictures = _pictures_in(opened)
+        if pictures > 1:
             raise ValueError(f"it holds {pictures} pictures; export them one by one")
         upright = ImageOps.exif_transpose(opened)
         if upright.mode.startswith(("I", "F")):
             upright = Image.fromarray(eight_bits(np.asarray(upright)))
         return upright.convert("RGB")
+
+
+def _pictures_in(opened: Any) -> int:
+    """How many pictures a file holds: neither layers, nor previews beside a camera's photo, nor reduced copies of a
+    page."""
+    count = int(getattr(opened, "n_frames", 1))
+    if opened.format in ("MPO", "PSD") or count == 1:
+        return 1
+    if opened.format != "TIFF":
+        return count
+    whole = 0
+    for page in range(count):
+        opened.seek(page)
+        whole += not int(opened.tag_v2.get(SUBFILE_TYPE, 0)) & REDUCED
+    opened.seek(0)
+    return whole
 
 
 def eight_bits(values: np.ndarray) -> np.ndarray:

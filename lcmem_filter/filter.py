@@ -158,11 +158,11 @@ class MemorizationFilter:
 
     def __getstate__(self) -> dict[str, object]:
         index = self.index
-        return {"index": index.path.resolve(), "backend": index.backend, "space": self.space}
+        options = {"allow_unindexed": bool(index.unreadable), "backend": index.backend}
+        return {"index": index.path.resolve(), "options": options, "space": self.space}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # whoever made the filter accepted what its index lacks
-        index = MemorizationIndex.load(state["index"], allow_unindexed=True, backend=state["backend"])
+        index = MemorizationIndex.load(state["index"], **state["options"])
         self.__init__(index, space=state["space"])  # type: ignore[misc]
 
 

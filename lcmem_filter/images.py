@@ -19,13 +19,12 @@ from PIL import Image
 from .decoding import decode_image
 from .dicom import DICOM_SUFFIXES, PREAMBLE, is_dicom
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
+from .tables import CSV_READING, NOT_AVAILABLE, is_csv, matching, read_table
 
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5"}
-TABLE_KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE_COLUMNS = ("image", "file_name", "path", "file")
 """Columns that are taken for the images where none is named, the first that there is."""
-
 CANNOT_BE_READ = "cannot be read"
 """Part of what is said of an image that is missing or broken, in distinction to one that the encoder cannot take."""
 
@@ -145,8 +144,8 @@ def open_images(
     Args:
         path: A folder: images in it, or in subfolders, of which each is then an identity; with a ``metadata`` table
             (CSV, JSON lines, Parquet; column ``file_name``) that table is read, which must name every image of the
-            folder. Or a table's file, read by ``datasets`` (which keeps a copy in its cache); what stands in CSV is
-            text, so that an identity ``007`` stays that.
+            folder. Or a table's file: JSON lines and Parquet are read by ``datasets``, which keeps a copy in its cache;
+            what stands in CSV is text, so that an identity ``007`` stays that.
         image_column: Column of images, or of paths relative to the table; ``image``, ``file_name``, ``path`` or
             ``file`` by default.
         identity_column: Column of identities; ``identity`` where there is one, else each image is its own.
@@ -185,10 +184,15 @@ def can_be_read(source: ImageSource, row: int) -> bool:
     return True
 
 
+def is_table(path: str | os.PathLike[str]) -> bool:
+    """Whether ``open_images`` reads a table there: a file, or a folder's ``metadata``."""
+    return Path(path).is_file() or _metadata_of(Path(path)) is not None
+
+
 def columns_of(path: str | os.PathLike[str]) -> list[str]:
     """Columns of the table that ``open_images`` reads at ``path``; none where that is a folder without one."""
     table = Path(path) if Path(path).is_file() else _metadata_of(Path(path))
-    return [] if table is None else list(_read_table(table).column_names)
+    return [] if table is None else list(read_table(table).column_names)
 
 
 def _metadata_of(folder: Path) -> Path | None:
@@ -253,7 +257,7 @@ def _open_table(
     *,
     whole_folder: bool,
 ) -> ImageSource:
-    table = _read_table(path)
+    table = read_table(path)
     found = list(table.column_names)
     default = next((name for name in IMAGE_COLUMNS if name in found), None)
     image_column = image_column or default
@@ -262,7 +266,7 @@ def _open_table(
         if name is not None and name not in found:
             raise MissingColumnError(f"{path} has no column {name!r}; it has {', '.join(found)}")
     assert image_column is not None
-    rows = _matching(table, where)
+    rows = matching(table, where)
     if not rows:
         raise EmptyDataError(
             f"{path} has no rows with {where or 'anything in them'}; it has {len(table)} rows"
@@ -270,22 +274,24 @@ def _open_table(
     identities, ids, labels = (
         table[name][:] if name in found else None for name in (identity_column, id_column, "labels")
     )
+    # in CSV, what says that nothing is known is text like all else
+    unknown = (None, "", *NOT_AVAILABLE) if is_csv(path) else (None, "")
     images = table[image_column]
     first = next((image for row in rows if (image := images[row])), None)
     in_files = isinstance(first, str)
-    if in_files and whole_folder:
-        _check_all_named(path, images[:])
+    if whole_folder and (in_files or (isinstance(first, dict) and first.get("bytes") is None)):
+        _check_all_named(path, table)
     records = []
     for row in rows:
         own = images[row] if in_files and images[row] else f"{path.stem}/{row}"
         id_ = str(ids[row]) if ids is not None else own
         identity = identities[row] if identities is not None else None
-        known = identity not in (None, "")
+        known = identity not in unknown
         records.append(
             ImageRecord(
                 id_,
                 str(identity) if known else id_,
-                _labels(labels[row]) if labels is not None else "",
+                _labels(labels[row]) if labels is not None and labels[row] not in unknown else "",
             )
         )
 
@@ -301,7 +307,15 @@ def _open_table(
         files = _stats(path.parent, [str((images[row] or {}).get("path")) for row in rows])
     else:
         files = _stats(path.parent, [images[row] or "" for row in rows]) if in_files else []
-    plan = (image_column, identity_column, id_column, sorted(where.items()), *([files] if files else []))
+    reading = [CSV_READING] if is_csv(path) else []
+    plan = (
+        image_column,
+        identity_column,
+        id_column,
+        sorted(where.items()),
+        *([files] if files else []),
+        *reading,
+    )
     return ImageSource(
         path.parent.name if path.name in METADATA_FILES else path.stem,
         records,
@@ -310,65 +324,24 @@ def _open_table(
     )
 
 
-def _read_table(path: Path) -> Any:
-    import datasets
-
-    kind = TABLE_KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(
-            f"{path} is no table that can be read; give one of {', '.join(TABLE_KINDS)}, or a folder"
-        )
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        table = (
-            _read_csv(path)
-            if kind == "csv"
-            else datasets.load_dataset(kind, data_files=str(path), split="train")
-        )
-    except Exception as error:
-        cause = error.__cause__ or error  # datasets says only that something went wrong
-        raise DataError(f"{path} cannot be read as {kind}: {type(cause).__name__}: {cause}") from error
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
-    return table
-
-
-def _read_csv(path: Path) -> Any:
-    """Every cell as the text that it is: ids and identities are no numbers."""
-    import datasets
-    import pandas
-
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    return datasets.Dataset.from_pandas(frame, preserve_index=False)
-
-
-def _check_all_named(table: Path, named: Sequence[str | None]) -> None:
+def _check_all_named(path: Path, table: Any) -> None:
     """
     Raises:
-        DataError: images of the table's folder are not in it, and copies of them would pass.
+        DataError: images of the table's folder are in none of its columns, and copies of them would pass.
     """
-    known = {(table.parent / name).resolve() for name in named if name}
-    unnamed = [file for file in _images_in(table.parent) if file.resolve() not in known]
+    known: set[Path] = set()
+    for name in table.column_names:
+        values = (one.get("path") if isinstance(one, dict) else one for one in table[name][:])
+        known |= {(path.parent / one).resolve() for one in values if isinstance(one, str) and one}
+    others = [
+        file.relative_to(path.parent) for file in _images_in(path.parent) if file.resolve() not in known
+    ]
+    unnamed = [file for file in others if not any(part.startswith(".") for part in file.parts)]
     if unnamed:
         raise DataError(
-            f"{table} does not name {len(unnamed)} of the images in its folder (the first: "
-            f"{unnamed[0].relative_to(table.parent)}); add them to it, or move them away, or give the table's own path "
-            "to use only what it names"
+            f"{path} does not name {len(unnamed)} of the images in its folder (the first: {unnamed[0]}); add them to "
+            "it, or move them away, or give the table's own path to use only what it names"
         )
-
-
-def _matching(table: Any, where: dict[str, str]) -> list[int]:
-    rows = list(range(len(table)))
-    for name, wanted in where.items():
-        values = table[name][:]
-        rows = [row for row in rows if str(values[row]) == wanted]
-    return rows
 
 
 def _labels(value: Any) -> str:

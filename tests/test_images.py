@@ -127,6 +127,17 @@ def test_what_stands_in_csv_is_text(tmp_path):
         assert [record.id for record in chosen] == ["000.png", "002.png"]
 
 
+def test_what_says_that_nothing_is_known_is_no_identity(tmp_path):
+    write_pictures(tmp_path, [0, 1, 2, 3])
+    unknown = ["NA", "nan", "NA", "p"]
+    rows = [[f"00{i}.png", who, who] for i, who in enumerate(unknown)]
+    records = open_images(write_csv(tmp_path / "t.csv", ["path", "identity", "labels"], rows)).records
+    assert [(one.identity, one.labels) for one in records] == [
+        *((f"00{i}.png", "") for i in range(3)),
+        ("p", "p"),
+    ]
+
+
 @pytest.mark.parametrize("empty", [0, 1])
 def test_a_row_without_an_image_is_one_that_cannot_be_read(tmp_path, empty):
     write_pictures(tmp_path, [0, 1])
@@ -147,6 +158,26 @@ def test_images_that_a_folders_table_does_not_name_are_told(tmp_path):
     ):
         open_images(tmp_path)
     assert [record.id for record in open_images(table).records] == ["000.png", "002.png"]
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "001.png").rename(tmp_path / ".cache" / "001.png")
+    assert len(open_images(tmp_path)) == 2
+    picture(7).save(tmp_path / "mask.png")
+    write_csv(table, ["file_name", "mask_file_name"], [["000.png", "mask.png"], ["002.png", ""]])
+    assert len(open_images(tmp_path)) == 2
+    table.unlink()
+    named = [json.dumps({"image": {"path": name}}) for name in ("000.png", "002.png")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(named))
+    with pytest.raises(DataError, match=r"does not name 1 .*mask\.png"):
+        open_images(tmp_path)
+
+
+def test_layers_and_reduced_pages_are_no_further_pictures(tmp_path):
+    whole, small = picture(1), picture(1).resize((16, 16))
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    whole.save(tmp_path / "reduced.tiff", save_all=True, append_images=[small])
+    with Image.open(tmp_path / "reduced.tiff") as opened:
+        assert opened.n_frames == 2
+    assert np.array_equal(np.asarray(open_images(tmp_path).image(0)), np.asarray(whole))
 
 
 def test_a_file_of_several_pictures_is_refused(tmp_path):

@@ -407,11 +407,9 @@ def ablations() -> str:
         ]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     columns = [f"{task}, {head}" for head in results for task in tasks.values()]
-    notes = "; ".join(
-        f"[{path.name}](benchmarks/results/{path.name}): {results[head]['about']}"
-        for head, path in found.items()
-    )
-    return _table(["changed", *columns], rows) + f"\nFrom {notes}\n"
+    files = " and ".join(f"[{path.name}](benchmarks/results/{path.name})" for path in found.values())
+    about = dict.fromkeys(one["about"] for one in results.values())
+    return _table(["changed", *columns], rows) + f"\nFrom {files}: {' '.join(about)}\n"
 
 
 def _gained(cell: dict[str, Any] | None, *, whole: bool) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from ..images import ImageSource
 from ..report import thumbnails
 from ..types import Decision
 
@@ -41,11 +41,11 @@ class Finding:
         return "withheld" if self.drawn else "match"
 
 
-def render(finding: Finding, training: ImageSource | None = None) -> str:
+def render(finding: Finding, training: Callable[[str], Image.Image | None] | None = None) -> str:
     """A fragment of HTML: the verdict, its numbers, and the nearest training images; all names are escaped.
 
     Args:
-        training: Where thumbnails of the training images come from; without it they are named only.
+        training: Gives a training image by its id, for its thumbnail; without it they are named only.
     """
     environment = Environment(
         loader=PackageLoader(__package__, "templates"),
@@ -60,6 +60,6 @@ def render(finding: Finding, training: ImageSource | None = None) -> str:
         decision=finding.decision,
         status=finding.status,
         near=near,
-        shown=thumbnails((one.id for one in near), training.image_of if training else None),
+        shown=thumbnails((one.id for one in near), training),
         named_only=training is None,
     )

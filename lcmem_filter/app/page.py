@@ -55,7 +55,8 @@ def build_app(
         MissingExtraError: gradio is not installed.
     """
     gr = check_gradio()
-    show = functools.partial(render, training=training)
+    index = examiner.filter.index
+    show = functools.partial(render, training=index.pictures_in(training) if training else None)
     with gr.Blocks(
         title="Is it a copy? lcmem-filter",
         analytics_enabled=False,

@@ -185,18 +185,18 @@ def _misuse(args: argparse.Namespace) -> str:
 
 
 def _open(args: argparse.Namespace, path: str, where: list[str]) -> ImageSource:
-    """The images at ``path``. A column that is named need only be in one of the tables that are given."""
-    from ..images import columns_of
+    """The images at ``path``. A column that is named is that of the training data and other real images that are
+    tables: folders have none, and the examined images need not have it."""
+    from ..images import columns_of, is_table
 
+    others = [data for data in (args.training, args.unseen, args.held_out) if data and data != path]
     named = {name: getattr(args, name) for name in ("image_column", "identity_column", "id_column")}
-    if any(named.values()):
-        own = columns_of(path)
-        others = [
-            columns_of(data) for data in (args.images, args.training, args.unseen, args.held_out) if data
-        ]
-        for name, column in named.items():
-            if column not in own and any(column in other for other in others):
-                named[name] = None
+    if any(named.values()) and any(is_table(data) for data in others):
+        if not is_table(path):
+            named = dict.fromkeys(named)
+        elif path == args.images:
+            own = columns_of(path)
+            named = {name: column if column in own else None for name, column in named.items()}
     return open_source(argparse.Namespace(**{**vars(args), **named}), path, where)
 
 

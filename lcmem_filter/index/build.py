@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -82,28 +83,34 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     state = PartialState()
     finished = _is_finished(build)
     state.wait_for_everyone()  # nobody begins before all have looked
-    mended = [_mended(build) if state.is_main_process else []]
-    broadcast_object_list(mended)
-    if finished and not mended[0]:
+    shared = [_mended(build) if state.is_main_process else []]
+    broadcast_object_list(shared)
+    mended = shared[0]
+    if finished and not mended:
         return
-    if state.is_main_process:
+    again = files.is_index(build.output)
+    if state.is_main_process and not again:
         if progress:
             _tell_averaging(build)
         _start(build)
-        files.withdraw(build.output)
-        for number in mended[0]:
-            (build.output / files.shard_folder(number) / files.RECEIPT).unlink()
     state.wait_for_everyone()
     own = list(enumerate(build.shards))[state.process_index :: state.num_processes]
-    todo = [(number, first) for number, first in own if _read_receipt(build.output, number) is None]
+    todo = [
+        (number, first) for number, first in own if number in mended or _newest(build.output, number) is None
+    ]
     show = progress and state.is_main_process
     total = sum(min(SHARD_ROWS, len(build.source) - first) for _, first in todo)
     with tqdm(total=total, desc="indexing", unit="image", disable=not show) as bar:
         for number, first in todo:
-            _write_shard(build, number, first, bar)
+            _write_shard(build, _free_folder(build.output, number), first, bar)
     state.wait_for_everyone()
     if state.is_main_process:
         _commit(build)
+        if again:
+            tqdm.write(
+                f"{build.output}: images that could not be read before are indexed now; calibrate it again",
+                file=sys.stderr,
+            )
     state.wait_for_everyone()
 
 
@@ -122,15 +129,22 @@ def _is_finished(build: Build) -> bool:
         raise ArtifactError(
             f"{build.output} holds an index with other {', '.join(changed)}; give another --output, or remove it"
         )
-    return files.is_index(build.output)
+    return files.is_index(build.output) and _is_committed(build)
+
+
+def _is_committed(build: Build) -> bool:
+    """Whether the manifest has every shard as it was built last."""
+    newest = [_newest(build.output, number, check=False) for number in range(len(build.shards))]
+    names = [shard["folder"] for shard in files.read_manifest(build.output)["shards"]]
+    return names == [one[0] for one in newest if one is not None and one[1]["rows"]]
 
 
 def _mended(build: Build) -> list[int]:
     """Shards of an earlier run that lack an image which can be read by now."""
     found = []
     for number, first in enumerate(build.shards):
-        receipt = _read_receipt(build.output, number)
-        lacking = receipt["unreadable"] if receipt else {}
+        newest = _newest(build.output, number, check=False)
+        lacking = newest[1]["unreadable"] if newest else {}
         rows = range(first, min(first + SHARD_ROWS, len(build.source))) if lacking else ()
         broken = [row for row in rows if CANNOT_BE_READ in lacking.get(build.source.records[row].id, "")]
         if any(can_be_read(build.source, row) for row in broken):
@@ -156,7 +170,7 @@ def _start(build: Build) -> None:
     build.head.save_pretrained(build.output / files.HEAD)
 
 
-def _write_shard(build: Build, number: int, first: int, bar: Any) -> None:
+def _write_shard(build: Build, name: str, first: int, bar: Any) -> None:
     rows = range(first, min(first + SHARD_ROWS, len(build.source)))
     latents, embeddings, records, size = [], [], [], None
     unreadable: dict[str, str] = {}
@@ -178,7 +192,7 @@ def _write_shard(build: Build, number: int, first: int, bar: Any) -> None:
                 for row, digest in zip(part.rows, part.sha256, strict=True)
             ]
         bar.update(len(rows[start : start + ENCODE_BATCH]))
-    folder = build.output / files.shard_folder(number)
+    folder = build.output / name
     written: dict[str, str] = {}
     if records:
         written[files.EMBEDDINGS] = files.write_array(folder / files.EMBEDDINGS, np.concatenate(embeddings))
@@ -206,12 +220,32 @@ def _write_records(path: Path, records: list[tuple[Any, str]]) -> str:
     return files.write_file(path, lambda file: file.write(buffer.getvalue()))
 
 
-def _read_receipt(output: Path, number: int) -> dict[str, Any] | None:
-    """A finished shard's receipt; ``None`` where the shard is missing or not what its receipt says."""
-    folder = output / files.shard_folder(number)
+def _newest(output: Path, number: int, *, check: bool = True) -> tuple[str, dict[str, Any]] | None:
+    """A shard's folder and receipt, as it was built last; ``None`` where it is missing.
+
+    Args:
+        check: Pass over what is not what its receipt says.
+    """
+    found, again = None, 0
+    while not again or (output / files.shard_folder(number, again)).exists():
+        name = files.shard_folder(number, again)
+        receipt = _read_receipt(output / name, check=check)
+        found = found if receipt is None else (name, receipt)
+        again += 1
+    return found
+
+
+def _free_folder(output: Path, number: int) -> str:
+    """Where a shard is built: what a finished one left is never written to again."""
+    names = (files.shard_folder(number, again) for again in itertools.count())
+    return next(name for name in names if _read_receipt(output / name) is None)
+
+
+def _read_receipt(folder: Path, *, check: bool = True) -> dict[str, Any] | None:
     try:
         receipt: dict[str, Any] = json.loads((folder / files.RECEIPT).read_text())
-        files.check_files(folder, receipt["files"])
+        if check:
+            files.check_files(folder, receipt["files"])
     except (OSError, ValueError, KeyError, TypeError, CorruptArtifactError):
         return None
     return receipt
@@ -222,14 +256,15 @@ def _commit(build: Build) -> None:
     checksums: dict[str, str] = {}
     unreadable: dict[str, str] = {}
     for number in range(len(build.shards)):
-        receipt = _read_receipt(build.output, number)
-        if receipt is None:
+        newest = _newest(build.output, number)
+        if newest is None:
             raise CorruptArtifactError(
                 f"shard {number} of {build.output} was lost while building; run the same command again"
             )
+        name, receipt = newest
         unreadable |= receipt["unreadable"]
         if receipt["rows"]:
-            name, size = files.shard_folder(number), receipt["latent_size"]
+            size = receipt["latent_size"]
             shards.append({"folder": name, "rows": receipt["rows"]})
             checksums |= {f"{name}/{file}": digest for file, digest in receipt["files"].items()}
     if not shards:

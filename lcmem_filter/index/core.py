@@ -172,7 +172,7 @@ class MemorizationIndex:
             raise IncompleteIndexError(
                 f"index {self.path} lacks {len(self.unreadable)} training images that could not be read (the first: "
                 f"{next(iter(self.unreadable))}); mend or remove them and build it again, or accept that copies of "
-                "them pass: allow_unindexed=True (--allow-unindexed)"
+                "them pass: load it with allow_unindexed=True (--allow-unindexed)"
             )
 
     def reembed(self, head: LCMemHead, output: str | os.PathLike[str]) -> MemorizationIndex:
@@ -255,10 +255,7 @@ class MemorizationIndex:
             ArtifactError: the folder holds another index by now.
         """
         current = files.read_manifest(self.path)
-        if (
-            current["head_fingerprint"] != self._manifest["head_fingerprint"]
-            or current["shards"] != self._manifest["shards"]
-        ):
+        if _built(current) != _built(self._manifest):
             raise ArtifactError(
                 f"index {self.path} was built again since it was loaded; load it and calibrate it again"
             )
@@ -364,6 +361,11 @@ class MemorizationIndex:
             raise LcmemFilterError(f"index {self.path} keeps no latents; build it without --no-latents")
         flat = rows.reshape(-1).cpu().numpy()
         return torch.from_numpy(self._latents.take(flat)).reshape(*rows.shape, *self._latents.shape).float()
+
+
+def _built(manifest: dict[str, Any]) -> dict[str, str]:
+    """Checksums of what was built: all but the calibration."""
+    return {name: digest for name, digest in manifest["files"].items() if name != manifest["calibration"]}
 
 
 def numbered(identities: Sequence[Hashable]) -> np.ndarray:

@@ -7,6 +7,7 @@
                  latents.npy      (n, C, grid, grid) float16, canonical; not with ``--no-latents``
                  records.parquet  id, identity, labels, SHA-256 of each image's bytes
                  receipt.json     written last: checksums of the three, and which images could not be read
+    shards/00000.1/               the same built again, once more of its images could be read
     calibration-000001.json       scores of held-out images, for each query space
     plan.json                     what is being built, so that an interrupted build goes on only as it began
 
@@ -45,9 +46,9 @@ REQUIRED = {
 }
 
 
-def shard_folder(number: int) -> str:
-    """A shard's folder, relative to the index."""
-    return f"shards/{number:05d}"
+def shard_folder(number: int, again: int = 0) -> str:
+    """A shard's folder, relative to the index; another one for each time that it was built again."""
+    return f"shards/{number:05d}" + (f".{again}" if again else "")
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> str:
@@ -79,11 +80,6 @@ def commit(folder: Path, manifest: dict[str, Any]) -> None:
     name = f"manifest-{_newest(folder, 'manifest') + 1:06d}.json"
     digest = write_json(folder / name, manifest)
     write_file(folder / CURRENT, lambda file: file.write(f"{name} {digest}\n".encode()))
-
-
-def withdraw(folder: Path) -> None:
-    """Make the index unfinished again, before its files change."""
-    (folder / CURRENT).unlink(missing_ok=True)
 
 
 def next_calibration(folder: Path) -> str:

@@ -37,7 +37,8 @@ class Shards:
                 raise CorruptArtifactError(
                     f"index {path}: {shard['folder']}/{name} has another shape than expected"
                 )
-        self._open = functools.lru_cache(OPEN_SHARDS)(files.read_array)
+        self._loaded = [_state(file) for file in self._files]
+        self._open = functools.lru_cache(OPEN_SHARDS)(self._read)
 
     def read_all(self) -> np.ndarray:
         """In memory, shard by shard."""
@@ -53,9 +54,24 @@ class Shards:
         which = np.searchsorted(self._ends, rows, side="right")
         for shard in np.unique(which):
             here = which == shard
-            array = self._open(self._files[shard])
+            array = self._open(int(shard))
             taken[here] = array[rows[here] - (self._ends[shard] - len(array))]
         return taken
+
+    def _read(self, shard: int) -> np.ndarray:
+        file = self._files[shard]
+        if _state(file) != self._loaded[shard]:
+            raise CorruptArtifactError(f"{file} has changed since the index was loaded; load it again")
+        return files.read_array(file)
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    """What tells a file from another one that was put in its place."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)

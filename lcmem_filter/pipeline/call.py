@@ -29,7 +29,7 @@ from .outputs import (
 from .rows import BoundCall, draw_seed, generator_for
 from .rungs import DEFAULT_LADDER, Redraw, Rung, make_rungs
 from .spaces import decoder_space, drawn_size
-from .watch import Watch, Watcher
+from .watch import STOPPED_EARLY, Watch, Watcher
 
 if TYPE_CHECKING:
     import torch
@@ -206,7 +206,7 @@ def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
     watch = drawing.watch(vae)
     judge = drawing.judging_again(drawing.judge if watch is None else watch.judge)
     watching: AbstractContextManager[None] = nullcontext() if watch is None else watch.watching()
-    judge = _only_finished(drawing.pipe, watch, judge)
+    judge = _only_finished(drawing.pipe, judge)
     gate = Gate(judge, withhold=drawing.withhold)
     if call.output_type == "latent":
         return _draw_latents(drawing, call, vae, judge, watching)
@@ -217,12 +217,12 @@ def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
     return Drawn(output, gate.decisions)
 
 
-def _only_finished(pipe: Any, watch: Watch | None, judge: Judge) -> Judge:
+def _only_finished(pipe: Any, judge: Judge) -> Judge:
     """``judge``, but for a call that its caller interrupted: a half-denoised copy would be taken for no copy."""
 
     def finished(latents: torch.Tensor) -> Sequence[Decision]:
-        stopped_early = watch is not None and watch.stopped
-        if getattr(pipe, "interrupt", False) and not stopped_early:
+        interrupted = getattr(pipe, "interrupt", False)
+        if interrupted and interrupted is not STOPPED_EARLY:
             return [_INTERRUPTED] * latents.shape[0]
         return judge(latents)
 

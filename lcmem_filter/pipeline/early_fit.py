@@ -51,7 +51,12 @@ def fit(
     recorder = Recorder(fractions)
     with tqdm(total=samples, desc="early stop", unit="sample", disable=not progress) as bar:
         while len(recorder.accepted) < samples:
+            before = recorder.drawn
             _draw(pipe, policy, recorder, prompts, batch_size, seed, call)
+            if recorder.drawn == before:
+                raise CalibrationError(
+                    "a call came to no decisions, since it was interrupted; leave out the callback that does that"
+                )
             bar.update(min(len(recorder.accepted), samples) - bar.n)
             if recorder.rejected >= samples and recorder.rejected > MOST_REJECTED * recorder.drawn:
                 raise CalibrationError(

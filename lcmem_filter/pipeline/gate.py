@@ -74,6 +74,7 @@ def gated(vae: Any, gate: Gate) -> Iterator[None]:
     An instance attribute ``decode`` that was there before (a compiled decoder, say) is called, and put back.
     """
     module = _uncompiled(vae)
+    held = _turn_of(module)
     owner, inner = threading.get_ident(), module.decode
     before = module.__dict__.get("decode")
     name_of_latents = next(iter(inspect.signature(inner).parameters))
@@ -86,9 +87,11 @@ def gated(vae: Any, gate: Gate) -> Iterator[None]:
         return gate.decode(inner, latents, *rest, **kwargs)
 
     object.__setattr__(module, "decode", decode)
+    held.gate_stands = True
     try:
         yield
     finally:
+        held.gate_stands = False
         if before is None:
             object.__delattr__(module, "decode")
         else:
@@ -99,6 +102,7 @@ class _Turn:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.owner: int | None = None
+        self.gate_stands = False
 
 
 _TURNS: weakref.WeakKeyDictionary[Any, _Turn] = weakref.WeakKeyDictionary()
@@ -110,12 +114,13 @@ def turn(vae: Any) -> Iterator[None]:
     """Hold ``vae`` for one filtered call, with all its draws: calls of several threads that share a VAE take turns.
 
     Raises:
-        FilterFailedError: this thread is already inside a filtered call on the same VAE.
+        FilterFailedError: this thread is within a draw of a filtered call on the same VAE.
     """
-    module = _uncompiled(vae)
-    with _TURNS_LOCK:
-        held = _TURNS.setdefault(module, _Turn())
+    held = _turn_of(_uncompiled(vae))
     if held.owner == threading.get_ident():
+        if not held.gate_stands:  # between two draws: a rung may call filtered pipelines of its own
+            yield
+            return
         raise FilterFailedError(
             "a filtered pipeline was called from within a filtered call on the same VAE (from a callback, perhaps); "
             "the two would share one gate: call it after the first has returned, or give it a VAE of its own"
@@ -126,6 +131,11 @@ def turn(vae: Any) -> Iterator[None]:
             yield
         finally:
             held.owner = None
+
+
+def _turn_of(module: Any) -> _Turn:
+    with _TURNS_LOCK:
+        return _TURNS.setdefault(module, _Turn())
 
 
 def _uncompiled(vae: Any) -> Any:

@@ -59,6 +59,8 @@ class MemorizationFilterStep(ModularPipelineBlocks):
             raise ValueError(f"on_exhausted must be one of {get_args(OnExhausted)}, got {on_exhausted!r}")
         self.on_memorized, self.on_exhausted = on_memorized, on_exhausted
         self._index = MemorizationIndex.load(index) if isinstance(index, (str, os.PathLike)) else index
+        if self._index is not None:
+            self._index.check_complete()
         self._filter: tuple[Any, MemorizationFilter] | None = None
 
     @property

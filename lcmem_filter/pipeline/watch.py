@@ -23,6 +23,9 @@ from .taps import tapped_step
 Score = Callable[[torch.Tensor], Sequence[Scored]]
 """Latents (B, C, H, W) of all rows to what the index says of each."""
 
+STOPPED_EARLY = object()
+"""What early stop sets ``pipe._interrupt`` to: it is true, and no caller's ``True``."""
+
 NOISE_TOLERANCE = 0.1
 """How far a fraction's share of noise may be from the one that its threshold was calibrated at."""
 
@@ -67,10 +70,7 @@ class Watch:
     Attributes:
         run: Denoising steps so far.
         total: Denoising steps of the whole call; 0 before the first.
-        stopped: Whether the watch interrupted the pipeline, and it did stop.
     """
-
-    stopped = False
 
     def __init__(self, pipe: Any, vae: Any, fractions: Sequence[float], score: Score) -> None:
         self.pipe, self.vae, self.fractions, self.score = pipe, vae, fractions, score
@@ -171,11 +171,12 @@ class Stopper(Watch):
             with super().watching():
                 yield
         finally:
-            if self._stopped_after is not None:
+            if getattr(self.pipe, "_interrupt", False) is STOPPED_EARLY:
                 self.pipe._interrupt = False
 
     @property
-    def stopped(self) -> bool:  # type: ignore[override]
+    def stopped(self) -> bool:
+        """Whether the pipeline was interrupted, and did stop."""
         return self._stopped_after is not None and self._stopped_after == self.run
 
     def look(self, place: int, noise: float, scored: Sequence[Scored]) -> None:
@@ -188,7 +189,7 @@ class Stopper(Watch):
                 self._flagged[row] = _early_decision(sample, stage, allowed[row])
         wanted = range(len(scored)) if self.wanted is None else self.wanted
         if all(row in self._flagged for row in wanted):
-            self.pipe._interrupt = True
+            self.pipe._interrupt = STOPPED_EARLY
             self._stopped_after = self.run
 
     def judge(self, latents: torch.Tensor) -> list[Decision]:

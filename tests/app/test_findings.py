@@ -103,7 +103,7 @@ def test_training_images_are_shown_where_they_can_be_read():
     records = [ImageRecord(HOSTILE, "a"), ImageRecord("gone.png", "b")]
     source = ImageSource("train", records, lambda row: b"no picture" if row else _png(), "v1")
     decision = replace(MATCH, neighbours=(*NEAR, Neighbour("gone.png", 0.1, 0.1)))
-    said = render(Finding(decision), source)
+    said = render(Finding(decision), source.image_of)
     assert said.count('<img src="data:image/jpeg') == 1 and said.count("no picture") == 2
     assert "Named only" not in said
 

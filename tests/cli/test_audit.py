@@ -7,6 +7,7 @@ import json
 import pytest
 
 from lcmem_filter.cli.main import main
+from lcmem_filter.index import MemorizationIndex
 
 from ..audit.material import material, planted
 from ..tiny import RESOLUTION, write_pictures
@@ -112,10 +113,6 @@ def test_a_second_folder_is_indexed_on_the_fly(audit, tmp_path):
         (["--index", "index", "--false-discovery-rate", "2"], "between 0 and 1"),
         (["--index", "index", "--unseen", "nowhere"], "nowhere"),
         (["--index", "index", "--unseen-where", "a=b"], "--unseen-where needs --unseen DATA"),
-        (
-            ["--training", "train", "--vae", "vae", "--head", "head", "--held-out", "set"],
-            "needs at least 99 held-out images",
-        ),
         (["--index", "nowhere"], "no index at nowhere"),
         (["--index", "index", "--pipeline", "pipe"], "needs --training"),
         (["--index", "index", "--training", "train", "--pipeline", "pipe"], "no pipeline could be loaded"),
@@ -125,6 +122,15 @@ def test_what_cannot_be_is_refused_with_2(audit, tmp_path, arguments, says):
     status, printed, err = audit("set", "--output", str(tmp_path / "report"), *arguments)
     assert status == 2 and printed is None and says in err
     assert not list(tmp_path.rglob("report.*"))
+
+
+def test_too_few_held_out_images_are_told_before_the_training_images_are_indexed(
+    audit, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(MemorizationIndex, "build", lambda *given, **options: pytest.fail("indexed first"))
+    given = ["--training", "train", "--vae", "vae", "--head", "head", "--held-out", "set"]
+    status, _, err = audit("set", "--output", str(tmp_path), *given)
+    assert status == 2 and "needs at least 99 held-out images" in err
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_the_work(audit, tmp_path, monkeypatch):
@@ -145,3 +151,9 @@ def test_a_table_beside_folders_has_its_columns_alone(audit, folder, tmp_path):
     assert read(tmp_path)[1]["certificate"]["sensitivity"]["rate"]["of"] == 3 * 40
     status, _, err = audit("set", "--index", "index", "--output", str(tmp_path), "--image-column", "picture")
     assert status == 2 and "has no column 'picture'" in err
+    (tmp_path / "unseen.csv").write_text(
+        "Picture\n000.png\n"
+    )  # of real images a column is never left out silently
+    options += ["--unseen", str(tmp_path / "unseen.csv")]
+    status, _, err = audit("set", "--index", "index", "--output", str(tmp_path), *options)
+    assert status == 2 and "unseen.csv has no column 'picture'" in err

@@ -113,6 +113,7 @@ def test_errors_are_one_line(folder, capsys):
         (("calibrate", folder / "index", folder / "missing"), "no such folder or table"),
         (("calibrate", folder / "index", folder / "held", "--identity-column", "who"), "no column 'who'"),
         (("calibrate", folder / "index", folder / "held", "--where", "split"), "COLUMN=VALUE"),
+        (("calibrate", folder / "index", folder / "held", "--device", "typo"), "no device 'typo'"),
         (("calibrate", folder / "index", folder / "held", "--leave-out", "nothing.txt"), "one id a line"),
         (
             ("calibrate", folder / "index", folder / "held", "--false-rejection-rate", 0.001),

@@ -332,6 +332,7 @@ def test_an_unconditional_count(job):
         ({"options": {"callback_on_step_end": print}}, "cannot be kept"),
         ({"stop_rejection_rate": 0.0}, "lies in"),
         ({"disk_budget": 0}, "at least 1 byte"),
+        ({"threads": 0}, "threads is at least 1, got 0"),
         ({"prompts": [Request("a cat")], "batch_size": 0}, "batch size"),
         ({"prompts": []}, "nothing to generate"),
     ],

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -264,9 +265,20 @@ def test_an_index_in_memory_that_lacks_images_has_to_be_accepted_as_its_folder_h
     accepted = MemorizationIndex.load(tmp_path / "index", allow_unindexed=True, backend="faiss")
     again = pickle.loads(pickle.dumps(MemorizationFilter(accepted)))
     assert (again.index.backend, len(again.index)) == ("faiss", 40)
+    complete = build(tmp_path / "complete", images=40)
+    calibrate(
+        complete, pictures(tmp_path / "held", range(100, 130)), false_rejection_rate=0.1, progress=False
+    )
+    kept = pickle.dumps(MemorizationFilter(complete))
+    shutil.rmtree(tmp_path / "complete" / "index")
+    shutil.copytree(tmp_path / "index", tmp_path / "complete" / "index")
+    with pytest.raises(IncompleteIndexError):
+        pickle.loads(kept)
 
 
-def test_images_that_can_be_read_by_now_are_indexed_when_the_build_is_run_again(tmp_path, monkeypatch):
+def test_images_that_can_be_read_by_now_are_indexed_when_the_build_is_run_again(
+    tmp_path, monkeypatch, capsys
+):
     real, broken = images.decode_image, [True]
 
     def decode(encoded):
@@ -279,13 +291,47 @@ def test_images_that_can_be_read_by_now_are_indexed_when_the_build_is_run_again(
     monkeypatch.setattr(images, "decode_image", decode)
     lacking = build(tmp_path)
     assert list(lacking.unreadable) == ["003.png", "012.png"]
+    calibrate(lacking, pictures(tmp_path / "held", range(100, 130)), false_rejection_rate=0.1, progress=False)
     before = digests(tmp_path / "index")
     build(tmp_path)
-    assert digests(tmp_path / "index") == before  # nothing to mend
+    assert digests(tmp_path / "index") == before and capsys.readouterr().err == ""  # nothing to mend
     broken.clear()
-    assert len(build(tmp_path)) == 20 and not build(tmp_path).unreadable
-    whole = build(tmp_path / "whole")
-    assert torch.equal(build(tmp_path)._embeddings, whole._embeddings)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_commit", lambda given: None)  # cut off just before the end
+        assert len(build(tmp_path)) == 18
+    assert MemorizationIndex.load(tmp_path / "index", allow_unindexed=True).calibration is not None
+    mended = build(tmp_path)
+    assert len(mended) == 20 and not mended.unreadable and mended.calibration is None
+    assert "indexed now; calibrate it again" in capsys.readouterr().err
+    assert torch.equal(mended._embeddings, build(tmp_path / "whole")._embeddings)
+    rows = torch.arange(18)  # what was loaded before holds what it held
+    assert torch.equal(
+        lacking.latents(rows), mended.latents(torch.tensor([r for r in range(20) if r not in (3, 12)]))
+    )
+    with pytest.raises(ArtifactError, match="was built again since it was loaded"):
+        lacking.set_calibration(Calibration((0.1,), 0.5, 0.1, "sd", 1, {}, (0.0, 1.0)))
+    after = digests(tmp_path / "index")
+    build(tmp_path)
+    assert digests(tmp_path / "index") == after
+
+
+def test_an_index_that_was_put_in_anothers_place_is_not_read_for_it(tmp_path):
+    loaded = build(tmp_path)
+    shutil.rmtree(tmp_path / "index")
+    other = MemorizationIndex.build(
+        pictures(tmp_path / "others", range(50, 70)),
+        saved_encoder(tmp_path),
+        head(),
+        tmp_path / "index",
+        resolution=RESOLUTION,
+        progress=False,
+    )
+    assert len(other) == len(loaded)
+    with pytest.raises(CorruptArtifactError, match="has changed since the index was loaded"):
+        loaded.latents(torch.arange(3))
+    with pytest.raises(ArtifactError, match="was built again since it was loaded"):
+        loaded.set_calibration(Calibration((0.1,), 0.5, 0.1, "sd", 1, {}, (0.0, 1.0)))
+    assert MemorizationIndex.load(tmp_path / "index").calibration is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux does")

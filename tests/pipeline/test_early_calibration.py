@@ -150,3 +150,13 @@ def test_saved_and_loaded(index: MemorizationIndex, early: Any, tmp_path: Path) 
         path.write_text(harmed)
         with pytest.raises(CorruptArtifactError, match="no thresholds for early stop"):
             EarlyStop.load(path)
+
+
+def test_calls_that_are_interrupted_calibrate_nothing(index: MemorizationIndex) -> None:
+    def cancel(pipe: Any, step: int, timestep: Any, tensors: Any) -> Any:
+        pipe._interrupt = step == 2
+        return tensors
+
+    pipe = attach(made(), index)
+    with pytest.raises(CalibrationError, match="interrupted; leave out the callback"):
+        EarlyStop.fit(pipe, PROMPTS, **FIT, **SETTINGS, callback_on_step_end=cancel)

@@ -65,6 +65,42 @@ def test_innocent_samples_are_bit_identical(scheduler: str, index: MemorizationI
         assert replace(with_it, steps_run=None, steps_saved=None) == decision
 
 
+def test_a_pipeline_that_does_not_stop_is_judged_by_what_it_ended_with(
+    index: MemorizationIndex, early: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some have the property ``interrupt`` and never look at it in their loop."""
+    pipe = attach(made("DDIMScheduler"), index, on_memorized="reject", early_stop=early("DDIMScheduler"))
+    with (
+        planted(pipe, {0: 3, 1: 7}) as calls,
+        pytest.warns(MemorizationWarning, match="2 of 2 samples were memor"),
+    ):
+        # its loop asks once a step, the filter when all are done
+        heard = property(lambda self: len(calls) == STEPS and self._interrupt)
+        monkeypatch.setattr(type(pipe), "interrupt", heard)
+        out = call(pipe)
+    assert len(calls) == STEPS
+    assert [(d.accepted, d.stopped) for d in out.memorization] == [(False, False)] * 2
+
+
+def test_who_cancels_in_the_step_in_which_it_stops_gets_no_further_draw(
+    index: MemorizationIndex, early: Any
+) -> None:
+    pipe = attach(made("DDIMScheduler"), index, early_stop=early("DDIMScheduler"))
+
+    def cancel(pipe: Any, step: int, timestep: Any, tensors: Any) -> Any:
+        if step == 1:
+            pipe._interrupt = True
+        return tensors
+
+    with (
+        planted(pipe, {0: 3, 1: 7}) as calls,
+        pytest.warns(MemorizationWarning, match="2 of 2 samples were not judged"),
+    ):
+        out = call(pipe, callback_on_step_end=cancel)
+    assert len(calls) == 2 and [d.attempts for d in out.memorization] == [1, 1]
+    assert not out.images.any()
+
+
 @every_scheduler
 def test_stopped_samples_are_drawn_again(scheduler: str, index: MemorizationIndex, early: Any) -> None:
     pipe = attach(made(scheduler), index, early_stop=early(scheduler), rungs=["new_seed"])

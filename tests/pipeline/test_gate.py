@@ -105,12 +105,20 @@ def test_an_instance_decode_is_called_and_put_back() -> None:
 
 def test_a_call_inside_a_call_is_refused() -> None:
     vae = Decoder()
-    with turn(vae):
+    with turn(vae), gated(vae, gate(True, True, True)):
         with pytest.raises(FilterFailedError, match="from within"), turn(vae):
             pass
-        with gated(vae, gate(True, True, True)):
-            vae.decode(LATENTS)
+        vae.decode(LATENTS)
     assert "decode" not in vae.__dict__
+
+
+def test_between_two_draws_a_call_of_ones_own_may_stand() -> None:
+    vae = Decoder()
+    with turn(vae):
+        for accepted in (True, False):
+            with turn(vae), gated(vae, gate(*[accepted] * 3)):
+                decoded = vae.decode(LATENTS)["sample"]
+            assert torch.equal(decoded, 2 * LATENTS) is accepted
 
 
 def test_threads_on_one_vae_take_turns_and_plain_callers_pass() -> None:

@@ -118,6 +118,9 @@ def test_names_and_references_are_checked(
     head.save_pretrained(tmp_path / "taken")
     with pytest.raises(ArtifactError, match="already holds a head"):
         add_space(head, "other", other, known, SOURCES, tmp_path / "taken", STEM, progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="is a file"):
+        add_space(head, "other", other, known, SOURCES, tmp_path / "file", STEM, progress=False)
 
 
 def test_the_command_adds_a_space(

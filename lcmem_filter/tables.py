@@ -1,0 +1,70 @@
+"""Tables of images: CSV, JSON lines and Parquet, as rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+NOT_AVAILABLE = ("NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None")
+"""What R, pandas and spreadsheets write into CSV where an identity or label is not known."""
+CSV_READING = 2
+"""Part of a CSV's fingerprint; another one for each way in which its cells were ever read."""
+
+
+def read_table(path: Path) -> Any:
+    """A ``datasets.Dataset`` of its rows; images that it holds are not decoded.
+
+    Raises:
+        DataError: it is no table, or a broken one.
+    """
+    import datasets
+
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise DataError(f"{path} is no table that can be read; give one of {', '.join(KINDS)}, or a folder")
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        table = (
+            _read_csv(path)
+            if kind == "csv"
+            else datasets.load_dataset(kind, data_files=str(path), split="train")
+        )
+    except Exception as error:
+        cause = error.__cause__ or error  # datasets says only that something went wrong
+        raise DataError(f"{path} cannot be read as {kind}: {type(cause).__name__}: {cause}") from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
+
+
+def _read_csv(path: Path) -> Any:
+    """Every cell as the text that it is: ids and identities are no numbers."""
+    import datasets
+    import pandas
+
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    return datasets.Dataset.from_pandas(frame, preserve_index=False)
+
+
+def is_csv(path: Path) -> bool:
+    """Whether a table's cells are text, whatever stands in them."""
+    return KINDS.get(path.suffix.lower()) == "csv"
+
+
+def matching(table: Any, where: Mapping[str, str]) -> list[int]:
+    """Rows whose columns have these values, compared as text."""
+    rows = list(range(len(table)))
+    for name, wanted in where.items():
+        values = table[name][:]
+        rows = [row for row in rows if str(values[row]) == wanted]
+    return rows
