@@ -322,6 +322,11 @@ def spaces_reid() -> str:
     return _across("spaces-reid.json", "latent space")
 
 
+def spaces_256() -> str:
+    """The same at 256 px, from another results file of ``benchmarks/spaces``."""
+    return _across("spaces-256.json", "latent space")
+
+
 def resolutions() -> str:
     """Samples at each resolution in an index at each, from a results file of ``benchmarks/spaces``."""
     return _across("resolutions.json", "resolution")
@@ -601,6 +606,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "resolutions": resolutions,
     "robustness": robustness,
     "spaces": spaces,
+    "spaces_256": spaces_256,
     "spaces_reid": spaces_reid,
 }
 
