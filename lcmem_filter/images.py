@@ -99,9 +99,11 @@ class ImageSource:
         """The image of that id, as ``image`` gives it; ``None`` where there is none, where it cannot be read, or where
         its stored bytes have another SHA-256 than they should."""
         row = self._row_of.get(id_)
+        if row is None:
+            return None
         try:
-            encoded = None if row is None else self.encoded(row)
-            if row is None or encoded is None or sha256 not in (None, hashlib.sha256(encoded).hexdigest()):
+            encoded = self.encoded(row)
+            if sha256 is not None and hashlib.sha256(encoded).hexdigest() != sha256:
                 return None
             return self.decode(encoded, row)
         except UnreadableImageError:

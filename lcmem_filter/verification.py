@@ -155,9 +155,8 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
     with torch.autocast(latents.device.type, enabled=False):  # another precision is another threshold
         kind = compared_by(index, space)
         query = Query.of(index.head, index.head.canonical(latents, space), space, kind)
-        found = index.search(
-            query.embedding.flatten(0, 1), SHORTLIST
-        )  # both poses in one pass over the index
+        # both poses in one pass over the index
+        found = index.search(query.embedding.flatten(0, 1), SHORTLIST)
         rows = torch.cat(list(found.rows.unflatten(0, query.embedding.shape[:2])), 1)
         compared = compare(query, _stored(index, rows, kind))
     if not torch.isfinite(compared.score).all():

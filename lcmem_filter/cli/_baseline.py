@@ -58,13 +58,7 @@ def train_baseline(args: argparse.Namespace, recipe: dict[str, Any]) -> int:
         sources = [open_source(args, one, args.where) for one in args.data]
     else:
         sources = open_training(args, args.data, args.where)
-    network = train_siamese(
-        sources,
-        args.output,
-        config,
-        terms=args.terms,
-        workers=args.workers,
-    )
+    network = train_siamese(sources, args.output, config, terms=args.terms, workers=args.workers)
     print(
         json.dumps(
             {"baseline": args.output, "method": network.method, "fingerprint": weights_sha256(network)}

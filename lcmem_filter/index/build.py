@@ -6,9 +6,10 @@ import io
 import itertools
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,9 @@ SHARD_ROWS = 1024
 ENCODE_BATCH = 8
 DEFAULT_RESOLUTION = 512
 """Side in pixels where the encoder's configuration names none."""
+
+Shard: TypeAlias = tuple[str, dict[str, Any]]
+"""A finished one: its folder, relative to the index, and its receipt."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,11 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     from accelerate.utils import broadcast_object_list
 
     state = PartialState()
-    finished = _is_finished(build)
+    _check_plan(build)
+    newest = [_newest(build.output, number, check=False) for number in range(len(build.shards))]
+    finished = files.is_index(build.output) and _is_committed(build, newest)
     state.wait_for_everyone()  # nobody begins before all have looked
-    shared = [_mended(build) if state.is_main_process else []]
+    shared = [_mended(build, newest) if state.is_main_process else []]
     broadcast_object_list(shared)
     mended = shared[0]
     if finished and not mended:
@@ -114,12 +120,13 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     state.wait_for_everyone()
 
 
-def _is_finished(build: Build) -> bool:
+def _check_plan(build: Build) -> None:
+    """Whether ``output`` is empty, or holds what this build left."""
     plan_file = build.output / files.PLAN
     if not plan_file.exists():
         if build.output.exists() and any(build.output.iterdir()):
             raise ArtifactError(f"{build.output} is not empty and holds no index; give another --output")
-        return False
+        return
     try:
         found = json.loads(plan_file.read_text())
     except ValueError as error:
@@ -129,22 +136,19 @@ def _is_finished(build: Build) -> bool:
         raise ArtifactError(
             f"{build.output} holds an index with other {', '.join(changed)}; give another --output, or remove it"
         )
-    return files.is_index(build.output) and _is_committed(build)
 
 
-def _is_committed(build: Build) -> bool:
+def _is_committed(build: Build, newest: Sequence[Shard | None]) -> bool:
     """Whether the manifest has every shard as it was built last."""
-    newest = [_newest(build.output, number, check=False) for number in range(len(build.shards))]
     names = [shard["folder"] for shard in files.read_manifest(build.output)["shards"]]
     return names == [one[0] for one in newest if one is not None and one[1]["rows"]]
 
 
-def _mended(build: Build) -> list[int]:
+def _mended(build: Build, newest: Sequence[Shard | None]) -> list[int]:
     """Shards of an earlier run that lack an image which can be read by now."""
     found = []
-    for number, first in enumerate(build.shards):
-        newest = _newest(build.output, number, check=False)
-        lacking = newest[1]["unreadable"] if newest else {}
+    for number, (first, shard) in enumerate(zip(build.shards, newest, strict=True)):
+        lacking = shard[1]["unreadable"] if shard else {}
         rows = range(first, min(first + SHARD_ROWS, len(build.source))) if lacking else ()
         broken = [row for row in rows if CANNOT_BE_READ in lacking.get(build.source.records[row].id, "")]
         if any(can_be_read(build.source, row) for row in broken):
@@ -220,7 +224,7 @@ def _write_records(path: Path, records: list[tuple[Any, str]]) -> str:
     return files.write_file(path, lambda file: file.write(buffer.getvalue()))
 
 
-def _newest(output: Path, number: int, *, check: bool = True) -> tuple[str, dict[str, Any]] | None:
+def _newest(output: Path, number: int, *, check: bool = True) -> Shard | None:
     """A shard's folder and receipt, as it was built last; ``None`` where it is missing.
 
     Args:

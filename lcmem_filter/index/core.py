@@ -66,14 +66,13 @@ class MemorizationIndex:
         allow_unindexed: Whether whoever loaded it accepted that.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], backend: str) -> None:
-        self.path, self._manifest = path, manifest
+    def __init__(self, path: Path, manifest: dict[str, Any], backend: str, allow_unindexed: bool) -> None:
+        self.path, self._manifest, self.allow_unindexed = path, manifest, allow_unindexed
         self.space: str = manifest["space"]
         self.resolution: int = manifest["resolution"]
         self.latent_size: tuple[int, int] = tuple(manifest["latent_size"])
         self.encoder_source = EncoderSource(**manifest["encoder"])
         self.unreadable: dict[str, str] = manifest["unreadable"]
-        self.allow_unindexed = False
         self.head = _head_of(path, manifest)
         self._latents = Shards(path, manifest, files.LATENTS) if manifest["latents"] else None
         embeddings = Shards(path, manifest, files.EMBEDDINGS)
@@ -128,9 +127,7 @@ class MemorizationIndex:
                 f"resolution is a side in pixels of at least {MIN_RESOLUTION}, got {side}"
             )
         build_index(Build(source, encoder, head, Path(output), space, side, keep_latents), progress=progress)
-        index = cls.load(output, allow_unindexed=True)
-        index.allow_unindexed = False
-        return index
+        return cls._open(output)
 
     @classmethod
     def load(
@@ -148,14 +145,20 @@ class MemorizationIndex:
             IncompleteIndexError: training images could not be read when it was built.
             MissingExtraError: the backend is not installed.
         """
+        index = cls._open(path, allow_unindexed=allow_unindexed, backend=backend)
+        index.check_complete()
+        return index
+
+    @classmethod
+    def _open(
+        cls, path: str | os.PathLike[str], *, allow_unindexed: bool = False, backend: str = "exact"
+    ) -> MemorizationIndex:
+        """As ``load``, complete or not."""
         folder = Path(path)
         manifest = files.read_manifest(folder)
         files.check_files(folder, manifest["files"])
         try:
-            index = cls(folder, manifest, backend)
-            index.check_complete(allow_unindexed=allow_unindexed)
-            index.allow_unindexed = allow_unindexed
-            return index
+            return cls(folder, manifest, backend, allow_unindexed)
         except LcmemFilterError:
             raise
         except (KeyError, TypeError, ValueError, OSError) as error:
@@ -192,9 +195,7 @@ class MemorizationIndex:
             LcmemFilterError: the index keeps no latents.
         """
         reembed_index(self.path, self._manifest, self.head, head, Path(output))
-        index = type(self).load(output, allow_unindexed=True, backend=self.backend)
-        index.allow_unindexed = self.allow_unindexed
-        return index
+        return type(self)._open(output, allow_unindexed=self.allow_unindexed, backend=self.backend)
 
     def __len__(self) -> int:
         return len(self._embeddings)
