@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from lcmem_filter.alignment import aligned_similarity
 from lcmem_filter.demo import build
 from lcmem_filter.demo.phantoms import FINDINGS, SIZE, Visit, draw_scan, scans
 from lcmem_filter.demo.roster import HEAD_TRAINING, HELD_OUT, NAMED, ONCE, VAE_TRAINING, caption_of, lessons
 from lcmem_filter.demo.run import PROMPTS, WEIGHTS, load_pipeline, report, run_demo
+from lcmem_filter.demo.small_diffusion import Recipe, train_small_pipeline
 from lcmem_filter.demo.small_vae import VaeRecipe, train_small_vae
 from lcmem_filter.demo.story import draw_story
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import canonical, weights_sha256
+
+from tests.tiny import tiny_vae
 
 MOST_BYTES = 12_000_000
 
@@ -124,6 +130,29 @@ def test_plain_pipeline_returns_copies_of_patients_with_captions_of_their_own(ou
         pixels = torch.from_numpy(np.array(sample.image.convert("L"))).float()
         made = canonical(pixels[None, None], 32)[0]
         assert aligned_similarity(made, grey(visit)[None])[0] > 0.9  # judged by its pixels too
+
+
+def names_of_text_encoder(pipeline: Path) -> set[str]:
+    weights = load_file(pipeline / "text_encoder" / "model.safetensors")
+    return {name.split(".")[0] for name in weights}
+
+
+def test_transformers_4_finds_the_text_encoders_weights_too():
+    assert names_of_text_encoder(WEIGHTS) == {"text_model"}  # without it, 4 draws them at random
+
+
+def test_a_pipeline_that_was_trained_is_the_one_that_was_saved(tmp_path):
+    recipe = Recipe(channels=(16, 16), text_width=16, text_layers=1, steps=2, batch_size=2)
+    captions, latents = ["a scan of patient 7", "a chest"], torch.randn(2, 4, 8, 8)
+    trained = train_small_pipeline(tiny_vae(), latents, captions, torch.ones(2), tmp_path / "pipe", recipe)
+    assert names_of_text_encoder(tmp_path / "pipe") == {"text_model"}
+    saved = StableDiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    assert saved.tokenizer(captions[0]).input_ids == trained.tokenizer(captions[0]).input_ids
+    for ours, theirs in ((trained.text_encoder, saved.text_encoder), (trained.unet, saved.unet)):
+        weights = theirs.state_dict()
+        assert all(
+            torch.equal(weight.half().float(), weights[name]) for name, weight in ours.state_dict().items()
+        )
 
 
 def test_nothing_above_the_threshold_gets_out(outcome):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -57,9 +58,7 @@ def build_tokenizer(captions: Sequence[str], folder: Path, max_tokens: int) -> C
     (folder / "vocab.json").write_text(json.dumps(learned["vocab"], ensure_ascii=False))
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in learned["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    loaded = CLIPTokenizer(
-        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=max_tokens
-    )
+    loaded = CLIPTokenizer.from_pretrained(str(folder), model_max_length=max_tokens)
     loaded.save_pretrained(folder)
     return loaded
 
@@ -188,10 +187,20 @@ def train_small_pipeline(
             _save_checkpoint(checkpoint, unet, text_encoder, optimizer, schedule, ema, generator, state)
 
     ema.copy_to(parameters)
-    pipeline.to(dtype=torch.float16).save_pretrained(output)
+    _save(pipeline.to(dtype=torch.float16), output)
     report = {"recipe": asdict(recipe), "images": len(captions), **state}
     (output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
     return pipeline.to(dtype=torch.float32)
+
+
+def _save(pipeline: Any, output: Path) -> None:
+    """Save, the text encoder's weights by the names that they have on the hub: transformers 5 writes them without
+    their prefix, and older releases would draw the weights that they do not find."""
+    pipeline.save_pretrained(output)
+    file = output / "text_encoder" / "model.safetensors"
+    prefix = "text_model."
+    weights = {prefix + name.removeprefix(prefix): weight for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def _tokenise(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> torch.Tensor:
