@@ -100,6 +100,11 @@ RECIPE: dict[str, dict[str, Any]] = {
     "stage3_steps": {"type": int, "help": "optimiser steps of stage 3 (default: 2400)"},
     "stage3_learning_rate": {"type": float, "help": "peak of stage 3 (default: 0.001)"},
     "stage3_batch_pairs": {"type": int, "help": "pairs of one step of stage 3 (default: 72)"},
+    "stage3_same_image": {
+        "type": float,
+        "help": "stage 3: share of pairs that are two views of one image although its identity has another, in [0, 1] "
+        "(default: 0.6)",
+    },
     "match_dim": {"type": int, "help": "length of the descriptors that stage 3 trains (default: 32)"},
     "match_width": {
         "type": int,
