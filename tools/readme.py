@@ -195,6 +195,8 @@ def found() -> str:
         ("lcmem_told", "lcmem-small", "yes"),
         ("lcmem_lcmem_reid", "lcmem-reid", "no"),
         ("lcmem_lcmem_reid_told", "lcmem-reid", "yes"),
+        ("lcmem_lcmem_xray", "lcmem-xray", "no"),
+        ("lcmem_lcmem_xray_told", "lcmem-xray", "yes"),
     ):
         for task, of in results["deciding"].items() if method in results["labels"] else ():
             shares = [f"{of[one]['methods'][method]['recall']:.1%}" if one in of else "-" for one in domains]

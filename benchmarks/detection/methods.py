@@ -89,6 +89,19 @@ ROWS = (
         head="lcmem-reid",
     ),
     Row(
+        "lcmem",
+        "LCMem, lcmem-xray",
+        note="as the filter, with that head, whose descriptors were trained on X-rays alone",
+        head="lcmem-xray",
+    ),
+    Row(
+        "lcmem",
+        "LCMem, lcmem-xray, told identities",
+        note="as the filter, with that head, in an index that names identities",
+        told=True,
+        head="lcmem-xray",
+    ),
+    Row(
         "lcmem_without_warps",
         "LCMem, without warps",
         note="embeddings and parts of pictures as they lie",
