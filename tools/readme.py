@@ -270,7 +270,7 @@ def pairs() -> str:
         if task not in named:
             continue
         for domain in ("X-rays", "all domains"):
-            own = ("lcmem", "lcmem_embedding", "lcmem_lcmem_reid")
+            own = ("lcmem", "lcmem_embedding", "lcmem_lcmem_reid", "lcmem_lcmem_xray")
             others = {name: found[domain] for name, found in methods.items() if not name.startswith("lcmem")}
             best = max(others, key=lambda name: others[name]["auc"])
             cells = [_pair(methods[name][domain]) if name in methods else "-" for name in own]
@@ -282,6 +282,7 @@ def pairs() -> str:
         "LCMem (the filter)",
         "its embedding alone",
         "lcmem-reid",
+        "lcmem-xray",
         "best other by AUC",
     ]
     return _table(columns, rows)
