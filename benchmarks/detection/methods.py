@@ -68,6 +68,20 @@ class Method:
     key: str
 
 
+def _rows_of(head: str, which: str = "") -> tuple[Row, Row]:
+    """The filter with a shipped head, in an index without and with identities."""
+    return (
+        Row("lcmem", f"LCMem, {head}", note=f"as the filter, with that head{which}", head=head),
+        Row(
+            "lcmem",
+            f"LCMem, {head}, told identities",
+            note="as the filter, with that head, in an index that names identities",
+            told=True,
+            head=head,
+        ),
+    )
+
+
 ROWS = (
     Row(
         "lcmem",
@@ -80,27 +94,8 @@ ROWS = (
         note="as the filter, in an index that names identities: no other filter's row is told whose images it holds",
         told=True,
     ),
-    Row("lcmem", "LCMem, lcmem-reid", note="as the filter, with that head", head="lcmem-reid"),
-    Row(
-        "lcmem",
-        "LCMem, lcmem-reid, told identities",
-        note="as the filter, with that head, in an index that names identities",
-        told=True,
-        head="lcmem-reid",
-    ),
-    Row(
-        "lcmem",
-        "LCMem, lcmem-xray",
-        note="as the filter, with that head, whose descriptors were trained on X-rays alone",
-        head="lcmem-xray",
-    ),
-    Row(
-        "lcmem",
-        "LCMem, lcmem-xray, told identities",
-        note="as the filter, with that head, in an index that names identities",
-        told=True,
-        head="lcmem-xray",
-    ),
+    *_rows_of("lcmem-reid"),
+    *_rows_of("lcmem-xray", ", whose descriptors were trained on X-rays alone"),
     Row(
         "lcmem_without_warps",
         "LCMem, without warps",
