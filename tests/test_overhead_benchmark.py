@@ -66,3 +66,18 @@ def test_a_small_pipeline_is_timed(benchmark, tmp_path, monkeypatch):
     assert seconds.keys() == {"plain", "filter", "image_space_check"} and min(seconds.values()) > 0
     assert written["judging"]["n"] == 2 and written["search"][0]["rows"] == 64
     assert written["hardware"]["cores"] and written["versions"]["torch"] and written["seed"] == 0
+
+
+@pytest.mark.parametrize(("rounds", "rank"), [(2, 1), (6, 1), (8, 1), (9, 2), (30, 10)])
+def test_the_interval_of_a_median_is_of_95_percent_where_there_are_rounds_enough(benchmark, rounds, rank):
+    from overhead import share
+
+    found = share([1 + number for number in range(rounds, 0, -1)], [1.0] * rounds)
+    assert found["interval"] == [rank, rounds + 1 - rank] and found["n"] == rounds
+    flips = [sum(map(int, f"{number:b}")) for number in range(1 << min(rounds, 12))]
+    if (
+        rounds <= 12
+    ):  # every outcome of as many tosses: how often so few, or so many, lie below the true median
+        missed = sum(heads < rank or heads > rounds - rank for heads in flips) / len(flips)
+        assert found["confidence"] == round(1 - missed, 4)
+    assert found["confidence"] >= 0.95 or rank == 1

@@ -86,6 +86,11 @@ RECIPE: dict[str, dict[str, Any]] = {
         "help": "draw views anew for every batch, augmented and encoded on the device that trains, a GPU best, in "
         "place of cached ones; the numbers of views are then weights",
     },
+    "device_views": {
+        "action": "store_true",
+        "help": "draw the views of each image once, before training, augmented and encoded on the device that trains, "
+        "where they stay; faster than --fresh-views",
+    },
     "keep_spaces": {
         "action": "store_true",
         "help": "stages 1 and 2: train the trunk of --initial alone, so that all its latent spaces, descriptors and "

@@ -12,7 +12,7 @@ from torch import nn
 from ..latents import canonical
 from .config import MATCHED_AMONG, TrainingConfig
 from .data import LatentSet, Pairs
-from .fresh import FreshViews
+from .fresh import DeviceViews, FreshViews
 from .views import augment_latents, generator_for, half_formed, mirror_some, turn_groups, warp_elastically
 
 CLEAN_A, CLEAN_B = 0.5, 0.1
@@ -27,13 +27,13 @@ def batch_of(
     accelerator: Accelerator,
     step: int,
     accumulated: int,
-    fresh: FreshViews | None = None,
+    drawn: FreshViews | DeviceViews | None = None,
 ) -> tuple[Any, ...]:
     """This process's share of ``part`` of ``pairs``; what is drawn depends on seed, step, part and process alone.
 
     Args:
         accumulated: Which of the parts of the step it is.
-        fresh: Where views are drawn anew; ``train`` has them by default.
+        drawn: Where views lie, or are drawn, on the device; ``train`` has them by default.
 
     Returns:
         What ``Objective`` takes: latents of both sides, their spaces, identities, offsets, copies.
@@ -48,10 +48,10 @@ def batch_of(
     turns = (config.seed, "turn", step, accumulated, rank)
 
     def side(space: str, images: Any, views: Any, clean: float, changed: bool) -> torch.Tensor:
-        if fresh is None:
+        if drawn is None:
             latents = train.latents[space][images[rows], views[rows]].float().to(accelerator.device)
         else:
-            latents = fresh.latents(space, images[rows], views[rows], own)
+            latents = drawn.latents(space, images[rows], views[rows], own)
         if changed and config.stage > 1 and config.half_formed:
             latents = half_formed(latents, own, share=config.half_formed)
         if changed and config.stage < 3 and config.elastic:

@@ -89,6 +89,8 @@ class TrainingConfig:
         upside_down_views: In stage 3, strongly augmented views of each image upside down that are encoded and cached.
         fresh_views: Views are not cached: those of a batch are drawn anew, augmented and encoded on the device that
             trains, a GPU best; each kind as often as there are views of it. All pictures lie there, 3 bytes a pixel.
+        device_views: The same, but each image's views are drawn once, before training, and lie there in float16: what
+            a step takes no longer depends on them.
         keep_spaces: In stages 1 and 2, stems, descriptors and halving networks of the head that is gone on from stay as
             they are, and so all its latent spaces; the trunk alone is trained.
         first_space: Share of the sides of pairs that are of the first of several spaces; the others, and the rest, are
@@ -150,6 +152,7 @@ class TrainingConfig:
     strong_views: int = 2
     upside_down_views: int = 1
     fresh_views: bool = False
+    device_views: bool = False
     keep_spaces: bool = False
     first_space: float = 0.0
     half_formed: float = 0.3
@@ -206,16 +209,26 @@ class TrainingConfig:
         for name in (*views, "adversarial", "margin", "spread", "token_weight", "match_width"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.fresh_views and self.resolution % 16:
+        if self.fresh_views and self.device_views:
             raise ConfigurationError(
-                f"fresh_views need a resolution that is a multiple of 16, got {self.resolution}"
+                "fresh_views are drawn for every batch and device_views once; leave one out"
             )
-        if self.fresh_views and self.further_resolutions:
+        name = "fresh_views" if self.fresh_views else "device_views"
+        if self.views_on_device and self.resolution % 16:
             raise ConfigurationError(
-                f"fresh_views are of one resolution, got further_resolutions {self.further_resolutions}; leave one out"
+                f"{name} need a resolution that is a multiple of 16, got {self.resolution}"
+            )
+        if self.views_on_device and self.further_resolutions:
+            raise ConfigurationError(
+                f"{name} are of one resolution, got further_resolutions {self.further_resolutions}; leave one out"
             )
         rates = ("learning_rate", "stage2_learning_rate", "stage3_learning_rate")
         check_positive(self, "temperature", "token_temperature", "match_temperature", *rates)
+
+    @property
+    def views_on_device(self) -> bool:
+        """Whether views are augmented and encoded where the head is trained."""
+        return self.fresh_views or self.device_views
 
     def check_batch(self, processes: int) -> None:
         """Whether a batch can be divided, and in stage 3 without breaking groups of ``MATCHED_AMONG`` apart.

@@ -86,7 +86,7 @@ def prepare_data(
         return {space: [of(one, space, encoder) for one in images] for space, encoder in encoders.items()}
 
     asked = [kind for kind in ("mild", "strong") if kind in kinds]  # of what is validated on
-    cached = kinds if not config.fresh_views else () if validation else asked
+    cached = kinds if not config.views_on_device else () if validation else asked
     train = plans(sources, cached, config.further_resolutions)
     held = plans(validation, asked)
     every = [plan for part in (train, held) for images in part.values() for views in images for plan in views]
@@ -104,7 +104,7 @@ def prepare_data(
     if progress and (unreadable := list(dict.fromkeys((*data.unreadable, *held_out.unreadable)))):
         tqdm.write(f"{len(unreadable)} images cannot be read: {first_of(unreadable)}", file=sys.stderr)
     held_out = without_images(held_out, leave_out)
-    if config.fresh_views:
+    if config.views_on_device:
         clean = {space: latents[:, :1] for space, latents in data.latents.items()}
         data = replace(data, latents=clean, views=("clean", *kinds))
     if config.identity_share < 1:

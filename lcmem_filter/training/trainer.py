@@ -28,11 +28,12 @@ from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record,
 from .checks import check_run
 from .config import Stage, TrainingConfig
 from .data import LatentSet, Pairs, PairSampler, drawn_ahead, sampler_for
-from .fresh import FreshViews
+from .fresh import DeviceViews, FreshViews
 from .losses import check_finite
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator, embed_all
+from .views import generator_for
 from .weights import averaged, decay_groups, head_to_train
 
 MOST_WORKERS = 8
@@ -142,7 +143,7 @@ class _Run:
                 DistributedDataParallelKwargs(find_unused_parameters=len(encoders) > 1 and config.stage < 3)
             ],
         )
-        self.fresh: FreshViews | None = None
+        self.drawn: FreshViews | DeviceViews | None = None
         self.show = progress and self.accelerator.is_main_process
         self.plan = {
             "config": config.to_dict(),
@@ -177,8 +178,8 @@ class _Run:
             f"validation images of {len(set(held_out.identities))} identities"
         )
         objective, optimizer = self._prepare(standing, train)
-        if self.config.fresh_views:
-            self.fresh = FreshViews(
+        if self.config.views_on_device:
+            self.drawn = FreshViews(
                 train,
                 self.sources,
                 self.encoders,
@@ -188,6 +189,10 @@ class _Run:
                 autocast=self.accelerator.autocast if self.config.mixed_precision == "bf16" else nullcontext,
                 progress=self.show,
             )
+            if self.config.device_views:
+                self.drawn = DeviceViews(
+                    self.drawn, generator_for(self.config.seed, "views"), progress=self.show
+                )
         self._train(standing, objective, optimizer, train, sampler, validator)
         return self._finish(standing, train, held_out, validator)
 
@@ -278,7 +283,7 @@ class _Run:
         for i in range(accumulation):
             with self.accelerator.accumulate(objective):
                 part = slice(i * size, (i + 1) * size)
-                batch = batch_of(pairs, part, train, self.config, self.accelerator, step, i, self.fresh)
+                batch = batch_of(pairs, part, train, self.config, self.accelerator, step, i, self.drawn)
                 if self.config.adversarial:
                     batch = moved_against(
                         self.accelerator.unwrap_model(objective), batch, self.config.adversarial

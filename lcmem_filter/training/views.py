@@ -247,8 +247,11 @@ def half_formed(latents: torch.Tensor, draw: np.random.Generator, *, share: floa
         return torch.from_numpy(draw.uniform(least, most, b)).to(latents)[:, None, None, None]
 
     def noise(side: int) -> torch.Tensor:
-        drawn = draw.standard_normal((*latents.shape[:2], side, side), dtype=np.float32)
-        return torch.from_numpy(drawn).to(latents)
+        shape = (*latents.shape[:2], side, side)
+        if latents.device.type == "cpu":
+            return torch.from_numpy(draw.standard_normal(shape, dtype=np.float32)).to(latents)
+        there = torch.Generator(latents.device).manual_seed(int(draw.integers(2**62)))
+        return torch.randn(shape, generator=there, device=latents.device, dtype=latents.dtype)
 
     widths = torch.from_numpy(draw.uniform(0.4, MOST_SOFTNESS, b)).to(latents)
     soft = blurred(latents, widths, math.ceil(2 * MOST_SOFTNESS))

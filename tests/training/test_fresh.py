@@ -1,4 +1,4 @@
-"""Training on views that are drawn anew for every batch."""
+"""Training on views that are augmented and encoded where the head is trained: anew for every batch, or once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import Encoder, canonical
 from lcmem_filter.training import TrainingConfig, train_head
 from lcmem_filter.training.data import drawn_ahead, sampler_for
-from lcmem_filter.training.fresh import FreshViews
+from lcmem_filter.training.fresh import DeviceViews, FreshViews
 from lcmem_filter.training.prepare import prepare_data
 from lcmem_filter.training.trainer import _Run
 from lcmem_filter.training.views import generator_for
@@ -27,6 +27,7 @@ from tests.training.pictures import QUICK, Pictures
 
 SOURCES: list[Any] = [Pictures("twice", 8, 2), Pictures("once", 10, 1, first=100, broken=(3,))]
 FRESH = replace(QUICK, fresh_views=True, visit_views=1, strong_views=2, evaluate_every=12)
+ONCE = replace(FRESH, fresh_views=False, device_views=True)
 
 
 def encoders(*spaces: str) -> dict[str, Encoder]:
@@ -104,10 +105,28 @@ def test_what_is_drawn_depends_on_the_generator_and_differs_from_batch_to_batch(
     assert torch.equal(first[0], other[0]) and not any(map(torch.equal, first[1:], other[1:]))
 
 
+def test_views_that_are_drawn_once_stay_and_are_those_that_would_be_drawn(tmp_path: Path) -> None:
+    train, fresh = fresh_of(tmp_path, "sd", "b")
+    once = DeviceViews(fresh, generator_for(1))
+    images, views = (grid.flatten() for grid in np.mgrid[: len(train), : len(train.views)])
+    for space in ("sd", "b"):
+        kept = once.kept[space]
+        assert kept.dtype == torch.float16 and kept.shape[:2] == (len(train), len(train.views))
+        assert torch.equal(kept[:, 0], train.latents[space][:, 0].half())
+        found = once.latents(space, images, views, generator_for(2))
+        assert torch.equal(found, kept.flatten(0, 1).float()) and found.isfinite().all()
+        assert not any(map(torch.equal, kept[:, 4], kept[:, 5]))  # two views of one kind
+    draw, every = generator_for(1), np.arange(len(train))
+    for view in range(1, len(train.views)):
+        drawn = fresh.latents("sd", every, np.full(len(every), view), draw)
+        assert torch.equal(once.kept["sd"][:, view], drawn.half())
+
+
+@pytest.mark.parametrize("recipe", [FRESH, ONCE])
 @pytest.mark.parametrize("stages", [(1,), (2,), (1, 2, 3)])
-def test_a_run_on_fresh_views_learns(tmp_path: Path, stages: Any) -> None:
+def test_a_run_on_such_views_learns(tmp_path: Path, stages: Any, recipe: TrainingConfig) -> None:
     losses: list[float] = []
-    config = replace(FRESH, steps=24, stage2_steps=24, stage3_steps=12, stage3_batch_pairs=8, image_views=1)
+    config = replace(recipe, steps=24, stage2_steps=24, stage3_steps=12, stage3_batch_pairs=8, image_views=1)
     with pytest.MonkeyPatch.context() as patch:
         step = _Run._step
 
@@ -124,9 +143,10 @@ def test_a_run_on_fresh_views_learns(tmp_path: Path, stages: Any) -> None:
     assert np.mean(first[-6:]) < np.mean(first[:6])
 
 
+@pytest.mark.parametrize("recipe", [FRESH, ONCE])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, stage: Any) -> None:
-    config = replace(FRESH, evaluate_every=4, steps=8, stage2_steps=8, stage3_steps=8, stage3_batch_pairs=8)
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, stage: Any, recipe: TrainingConfig) -> None:
+    config = replace(recipe, evaluate_every=4, steps=8, stage2_steps=8, stage3_steps=8, stage3_batch_pairs=8)
     given: Any = {"stages": (stage,), "progress": False}
     if stage == 3:
         torch.manual_seed(0)
@@ -166,10 +186,15 @@ def test_pairs_are_the_same_whoever_draws_them(tmp_path: Path, workers: int, sta
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="further_resolutions"):
-        replace(FRESH, further_resolutions=(64,))
-    with pytest.raises(ConfigurationError, match="multiple of 16, got 40"):
-        replace(FRESH, resolution=40)
+    for recipe, name in ((FRESH, "fresh_views"), (ONCE, "device_views")):
+        with pytest.raises(
+            ConfigurationError, match=f"{name} are of one resolution, got further_resolutions"
+        ):
+            replace(recipe, further_resolutions=(64,))
+        with pytest.raises(ConfigurationError, match=f"{name} need a resolution .* multiple of 16, got 40"):
+            replace(recipe, resolution=40)
+    with pytest.raises(ConfigurationError, match="leave one out"):
+        replace(FRESH, device_views=True)
     for options in ({"deformed": True}, {"match_width": 8}):
         with pytest.raises(ConfigurationError, match="of stage 3, which is not among the stages"):
             train_head(SOURCES, encoders("sd"), tmp_path, replace(QUICK, **options), progress=False)
