@@ -108,7 +108,8 @@ class TrainingConfig:
         keep_initial: How far the best head's weights go back towards those that it started from, 0 to 1; a stage that
             only adds a branch has none of that branch to go back to.
         match_dim: Length of the descriptors that stage 3 trains.
-        match_width: Width of the branch that makes them; 0 for that of the trunk's first stage.
+        match_width: Width of the branch that makes them. A multiple of that of the head that is gone on from widens it,
+            at first without a change of what it says. 0 for the width that it has, or that of the trunk's first stage.
         deformed: Stage 3's pictures are deformed when they are laid over each other (``matching.alike_deformed``),
             while it trains and by the head that comes of it.
         match_temperature: Of their likeness in stage 3's loss.

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from ..branches import DenseBranch
 from ..errors import ArtifactError, ConfigurationError, LatentSpaceError
 from ..head import SIZES, LCMemHead, Size
 from ..latents import Encoder
@@ -65,7 +66,7 @@ def _lost_descriptors(initial: LCMemHead, head: LCMemHead) -> list[str]:
     if initial.dense is None:
         return []
     told = []
-    if _shapes(initial.dense) != _shapes(head.dense):
+    if _dense_weights(initial, head) is None:
         told.append(
             "descriptors are drawn anew: those of the head to go on from are of another length or width"
         )
@@ -76,6 +77,39 @@ def _lost_descriptors(initial: LCMemHead, head: LCMemHead) -> list[str]:
     if initial.config.match_deformed and not head.config.match_deformed:
         told.append("pictures are no longer deformed: give deformed to go on as the head did")
     return told
+
+
+def _dense_weights(initial: LCMemHead, head: LCMemHead) -> dict[str, torch.Tensor] | None:
+    """Of the dense branch of ``initial`` in the shape of that of ``head``, widened where that is several times as wide;
+    ``None`` where it cannot have it."""
+    if initial.dense is None or head.dense is None:
+        return None
+    if _shapes(initial.dense) == _shapes(head.dense):
+        return cast(dict[str, torch.Tensor], initial.dense.state_dict())
+    theirs, ours = (one.dense.lateral.out_channels for one in (initial, head) if one.dense is not None)
+    if initial.config.match_dim != head.config.match_dim or ours % theirs:
+        return None
+    return widened(initial.dense, ours // theirs)
+
+
+@torch.no_grad()
+def widened(branch: DenseBranch, times: int) -> dict[str, torch.Tensor]:
+    """Weights of a branch so many times as wide that describes as ``branch`` does (Net2WiderNet; Chen et al., arXiv
+    1511.05641). Every channel is there ``times`` times over; what a layer takes of it is divided among its copies, each
+    time in other shares, so that training tells them apart."""
+
+    def divided(weight: torch.Tensor) -> torch.Tensor:
+        shares = 0.5 + torch.rand(times, *weight.shape[:2], 1, 1)
+        return torch.cat(list(weight * shares / shares.sum(0)), 1)
+
+    wide = {}
+    for name, value in branch.state_dict().items():
+        last = name.split(".")[0] in ("descriptors", "weight")
+        if value.ndim == 1 or name.startswith("lateral"):
+            wide[name] = value if last else torch.cat([value] * times)
+        else:
+            wide[name] = divided(value) if last else torch.cat([divided(value) for _ in range(times)])
+    return wide
 
 
 def _shapes(branch: Any) -> dict[str, Any]:
@@ -188,8 +222,9 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
         ArtifactError: it has another shape.
     """
     state = initial.state_dict()
-    if head.dense is not None and initial.dense is not None and _shapes(head.dense) != _shapes(initial.dense):
+    if head.dense is not None and initial.dense is not None:
         state = {name: value for name, value in state.items() if not name.startswith("dense.")}
+        state |= {f"dense.{name}": value for name, value in (_dense_weights(initial, head) or {}).items()}
     try:
         lacking, foreign = head.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -216,7 +251,7 @@ def extended(initial: LCMemHead, seed: int, **changes: Any) -> LCMemHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = LCMemHead(**{**config, **changes})
-    take_weights(head, initial)
+        take_weights(head, initial)
     return head.requires_grad_(False).eval()
 
 
@@ -242,8 +277,8 @@ def check_known(initial: LCMemHead, spaces: Collection[str]) -> None:
 
 
 def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: TrainingConfig) -> LCMemHead:
-    """``initial`` with a dense branch for ``spaces``, which alone is trainable: its own or, where it has none of that
-    shape, an untrained one.
+    """``initial`` with a dense branch for ``spaces``, which alone is trainable: its own, widened where the recipe says
+    so, or, where it has none of that length and a width that goes, an untrained one.
 
     Raises:
         ArtifactError: ``initial`` lacks one of the spaces.
@@ -253,7 +288,7 @@ def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: Traini
         initial,
         config.seed,
         match_dim=config.match_dim,
-        match_width=config.match_width,
+        match_width=config.match_width or initial.config.match_width,
         match_deformed=config.deformed,
         match_spaces=list(spaces),
     )

@@ -21,6 +21,7 @@ from lcmem_filter.training.fresh import DeviceViews, FreshViews
 from lcmem_filter.training.prepare import prepare_data
 from lcmem_filter.training.trainer import _Run
 from lcmem_filter.training.views import generator_for
+from lcmem_filter.training.weights import head_to_train
 
 from tests.tiny import tiny_vae
 from tests.training.pictures import QUICK, Pictures
@@ -242,6 +243,41 @@ def test_descriptors_of_another_width_are_drawn_anew(
     again = LCMemHead.from_pretrained(tmp_path)
     assert again.config.match_width == 48 and again.config.match_deformed
     assert again.fingerprint == head.fingerprint
+
+
+def test_descriptors_are_widened_without_a_change_of_what_they_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    initial = LCMemHead.create("micro", {"sd": 4}, match_dim=8, match_spaces=["sd"])
+    assert initial.dense is not None
+    for values in initial.dense.parameters():
+        torch.nn.init.normal_(values, std=0.3)
+    width, latents = initial.dense.lateral.out_channels, torch.randn(3, 4, 16, 16)
+    wide, _ = head_to_train(
+        replace(QUICK, match_dim=8, match_width=3 * width).for_stage(3), {"sd": 4}, initial, encoders("sd")
+    )
+    assert wide.dense is not None and wide.dense.lateral.out_channels == 3 * width
+    kernels = wide.dense.convolutions[1].weight.view(3, width, 3, width, 3, 3)
+    assert len({float(part[0, 0, 1, 1].detach()) for part in kernels.transpose(1, 2).flatten(0, 1)}) == 9
+    assert torch.allclose(wide.descriptors(latents, "sd"), initial.descriptors(latents, "sd"), atol=1e-5)
+    config = replace(QUICK, stage3_steps=4, stage3_batch_pairs=8, match_dim=8, evaluate_every=4)
+    heads = []
+    for name in ("a", "b"):
+        heads.append(
+            train_head(
+                SOURCES,
+                encoders("sd"),
+                tmp_path / name,
+                replace(config, match_width=3 * width),
+                stages=(3,),
+                initial=initial,
+            )
+        )
+    assert heads[0].fingerprint == heads[1].fingerprint  # shares are drawn by the recipe's seed
+    on = train_head(SOURCES, encoders("sd"), tmp_path / "on", config, stages=(3,), initial=heads[0])
+    assert on.dense is not None and on.config.match_width == 3 * width  # which it keeps
+    assert "drawn anew" not in capsys.readouterr().err
 
 
 def test_the_first_space_is_drawn_as_often_as_it_should_be(tmp_path: Path) -> None:
