@@ -255,16 +255,17 @@ def test_descriptors_are_widened_without_a_change_of_what_they_say(
         torch.nn.init.normal_(values, std=0.3)
     width, latents = initial.dense.lateral.out_channels, torch.randn(3, 4, 16, 16)
     recipe = replace(QUICK, match_dim=8, match_width=3 * width).for_stage(3)
-    wide, _ = head_to_train(recipe, {"sd": 4}, initial, encoders("sd"))
+    made = encoders("sd")
+    wide, _ = head_to_train(recipe, {"sd": 4}, initial, made)
     assert wide.dense is not None and wide.dense.lateral.out_channels == 3 * width
     kernels = wide.dense.convolutions[1].weight.view(3, width, 3, width, 3, 3)
     assert len({float(part[0, 0, 1, 1].detach()) for part in kernels.transpose(1, 2).flatten(0, 1)}) == 9
     assert torch.allclose(wide.descriptors(latents, "sd"), initial.descriptors(latents, "sd"), atol=1e-5)
     torch.manual_seed(5)  # shares are drawn by the recipe's seed
-    again, _ = head_to_train(recipe, {"sd": 4}, initial, encoders("sd"))
+    again, _ = head_to_train(recipe, {"sd": 4}, initial, made)
     assert again.fingerprint == wide.fingerprint
     config = replace(QUICK, stage3_steps=4, stage3_batch_pairs=8, match_dim=8, evaluate_every=4)
-    on = train_head(SOURCES, encoders("sd"), tmp_path, config, stages=(3,), initial=wide)
+    on = train_head(SOURCES, made, tmp_path, config, stages=(3,), initial=wide)
     assert on.dense is not None and on.config.match_width == 3 * width  # which it keeps
     assert "drawn anew" not in capsys.readouterr().err
 
