@@ -81,3 +81,30 @@ def test_the_interval_of_a_median_is_of_95_percent_where_there_are_rounds_enough
         missed = sum(heads < rank or heads > rounds - rank for heads in flips) / len(flips)
         assert found["confidence"] == round(1 - missed, 4)
     assert found["confidence"] >= 0.95 or rank == 1
+
+
+def test_heads_judge_in_turns(benchmark, tmp_path, monkeypatch):
+    import heads
+
+    head().save_pretrained(tmp_path / "one")
+    head().save_pretrained(tmp_path / "two")
+    saved_encoder(tmp_path)
+    given = {
+        "--data": table(tmp_path / "pictures.parquet"),
+        "--vae": tmp_path / "vae",
+        "--cache": tmp_path / "cache",
+        "--output": tmp_path / "heads.json",
+        "--resolution": 32,
+        "--batch": 2,
+        "--repeats": 3,
+        "--device": "cpu",
+    }
+    named = [str(tmp_path / "one"), str(tmp_path / "two")]
+    options = [str(part) for pair in given.items() for part in pair]
+    monkeypatch.setattr("sys.argv", ["heads.py", *options, "--heads", *named])
+    heads.main()
+    written = json.loads((tmp_path / "heads.json").read_text())
+    assert list(written["seconds"]) == named and min(written["seconds"].values()) > 0
+    assert list(written["extra"]) == named[1:] and written["extra"][named[1]]["n"] == 3
+    assert "2 latents of 16x16 in an index of 12 images" in written["about"]
+    sys.modules.pop("heads")

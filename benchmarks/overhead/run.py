@@ -53,8 +53,8 @@ SIZES: dict[str, dict[str, Any]] = {
 def main() -> None:
     arguments = _parse()
     device = torch.device(arguments.device)
-    clock = _clock(device)
-    index = _index(arguments, device)
+    clock = clock_of(device)
+    index = index_of(arguments, device)
     pipe = drawn_pipeline(arguments.unet, arguments.vae, device, getattr(torch, arguments.dtype))
     options = {"num_inference_steps": arguments.steps, "height": arguments.side, "width": arguments.side}
     cost = overhead(pipe, index, ["a picture"], options, arguments.batch, arguments.repeats, clock=clock)
@@ -152,7 +152,7 @@ def _timed(call: Callable[[], Any], repeats: int, clock: Callable[[], float]) ->
     }
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
+def clock_of(device: torch.device) -> Callable[[], float]:
     def now() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -161,7 +161,7 @@ def _clock(device: torch.device) -> Callable[[], float]:
     return now
 
 
-def _index(arguments: argparse.Namespace, device: torch.device) -> MemorizationIndex:
+def index_of(arguments: argparse.Namespace, device: torch.device) -> MemorizationIndex:
     """The training images of one set, calibrated on its validation images."""
     folder = arguments.cache / "index"
     table = arguments.data or next(file for file in data_files() if file.stem == "ham10000")
