@@ -126,6 +126,11 @@ def test_rows_are_added_to_those_that_were_measured_on_the_same_terms(tmp_path):
         assert after["curves"][task]["raw_latents"]
     assert "pairs" not in before and set(after["pairs"]["mild_copies"]) == {"lcmem", "raw_latents"}
     assert "raw latents" in before["not_run"] and "raw latents" not in after["not_run"]
+    stale = json.loads(json.dumps(after))
+    stale["deciding"]["mild_copies"]["mine"]["methods"]["mse"]["recall"] = 2.0
+    output.write_text(json.dumps(stale))
+    assert run("--add", "--skip-pairs", "--methods", "lcmem", "mse").returncode == 0
+    assert json.loads(output.read_text()) == after  # what is measured again stands in place of what was there
     after["deciding"]["mild_copies"]["mine"]["methods"]["lcmem"]["recall"] -= 0.05
     output.write_text(json.dumps(after))
     assert "lcmem among --methods" in run("--add", "--methods", "ncc").stderr

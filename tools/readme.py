@@ -567,7 +567,26 @@ def overhead() -> str:
         f"{cost['seconds_a_batch']['plain']} s to generate; paired by round, {share['median']:+.0%} with the filter "
         f"({low} to {high}){': too few rounds to tell' if share['interval'][0] < 0 < share['interval'][1] else ''}.\n"
     )
-    return _table(["", "milliseconds"], rows) + note
+    return _table(["", "milliseconds"], rows) + note + _heads_in_turns()
+
+
+def _heads_in_turns() -> str:
+    """What other shipped heads take to judge, from the results file of ``benchmarks/overhead/heads.py``."""
+    path = RESULTS / "overhead-heads.json"
+    if not path.exists():
+        return ""
+    results = json.loads(path.read_text())
+    first = next(iter(results["seconds"]))
+    extra = ", ".join(
+        f"`{head}` {1 + one['median']:.2f} times as long ({1 + one['interval'][0]:.2f} to {1 + one['interval'][1]:.2f})"
+        for head, one in results["extra"].items()
+    )
+    hardware, rounds = results["hardware"], next(iter(results["extra"].values()))["n"]
+    return (
+        f"\nFrom [overhead-heads.json](benchmarks/results/overhead-heads.json), {hardware['threads']} thread of "
+        f"{hardware['device']}: {results['about']}, in turns. `{first}` takes "
+        f"{1000 * results['seconds'][first]:.0f} ms, {extra}; medians of {rounds} rounds.\n"
+    )
 
 
 def _milliseconds(timed: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""Rows that are measured later stand beside those that were measured before, if the reference's are the same."""
+"""Rows that are measured later stand beside those that were measured before, or in their place, if the reference's are
+the same."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ BY_METHOD = ("labels", "unseen_rejected", "index_level", "curves", "pairs", "rob
 
 
 def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """``before`` with the methods, and parts, of ``now`` that it lacks; labels in the order of the table of methods.
+    """``before`` with the methods, and parts, of ``now``, in place of its own where it has them; labels in the order of
+    the table of methods.
 
     Raises:
         SystemExit: the reference does otherwise in ``now``: its rows were not measured on the same terms.
@@ -43,9 +45,9 @@ def _check_same(before: Any, now: Any, where: str) -> None:
 
 
 def _with(before: Any, now: Any) -> Any:
-    """Dictionaries of dictionaries, what stands in ``before`` first."""
+    """Dictionaries of dictionaries in the order of ``before``; what stands in both is as it is ``now``."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
-        return before
+        return now
     return {
         **{key: _with(value, now[key]) if key in now else value for key, value in before.items()},
         **{key: value for key, value in now.items() if key not in before},

@@ -258,8 +258,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--add",
         action="store_true",
-        help="add the rows of --methods to those of --output, which were measured on the same terms: LCMem's figures, "
-        "which are measured again, have to be the same",
+        help="add the rows of --methods to those of --output, which were measured on the same terms, or put them in "
+        "place of theirs: LCMem's figures, which are measured again, have to be the same",
     )
     parser.add_argument("--methods", nargs="*", default=[], help="rows to measure; default all")
     parser.add_argument(
