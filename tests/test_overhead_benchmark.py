@@ -40,28 +40,41 @@ def table(path: Path) -> Path:
     return path
 
 
+def written_by(script, folder: Path, monkeypatch, *words: object) -> dict:
+    """What a script writes of a small table and encoder in ``folder``, told ``words`` besides."""
+    saved_encoder(folder)
+    given = {
+        "--data": table(folder / "pictures.parquet"),
+        "--vae": folder / "vae",
+        "--cache": folder / "cache",
+        "--output": folder / "written.json",
+        "--resolution": 32,
+        "--batch": 2,
+        "--device": "cpu",
+    }
+    options = [part for pair in given.items() for part in pair]
+    monkeypatch.setattr("sys.argv", [script.__name__, *map(str, (*options, *words))])
+    script.main()
+    return json.loads((folder / "written.json").read_text())
+
+
 def test_a_small_pipeline_is_timed(benchmark, tmp_path, monkeypatch):
     head().save_pretrained(tmp_path / "head")
-    saved_encoder(tmp_path)
-    given = {
-        "--data": table(tmp_path / "pictures.parquet"),
-        "--vae": tmp_path / "vae",
-        "--head": tmp_path / "head",
-        "--cache": tmp_path / "cache",
-        "--output": tmp_path / "overhead.json",
-        "--resolution": 32,
-        "--side": 32,
-        "--steps": 2,
-        "--batch": 2,
-        "--repeats": 2,
-        "--rows": 64,
-        "--unet": "small",
-        "--device": "cpu",
-        "--dtype": "float32",
-    }
-    monkeypatch.setattr("sys.argv", ["run.py", *(str(part) for pair in given.items() for part in pair)])
-    benchmark.main()
-    written = json.loads((tmp_path / "overhead.json").read_text())
+    sizes = (
+        "--side",
+        32,
+        "--steps",
+        2,
+        "--repeats",
+        2,
+        "--rows",
+        64,
+        "--unet",
+        "small",
+        "--dtype",
+        "float32",
+    )
+    written = written_by(benchmark, tmp_path, monkeypatch, "--head", tmp_path / "head", *sizes)
     seconds = written["overhead"]["seconds_a_batch"]
     assert seconds.keys() == {"plain", "filter", "image_space_check"} and min(seconds.values()) > 0
     assert written["judging"]["n"] == 2 and written["search"][0]["rows"] == 64
@@ -74,10 +87,9 @@ def test_the_interval_of_a_median_is_of_95_percent_where_there_are_rounds_enough
 
     found = share([1 + number for number in range(rounds, 0, -1)], [1.0] * rounds)
     assert found["interval"] == [rank, rounds + 1 - rank] and found["n"] == rounds
-    flips = [sum(map(int, f"{number:b}")) for number in range(1 << min(rounds, 12))]
-    if (
-        rounds <= 12
-    ):  # every outcome of as many tosses: how often so few, or so many, lie below the true median
+    if rounds <= 12:
+        # every outcome of as many tosses: how often so few, or so many, lie below the true median
+        flips = [sum(map(int, f"{number:b}")) for number in range(1 << rounds)]
         missed = sum(heads < rank or heads > rounds - rank for heads in flips) / len(flips)
         assert found["confidence"] == round(1 - missed, 4)
     assert found["confidence"] >= 0.95 or rank == 1
@@ -86,24 +98,10 @@ def test_the_interval_of_a_median_is_of_95_percent_where_there_are_rounds_enough
 def test_heads_judge_in_turns(benchmark, tmp_path, monkeypatch):
     import heads
 
-    head().save_pretrained(tmp_path / "one")
-    head().save_pretrained(tmp_path / "two")
-    saved_encoder(tmp_path)
-    given = {
-        "--data": table(tmp_path / "pictures.parquet"),
-        "--vae": tmp_path / "vae",
-        "--cache": tmp_path / "cache",
-        "--output": tmp_path / "heads.json",
-        "--resolution": 32,
-        "--batch": 2,
-        "--repeats": 3,
-        "--device": "cpu",
-    }
     named = [str(tmp_path / "one"), str(tmp_path / "two")]
-    options = [str(part) for pair in given.items() for part in pair]
-    monkeypatch.setattr("sys.argv", ["heads.py", *options, "--heads", *named])
-    heads.main()
-    written = json.loads((tmp_path / "heads.json").read_text())
+    for name in named:
+        head().save_pretrained(name)
+    written = written_by(heads, tmp_path, monkeypatch, "--repeats", 3, "--heads", *named)
     assert list(written["seconds"]) == named and min(written["seconds"].values()) > 0
     assert list(written["extra"]) == named[1:] and written["extra"][named[1]]["n"] == 3
     assert "2 latents of 16x16 in an index of 12 images" in written["about"]

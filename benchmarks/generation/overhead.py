@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from math import comb
 from typing import Any
@@ -40,39 +40,52 @@ def overhead(
     def plain(number: int) -> None:
         draw(number)
 
-    def filtered(number: int) -> None:
+    def filtered(number: int) -> float:
         pipe.with_memorization_filter(index, on_memorized="flag")
-        start = clock()
+        attached = clock()  # which is done once a job
         try:
             draw(number)
         finally:
-            attached[0] = start  # attaching is done once a job
             pipe.without_memorization_filter()
+        return attached
 
     def image_space(number: int) -> None:
         pixels = torch.stack([to_pixels(image, index.resolution) for image in draw(number)])
         judge.judge(encoder.encode(pixels.to(index.head.device)))
 
-    attached = [0.0]
-    ways: dict[str, Callable[[int], None]] = {
-        "plain": plain,
-        "filter": filtered,
-        "image_space_check": image_space,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(-1, repeats):  # the first round warms up
-        for name in sorted(ways, key=lambda name: (number + list(ways).index(name)) % len(ways)):
-            attached[0] = clock()
-            ways[name](number + 1)
-            if number >= 0:
-                seconds[name].append(clock() - attached[0])
-    base = seconds["plain"]
+    seconds = in_turns({"plain": plain, "filter": filtered, "image_space_check": image_space}, repeats, clock)
     return {
         "batch_size": batch,
         "repeats": repeats,
         "seconds_a_batch": {name: round(statistics.median(values), 4) for name, values in seconds.items()},
-        "share_of_generation_time": {name: share(seconds[name], base) for name in ways if name != "plain"},
+        "share_of_generation_time": shares(seconds),
     }
+
+
+def in_turns(
+    ways: Mapping[str, Callable[[int], float | None]], repeats: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds by ``clock`` that each way takes in each of ``repeats`` rounds, which begin with another each time, after
+    one to warm up.
+
+    Args:
+        ways: Called with the number of the round; what one returns is when its time began, ``None`` for when it was
+            called.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(-1, repeats):
+        for name in sorted(ways, key=lambda name: (number + list(ways).index(name)) % len(ways)):
+            called = clock()
+            began = ways[name](number + 1)
+            if number >= 0:
+                seconds[name].append(clock() - (called if began is None else began))
+    return seconds
+
+
+def shares(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """``share`` of every way but the first, over the first."""
+    (_, base), *others = seconds.items()
+    return {name: share(values, base) for name, values in others}
 
 
 def share(values: list[float], base: list[float]) -> dict[str, Any]:

@@ -70,8 +70,13 @@ def main() -> None:
             searching(rows, index.head.config.embedding_dim, arguments, clock) for rows in arguments.rows
         ],
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    write(arguments.output, results)
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Put results into a file, and on stdout."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 
 
@@ -106,10 +111,15 @@ def judging(
 ) -> dict[str, Any]:
     """Seconds that the filter takes for a batch of latents of the pipeline's size, ``side`` cells a side."""
     judge = MemorizationFilter(index)
-    draw = torch.Generator().manual_seed(SEED)
-    shape = (arguments.batch, index.head.config.spaces[index.space], side, side)
-    latents = torch.randn(shape, generator=draw).to(index.head.device)
+    latents = drawn_latents(index, arguments.batch, side)
     return {"batch_size": arguments.batch, **_timed(lambda: judge.judge(latents), arguments.repeats, clock)}
+
+
+def drawn_latents(index: MemorizationIndex, batch: int, side: int) -> torch.Tensor:
+    """Noise (batch, C, side, side) of the index's space, on its device."""
+    draw = torch.Generator().manual_seed(SEED)
+    shape = (batch, index.head.config.spaces[index.space], side, side)
+    return torch.randn(shape, generator=draw).to(index.head.device)
 
 
 def searching(
@@ -177,9 +187,10 @@ def index_of(arguments: argparse.Namespace, device: torch.device) -> Memorizatio
     return index
 
 
-def _parse() -> argparse.Namespace:
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """What every script here is told: whose images are indexed, how, and where it runs."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--vae", type=Path, help="autoencoder of Stable Diffusion's space; default LCMEM_VAE")
     parser.add_argument(
@@ -188,12 +199,17 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--cache", type=Path, required=True, help="folder of the index, outside the repository"
     )
-    parser.add_argument("--head", default="lcmem-small", help="name or folder (default: lcmem-small)")
     parser.add_argument(
         "--resolution", type=int, default=128, help="that images are indexed at (default: 128)"
     )
-    parser.add_argument("--unet", choices=list(SIZES), default="sd1", help="denoiser (default: sd1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def _parse() -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument("--head", default="lcmem-small", help="name or folder (default: lcmem-small)")
+    parser.add_argument("--unet", choices=list(SIZES), default="sd1", help="denoiser (default: sd1)")
     parser.add_argument("--dtype", default="float16", help="of the pipeline (default: float16)")
     parser.add_argument("--side", type=int, default=512, help="of the images, in pixels (default: 512)")
     parser.add_argument("--steps", type=int, default=50, help="of denoising (default: 50)")

@@ -108,18 +108,15 @@ class DeviceViews:
     """
 
     def __init__(self, fresh: FreshViews, draw: np.random.Generator, *, progress: bool = False) -> None:
-        data, device = fresh.data, fresh.pixels.device
-        every = np.arange(len(data))
+        data, every = fresh.data, np.arange(len(fresh.data))
         self.kept = {}
         bar = tqdm(
             total=len(data.spaces) * (len(data.views) - 1), desc="encoding", unit="view", disable=not progress
         )
         for space, clean in data.latents.items():
-            of_space = clean[:, :1].half().to(device).repeat(1, len(data.views), 1, 1, 1)
+            of_space = clean.to(fresh.pixels.device).repeat(1, len(data.views), 1, 1, 1)
             for view in range(1, len(data.views)):
-                for rows in np.array_split(every, -(-len(every) // fresh.at_once)):
-                    made = fresh.latents(space, rows, np.full(len(rows), view), draw)
-                    of_space[torch.from_numpy(rows).to(device), view] = made.half()
+                of_space[:, view] = fresh.latents(space, every, np.full(len(every), view), draw)
                 bar.update()
             self.kept[space] = of_space
         bar.close()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .views import blurred, displacements
+from .views import blurred, displacements, noise_on_device
 
 FROM_RGB = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 """To luminance and two colour differences (JFIF; ITU-T T.871, clause 7)."""
@@ -133,8 +133,7 @@ def change(pixels: torch.Tensor, kind: str, draw: np.random.Generator) -> torch.
         widths = drawn(*how.blur, how.soft, 0.01).flatten() * side / 128
         pixels = blurred(pixels, widths, math.ceil(BLUR_REACH * side / 128))
     if how.noise:
-        noise = torch.Generator(pixels.device).manual_seed(int(draw.integers(2**62)))
-        spread = torch.randn(pixels.shape, generator=noise, device=pixels.device, dtype=pixels.dtype)
+        spread = noise_on_device(tuple(pixels.shape), pixels, draw)
         pixels = (pixels + spread * drawn(0, how.noise)).clamp(0, 1)
     if how.compressed:
         chosen = torch.from_numpy(draw.random(b) < how.compressed).to(pixels.device)[:, None, None, None]

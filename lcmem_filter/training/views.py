@@ -250,8 +250,7 @@ def half_formed(latents: torch.Tensor, draw: np.random.Generator, *, share: floa
         shape = (*latents.shape[:2], side, side)
         if latents.device.type == "cpu":
             return torch.from_numpy(draw.standard_normal(shape, dtype=np.float32)).to(latents)
-        there = torch.Generator(latents.device).manual_seed(int(draw.integers(2**62)))
-        return torch.randn(shape, generator=there, device=latents.device, dtype=latents.dtype)
+        return noise_on_device(shape, latents, draw)
 
     widths = torch.from_numpy(draw.uniform(0.4, MOST_SOFTNESS, b)).to(latents)
     soft = blurred(latents, widths, math.ceil(2 * MOST_SOFTNESS))
@@ -262,6 +261,12 @@ def half_formed(latents: torch.Tensor, draw: np.random.Generator, *, share: floa
     formed = formed + noise(side) * level(0.2) + coarse * level(0.35)
     changed = torch.from_numpy(draw.random(b) < share).to(latents.device)[:, None, None, None]
     return torch.where(changed, formed, latents)
+
+
+def noise_on_device(shape: tuple[int, ...], like: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """Standard normal numbers of ``shape``, drawn on the device of ``like`` and of its type, seeded by ``draw``."""
+    there = torch.Generator(like.device).manual_seed(int(draw.integers(2**62)))
+    return torch.randn(shape, generator=there, device=like.device, dtype=like.dtype)
 
 
 def blurred(latents: torch.Tensor, deviations: torch.Tensor, radius: int) -> torch.Tensor:

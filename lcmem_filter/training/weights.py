@@ -66,7 +66,7 @@ def _lost_descriptors(initial: LCMemHead, head: LCMemHead) -> list[str]:
     if initial.dense is None:
         return []
     told = []
-    if _dense_weights(initial, head) is None:
+    if head.dense is None or not _times_as_wide(head.dense, initial.dense):
         told.append(
             "descriptors are drawn anew: those of the head to go on from are of another length or width"
         )
@@ -79,17 +79,11 @@ def _lost_descriptors(initial: LCMemHead, head: LCMemHead) -> list[str]:
     return told
 
 
-def _dense_weights(initial: LCMemHead, head: LCMemHead) -> dict[str, torch.Tensor] | None:
-    """Of the dense branch of ``initial`` in the shape of that of ``head``, widened where that is several times as wide;
-    ``None`` where it cannot have it."""
-    if initial.dense is None or head.dense is None:
-        return None
-    if _shapes(initial.dense) == _shapes(head.dense):
-        return cast(dict[str, torch.Tensor], initial.dense.state_dict())
-    theirs, ours = (one.dense.lateral.out_channels for one in (initial, head) if one.dense is not None)
-    if initial.config.match_dim != head.config.match_dim or ours % theirs:
-        return None
-    return widened(initial.dense, ours // theirs)
+def _times_as_wide(branch: DenseBranch, than: DenseBranch) -> int:
+    """1 for the same width; 0 where ``branch`` cannot be made of ``than``: its width is no multiple, or its descriptors
+    are of another length."""
+    times, rest = divmod(branch.lateral.out_channels, than.lateral.out_channels)
+    return 0 if rest or branch.descriptors.out_channels != than.descriptors.out_channels else times
 
 
 @torch.no_grad()
@@ -110,10 +104,6 @@ def widened(branch: DenseBranch, times: int) -> dict[str, torch.Tensor]:
         else:
             wide[name] = divided(value) if last else torch.cat([divided(value) for _ in range(times)])
     return wide
-
-
-def _shapes(branch: Any) -> dict[str, Any]:
-    return {name: value.shape for name, value in branch.state_dict().items()}
 
 
 def drawn_head(config: TrainingConfig, channels: Mapping[str, int], halved: Collection[str]) -> LCMemHead:
@@ -223,8 +213,11 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
     """
     state = initial.state_dict()
     if head.dense is not None and initial.dense is not None:
-        state = {name: value for name, value in state.items() if not name.startswith("dense.")}
-        state |= {f"dense.{name}": value for name, value in (_dense_weights(initial, head) or {}).items()}
+        times = _times_as_wide(head.dense, initial.dense)
+        if times != 1:
+            state = {name: value for name, value in state.items() if not name.startswith("dense.")}
+        if times > 1:
+            state |= {f"dense.{name}": value for name, value in widened(initial.dense, times).items()}
     try:
         lacking, foreign = head.load_state_dict(state, strict=False)
     except RuntimeError as error:
