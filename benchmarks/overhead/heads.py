@@ -52,7 +52,10 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument(
-        "--heads", nargs="+", default=["lcmem-small", "lcmem-reid"], help="names or folders, the first is 1"
+        "--heads",
+        nargs="+",
+        default=["lcmem-small", "lcmem-reid", "lcmem-xray"],
+        help="names or folders; the others are compared with the first",
     )
     parser.add_argument("--batch", type=int, default=4, help="latents at once (default: 4)")
     parser.add_argument("--repeats", type=int, default=40, help="rounds (default: 40)")
