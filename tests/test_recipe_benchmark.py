@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lcmem_filter.head import LCMemHead
+
 from tests.index.material import head, saved_encoder
 from tests.test_detection_benchmark import on_ones_own_table
+from tests.tiny import tiny_vae
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "recipe" / "run.py"
 
@@ -61,3 +64,48 @@ def test_variants_are_trained_and_compared_with_the_recipe(tmp_path):
     assert "then 2 steps of stage 3" in results["about"]
     for name, row in results["variants"].items():
         assert [step for step, _ in row["loss"]["0"]] == [2], name
+
+
+def test_a_stem_of_the_shared_head_is_compared_with_a_head_of_the_space(tmp_path):
+    pytest.importorskip("sklearn")
+    saved_encoder(tmp_path)
+    head().save_pretrained(tmp_path / "head")
+    tiny_vae(seed=1, latent_channels=6).save_pretrained(tmp_path / "other")
+    output = tmp_path / "out" / "recipe-spaces.json"
+    steps = {"steps": 4, "descriptors": 2, "stem_steps": 3}
+    command = on_ones_own_table(
+        SCRIPT.with_name("spaces.py"),
+        tmp_path,
+        *("--further", f"other={tmp_path / 'other'}"),
+        identities=60,
+        rate=0.2,
+        draws=40,
+        pairs=8,
+        seeds=1,
+        output=output,
+        **steps,
+    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first = output.read_text()
+    spaces = json.loads(first)["spaces"]
+    assert {name: list(heads) for name, heads in spaces.items()} == {
+        "sd": ["own"],
+        "other": ["own", "shared"],
+    }
+    own, shared = spaces["other"]["own"], spaces["other"]["shared"]
+    assert own["embedding"] != shared["embedding"]
+    for score in ("filter", "embedding"):
+        for task, cell in shared[score].items():
+            usual = own[score][task]
+            assert usual["gained"] == 0 and usual["gained_interval"] == [0, 0]
+            assert cell["gained"] == pytest.approx(cell["of_seeds"][0] - usual["of_seeds"][0], abs=1e-9)
+    taught = LCMemHead.from_pretrained(tmp_path / "cache" / "recipe-spaces" / "other-added-0")
+    trunk = LCMemHead.from_pretrained(tmp_path / "cache" / "recipe-spaces" / "sd-0-descriptors")
+    assert set(taught.spaces) == {"sd", "other"} and taught.has_descriptors("other")
+    assert taught.fingerprint_of("sd") == trunk.fingerprint_of("sd")
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr.count("is finished already") == 4 and "stem of other" not in done.stderr
+    assert output.read_text() == first

@@ -366,6 +366,13 @@ def _across(name: str, what: str) -> str:
     return "\n".join([header, "| --- " * (len(stored) + 1) + "|", *rows]) + "\n" + note
 
 
+TASKS = {
+    "mild_copies": "mild copies",
+    "heavy_copies": "heavily transformed copies",
+    "same_identity": "other image of the identity",
+}
+
+
 def recipe() -> str:
     """What parts of the training recipe gain or lose, from the results file of ``benchmarks/recipe``."""
     return _changes(RESULTS / "recipe.json")
@@ -380,18 +387,32 @@ def _changes(path: Path) -> str:
     if not path.exists():
         return "Parts of the training recipe have not been measured yet.\n"
     results = json.loads(path.read_text())
-    tasks = {
-        "mild_copies": "mild copies",
-        "heavy_copies": "heavily transformed copies",
-        "same_identity": "other image of the identity",
-    }
-
     rows = []
     for name, row in results["variants"].items():
-        cells = [_gained(row["filter"][task], whole=name == "the recipe") for task in tasks]
+        cells = [_gained(row["filter"][task], whole=name == "the recipe") for task in TASKS]
         rows.append(f"| {name} | {len(row['seeds'])} | {' | '.join(cells)} |")
     note = f"\nFrom [{path.name}](benchmarks/results/{path.name}): {results['about']}\n"
-    return _table(["changed", "heads", *tasks.values()], rows) + note
+    return _table(["changed", "heads", *TASKS.values()], rows) + note
+
+
+def recipe_spaces() -> str:
+    """A head of each space beside the shared one within it, from a results file of ``benchmarks/recipe``."""
+    path = RESULTS / "recipe-spaces.json"
+    if not path.exists():
+        return "Heads of one space each have not been measured yet.\n"
+    results = json.loads(path.read_text())
+    named = {"own": "trained in it alone", "shared": "a stem of the shared head"}
+    scores = {"filter": "filter", "embedding": "embedding alone"}
+    rows = [
+        f"| {space} | {named[name]} | {scores[score]} | "
+        + " | ".join(_gained(heads[name][score][task], whole=name == "own") for task in TASKS)
+        + " |"
+        for space, heads in results["spaces"].items()
+        for score in scores
+        for name in heads
+    ]
+    note = f"\nFrom [{path.name}](benchmarks/results/{path.name}): {results['about']}\n"
+    return _table(["within", "head", "score", *TASKS.values()], rows) + note
 
 
 ABLATED = {"lcmem-small": "ablations.json", "lcmem-reid": "ablations-reid.json"}
@@ -625,6 +646,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "pipelines": pipelines,
     "recipe": recipe,
     "recipe_latents": recipe_latents,
+    "recipe_spaces": recipe_spaces,
     "resolutions": resolutions,
     "robustness": robustness,
     "spaces": spaces,

@@ -69,31 +69,26 @@ SCORES: dict[str, Callable[..., Baseline]] = {"filter": LCMem, "embedding": LCMe
 
 def main() -> None:
     arguments = _parse()
-    splits, keeper = open_data(arguments)
-    design = Design(Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies)
-    unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
-    judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
+    splits, keeper, design, judge = opened(arguments)
     measured: dict[str, dict[int, dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
         for name in arguments.variants:
             output = arguments.cache / "recipe" / f"{name.replace(' ', '-')}-{seed}"
             own = _keeper_for(VARIANTS[name], keeper)
-            head = _trained(output, VARIANTS[name], splits, own, seed, arguments)
+            head = trained(output, VARIANTS[name], splits, own, seed, arguments)
             if arguments.descriptors:
                 output = output.with_name(f"{output.name}-descriptors")
-                head = _trained(output, VARIANTS[name], splits, own, seed, arguments, head)
+                head = trained(output, VARIANTS[name], splits, own, seed, arguments, head)
             tasks = main_tasks(design, own)
             found = {
-                score: _measured(make(head, arguments.space), own, design, tasks)
+                score: measured_by(make(head, arguments.space), own, design, tasks)
                 for score, make in SCORES.items()
             }
             measured.setdefault(name, {})[seed] = {"found": found, "record": training_record(output)}
             print(f"{name}, seed {seed}", flush=True)
             results = {
-                "about": f"recall at {arguments.rate:.0%} false rejection of {int(unseen.sum()):,} unseen validation "
-                f"images, mean of domains, at most {arguments.copies} copies of each, in two indexes of about "
-                f"{len(design.index_rows(0)):,} images; "
-                f"{arguments.steps:,} steps of {arguments.pairs} pairs{_then(arguments)}; strongly changed views of "
+                "about": f"{figure(arguments, judge)}; "
+                f"{arguments.steps:,} steps of {arguments.pairs} pairs{then(arguments)}; strongly changed views of "
                 f"each image: {arguments.strong_views}; the mean of the seeds, and what is gained over the recipe of "
                 "the same seeds with 95 % intervals by identity, seeds not drawn again.",
                 "variants": evaluated(judge, measured, tasks),
@@ -103,13 +98,30 @@ def main() -> None:
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def opened(arguments: argparse.Namespace) -> tuple[dict[str, Images], Keeper, Design, Judge]:
+    """Images of each split, what reads their latents, what is asked of validation images, and by which figure."""
+    splits, keeper = open_data(arguments)
+    design = Design(Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies)
+    unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
+    return splits, keeper, design, Judge(design, unseen, arguments.rate, arguments.draws, SEED)
+
+
+def figure(arguments: argparse.Namespace, judge: Judge) -> str:
+    """What is measured, in words."""
+    return (
+        f"recall at {arguments.rate:.0%} false rejection of {int(judge.kept.sum()):,} unseen validation images, mean "
+        f"of domains, at most {arguments.copies} copies of each, in two indexes of about "
+        f"{len(judge.design.index_rows(0)):,} images"
+    )
+
+
 def _keeper_for(changes: dict[str, Any], usual: Keeper) -> Keeper:
     """Latents as a variant sees them."""
     grid = SIZES[changes["size"]]["grid"] if "size" in changes else usual.grid
     return replace(usual, resolution=changes.get("resolution", usual.resolution), grid=grid)
 
 
-def _trained(
+def trained(
     output: Path,
     changes: dict[str, Any],
     splits: dict[str, Images],
@@ -144,13 +156,13 @@ def _trained(
     )
 
 
-def _then(arguments: argparse.Namespace) -> str:
+def then(arguments: argparse.Namespace) -> str:
     """What follows stage 2."""
     steps = arguments.descriptors
     return f", then {steps:,} steps of stage 3 without upside-down views" if steps else ""
 
 
-def _measured(baseline: Baseline, keeper: Keeper, design: Design, tasks: list[Task]) -> Measured:
+def measured_by(baseline: Baseline, keeper: Keeper, design: Design, tasks: list[Task]) -> Measured:
     def kept(images: Images) -> torch.Tensor:
         return torch.cat([baseline.embed(some.float()) for some in keeper.latents(images).split(256)])
 
@@ -189,7 +201,7 @@ def evaluated(
             },
             **{
                 score: {
-                    task.name: _cell(
+                    task.name: cell(
                         [(of[name, s, score, task.name], of[RECIPE, s, score, task.name]) for s in seeds]
                     )
                     for task in tasks
@@ -200,7 +212,7 @@ def evaluated(
     return table
 
 
-def _cell(runs: list[tuple[Recalls, Recalls]]) -> dict[str, Any]:
+def cell(runs: list[tuple[Recalls, Recalls]]) -> dict[str, Any]:
     """Of one variant's runs, each beside the recipe's of the same seed."""
     domains = list(runs[0][0].share)
     overall = OVERALL if OVERALL in domains else domains[0]
@@ -213,15 +225,8 @@ def _cell(runs: list[tuple[Recalls, Recalls]]) -> dict[str, Any]:
     }
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_data_arguments(parser)
-    add_rate_argument(parser)
-    parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="with the recipe itself first"
-    )
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """How heads are trained, and on how much they are measured."""
     parser.add_argument("--steps", type=int, default=2000, help="optimiser steps of each head")
     parser.add_argument("--pairs", type=int, default=64, help="pairs of a step")
     parser.add_argument(
@@ -234,9 +239,21 @@ def _parse() -> argparse.Namespace:
         metavar="STEPS",
         help="train descriptors too, by so many steps of stage 3",
     )
-    parser.add_argument("--seeds", type=int, default=2, help="heads of each variant, by seeds 0, 1, ...")
+    parser.add_argument("--seeds", type=int, default=2, help="heads of each kind, by seeds 0, 1, ...")
     parser.add_argument("--copies", type=int, default=150, help="images of a domain that are copied, at most")
     parser.add_argument("--draws", type=int, default=500, help="draws of identities for the intervals")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_data_arguments(parser)
+    add_rate_argument(parser)
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="with the recipe itself first"
+    )
+    add_recipe_arguments(parser)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     if not arguments.output:
