@@ -48,4 +48,5 @@ def _grids(side: int) -> torch.Tensor:
     for flip, zoom, turn, x, y in itertools.product((1.0, -1.0), ZOOMS, TURNS, SHIFTS, SHIFTS):
         cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         theta.append([[cos * zoom * flip, -sin * zoom, x], [sin * zoom * flip, cos * zoom, y]])
-    return F.affine_grid(torch.tensor(theta), [len(theta), 1, side, side], align_corners=False)
+    moves = torch.tensor(theta, dtype=torch.float32, device="cpu")
+    return F.affine_grid(moves, [len(theta), 1, side, side], align_corners=False)

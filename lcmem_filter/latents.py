@@ -289,7 +289,7 @@ def probe_images(resolution: int = PROBE_RESOLUTION) -> torch.Tensor:
     draw = np.random.Generator(np.random.PCG64(20_512))
     pictures = []
     for i in range(12):
-        total = torch.zeros(1, 3, resolution, resolution)
+        total = torch.zeros(1, 3, resolution, resolution, dtype=torch.float32, device="cpu")
         for octave in range(2, 8):
             size = min(2**octave, resolution)
             noise = torch.from_numpy(draw.standard_normal((1, 3, size, size))).float()
@@ -306,7 +306,8 @@ def probe_images(resolution: int = PROBE_RESOLUTION) -> torch.Tensor:
 def _with_shape(picture: torch.Tensor, i: int, draw: np.random.Generator) -> torch.Tensor:
     """Add a hard-edged disc, box or bar: encoders treat edges and textures differently."""
     size = picture.shape[-1]
-    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+    place = torch.linspace(-1, 1, size, dtype=picture.dtype, device=picture.device)
+    y, x = torch.meshgrid(place, place, indexing="ij")
     cx, cy, radius = (float(v) for v in draw.uniform((-0.5, -0.5, 0.2), (0.5, 0.5, 0.6)))
     inside = [
         (x - cx) ** 2 + (y - cy) ** 2 < radius**2,

@@ -115,8 +115,8 @@ def alike_deformed(sample: torch.Tensor, candidate: torch.Tensor, warps: torch.T
     ours, our_weights = _unit(sample)
     margin = REACH // 2
     # in half cells, from the middle of the first
-    step = torch.arange(2 * side + REACH - 2, device=sample.device) - margin
-    place = (step + 1.0) / side - 1
+    step = torch.arange(2 * side + REACH - 2, dtype=torch.float32, device=sample.device) - margin
+    place = (step + 1) / side - 1
     y, x = torch.meshgrid(place, place, indexing="ij")
     where = torch.stack([x, y, torch.ones_like(x)], -1) @ warps.transpose(1, 2)[:, None]
     given = torch.cat([candidate, candidate.norm(dim=1, keepdim=True)], 1)
@@ -148,7 +148,7 @@ def all_warps(device: torch.device) -> torch.Tensor:
     for (width, x), (height, y), turn, mirror in itertools.product(spans, spans, TURNS, (1.0, -1.0)):
         cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         warps.append([[cos * width * mirror, -sin * height, x], [sin * width * mirror, cos * height, y]])
-    return torch.tensor(warps, device=device)
+    return torch.tensor(warps, dtype=torch.float32, device=device)
 
 
 def _unit(descriptors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,7 +165,7 @@ def _coarse(descriptors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _moved(warps: torch.Tensor) -> torch.Tensor:
     """Each of (N, 2, 3) shifted a little every way: (N, 9, 2, 3)."""
-    shifts = torch.tensor(list(itertools.product(SHIFTS, SHIFTS)), device=warps.device)
+    shifts = torch.tensor(list(itertools.product(SHIFTS, SHIFTS)), dtype=torch.float32, device=warps.device)
     moved = warps[:, None].repeat(1, len(shifts), 1, 1)
     moved[..., 2] += shifts
     return moved
@@ -178,7 +178,8 @@ def _votes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     candidate (cells, W): bilinear weights, 0 outside."""
     warps, cells = all_warps(device), COARSE * COARSE
     where = F.affine_grid(warps, [len(warps), 1, COARSE, COARSE], align_corners=False)
-    each = torch.eye(cells, device=device).view(1, cells, COARSE, COARSE).expand(len(warps), -1, -1, -1)
+    each = torch.eye(cells, dtype=torch.float32, device=device).view(1, cells, COARSE, COARSE)
+    each = each.expand(len(warps), -1, -1, -1)
     weights = F.grid_sample(each, where, mode="bilinear", align_corners=False)  # (W, theirs, ours)
     weights = weights.flatten(2).permute(2, 1, 0)
     return weights.flatten(0, 1).contiguous(), weights.sum(1)

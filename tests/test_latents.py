@@ -125,6 +125,17 @@ def test_probe_images_are_the_same_everywhere() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_probe_images_do_not_depend_on_torchs_defaults() -> None:
+    expected = probe_images(32)
+    with torch.device("meta"):
+        assert torch.equal(probe_images(32), expected)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(probe_images(32), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_agreement() -> None:
     a = torch.randn(5, 4, 8, 8)
     assert channel_agreement(a, a * 3 + 1) == pytest.approx(1)

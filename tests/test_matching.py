@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lcmem_filter import matching
+from lcmem_filter import alignment, matching
+from lcmem_filter.alignment import aligned_similarity
 from lcmem_filter.matching import (
     COARSE,
     LEAST_INSIDE,
@@ -239,3 +241,47 @@ def test_groups_at_once_cost_what_they_cost_one_by_one(deformed: bool) -> None:
     torch.testing.assert_close(at_once, one_by_one)
     gradients = [torch.autograd.grad(loss.sum(), stored)[0] for loss in (at_once, one_by_one)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float64], ids=str)
+def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """One to set in the test, which begins and leaves with nothing kept."""
+    before = torch.get_default_dtype()
+    forget()
+    try:
+        yield request.param
+    finally:
+        torch.set_default_dtype(before)
+        forget()
+
+
+def forget() -> None:
+    """What is made once and kept for the life of the process."""
+    for kept in (matching.all_warps, matching._votes, alignment._grids):
+        kept.cache_clear()
+
+
+def likenesses(stored: torch.Tensor) -> list[torch.Tensor]:
+    everyone = stored[None].expand(len(stored), *stored.shape)
+    under_warps = [alike_under_warps(stored, everyone, deformed) for deformed in (False, True)]
+    return [*under_warps, aligned_similarity(stored[0], stored)]
+
+
+def test_likeness_does_not_depend_on_torchs_default_dtype(default_dtype: torch.dtype) -> None:
+    stored = maps(3)
+    torch.set_default_dtype(default_dtype)
+    found = likenesses(stored)
+    torch.set_default_dtype(torch.float32)
+    later = likenesses(stored)  # by what was kept
+    forget()
+    for one, kept, expected in zip(found, later, likenesses(stored), strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, expected) and torch.equal(kept, expected)
+
+
+def test_likeness_does_not_depend_on_torchs_default_device() -> None:
+    stored = maps(3)
+    forget()
+    with torch.device("meta"):
+        found = likenesses(stored)
+    for one, expected in zip(found, likenesses(stored), strict=True):
+        assert torch.equal(one, expected)

@@ -133,6 +133,7 @@ class BoundCall:
         return (
             not self.positional
             and prompts * images == total
+            and self._batch_size_counts_rows(total)
             and all(
                 name in ("generator", "latents")
                 or not isinstance(value, _MANY)
@@ -154,7 +155,17 @@ class BoundCall:
                 changed[name] = _take(value, [row // images for row in rows], repeat=name in TEXTS)
             elif role == "cycled":
                 changed[name] = _take(value, rows)
+        if self.arguments.get("batch_size") is not None:
+            changed["batch_size"] = len(rows)
         return BoundCall(_redrawn(changed, generators, images=1), self.roles)
+
+    def _batch_size_counts_rows(self, total: int) -> bool:
+        """Whether ``batch_size``, where it is given, is how many rows are drawn: beside prompts, it may be for each."""
+        size = self.arguments.get("batch_size")
+        prompted = any(
+            value is not None and self.roles.get(name) == "prompt" for name, value in self.arguments.items()
+        )
+        return size is None or (size == total and not prompted)
 
     def for_all_rows(self, generators: list[torch.Generator]) -> BoundCall:
         """The same call from other generators, one a row; for arguments that cannot be taken apart."""

@@ -98,3 +98,23 @@ def test_one_picture_or_text_serves_every_row() -> None:
     after = taken(single, 1, 3)
     assert after["image"] == ["only", "only"] and after["negative_prompt"] == ["bad", "bad"]
     assert after["strength"] == 0.5 and after["num_images_per_prompt"] == 1
+
+
+def test_the_batch_size_becomes_the_number_of_rows() -> None:
+    unprompted = {"prompt": None, "num_images_per_prompt": 1}
+    assert taken(bound(**unprompted, batch_size=TOTAL), 1, 3)["batch_size"] == 2
+    assert taken(bound(batch_size=None), 1, 3)["batch_size"] is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"batch_size": 2, "prompt": None, "num_images_per_prompt": 1},
+        {"batch_size": TOTAL, "prompt": "a", "num_images_per_prompt": 1},  # may be as many for each prompt
+    ],
+    ids=str,
+)
+def test_a_batch_size_that_may_count_something_else_is_not_taken_apart(given: dict[str, Any]) -> None:
+    call = bound(**given)
+    assert not call.can_slice(TOTAL)
+    assert call.for_all_rows([torch.Generator()] * TOTAL).arguments["batch_size"] == given["batch_size"]

@@ -14,7 +14,7 @@ from diffusers import TCDScheduler
 from lcmem_filter.pipeline import MemorizationWarning, detach
 from lcmem_filter.pipeline.rungs import RUNGS, make_rungs
 from lcmem_filter.pipeline.rungs.prompt_embedding import PromptEmbedding
-from lcmem_filter.pipeline.rungs.prompt_perturbation import PromptPerturbation
+from lcmem_filter.pipeline.rungs.prompt_perturbation import PromptPerturbation, noised
 from lcmem_filter.pipeline.rungs.repulsion import Repulsion
 from lcmem_filter.pipeline.taps import tapped_outputs, tapped_step
 
@@ -264,6 +264,18 @@ def test_embeddings_given_as_prompts_are_perturbed_with_noise(index: Any) -> Non
     plain = drawn_by("new_seed", index, **given).images
     np.testing.assert_allclose(small, plain, atol=1e-3)
     assert not np.allclose(large[[1, 2]], plain[[1, 2]], atol=1e-3)
+
+
+def test_noise_does_not_depend_on_torchs_defaults() -> None:
+    given = (torch.ones(2, 3, 4).cumsum(1), [5, 6], 0.3)
+    expected = noised(*given)
+    with torch.device("meta"):
+        assert torch.equal(noised(*given), expected)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(noised(*given), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_an_optimised_embedding_lowers_the_texts_pull(index: Any) -> None:

@@ -61,11 +61,9 @@ def with_words(text: str, count: int, word: Callable[[random.Random], str], draw
 
 def noised(embeds: torch.Tensor, seeds: Sequence[int], scale: float) -> torch.Tensor:
     """Embeddings (P, T, D) with noise of ``scale`` times their own standard deviation, each prompt's from its seed."""
+    draws = [torch.Generator("cpu").manual_seed(seeds[i % len(seeds)]) for i in range(len(embeds))]
     noise = torch.stack(
-        [
-            torch.randn(one.shape, generator=torch.Generator().manual_seed(seeds[i % len(seeds)]))
-            for i, one in enumerate(embeds)
-        ]
+        [torch.randn(embeds.shape[1:], generator=draw, dtype=torch.float32, device="cpu") for draw in draws]
     )
     return embeds + noise.to(embeds) * embeds.float().std().to(embeds.dtype) * scale
 
