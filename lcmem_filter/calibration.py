@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .errors import CalibrationError, EmptyDataError, FilterFailedError
 from .images import ImageSource
 from .index import MemorizationIndex
+from .index.identities import classes_among
 from .latents import Encoder, encode_images
 from .types import Calibration, rejectable
 from .verification import STATISTIC, Scored, score_latents
@@ -182,29 +183,32 @@ def _unjudgeable(source: ImageSource, row: int, error: FilterFailedError) -> str
 def _usable_rows(
     index: MemorizationIndex, held_out: ImageSource, leave_out: Collection[str]
 ) -> tuple[list[int], Counter[str]]:
-    """One image an identity, of identities that are not in the index, without those of ``leave_out``."""
+    """One image an identity, of identities that are not in the index, without those of ``leave_out``; every image where
+    all that is named is a class of images, here or there (``classes_among``)."""
     if unknown := set(leave_out) - {record.id for record in held_out.records}:
         raise CalibrationError(
             f"no held-out image {min(unknown)!r} to leave out ({len(unknown)} such); give ids as printed"
         )
     indexed = {record.identity for record in index.records if record.identity != record.id}
-    seen: set[str] = set()
+    named = [record.identity if record.identity != record.id else None for record in held_out.records]
+    if set(named) <= {None, *index.classes, *classes_among(named)}:
+        named = [None] * len(named)
+    seen: set[str | None] = set()
     rows, dropped = [], Counter[str]()
-    for row, record in enumerate(held_out.records):
-        known = record.identity != record.id
+    for row, (record, identity) in enumerate(zip(held_out.records, named, strict=True)):
         if record.id in leave_out:
             dropped["left out by name"] += 1
-        elif known and record.identity in indexed:
+        elif identity in indexed:
             dropped["identity is in the index"] += 1
-        elif known and record.identity in seen:
+        elif identity is not None and identity in seen:
             dropped["further image of an identity"] += 1
         else:
             rows.append(row)
-            seen.add(record.identity)
+            seen.add(identity)
     if not rows:
         raise EmptyDataError(
             f"none of the {len(held_out)} held-out images can be used ({_listed(dropped)}); "
-            "give images of identities that the index does not hold"
+            "give images of identities that the index does not hold, in one folder if its subfolders are classes"
         )
     return rows, dropped
 

@@ -73,7 +73,7 @@ def background_of(
         identities: (B, K) integers, as of ``stand_out``: of each identity the most alike counts alone.
 
     Returns:
-        (B, 1); 0 where nothing is left for a background, in an index of a few images.
+        (B, 1); 0 where nothing is left for a background, in an index of a few pictures.
     """
     different = _one_of_each(alike, repeated, identities)
     ordered = different.sort(dim=1, descending=True)[0][:, ranks]

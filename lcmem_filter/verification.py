@@ -16,6 +16,7 @@ from .matching import alike_under_warps
 from .standing import (
     BACKGROUND,
     RUNNER_UP_WEIGHT,
+    SAME_IMAGE,
     background_of,
     likeness,
     local_similarity,
@@ -27,6 +28,12 @@ from .types import Neighbour
 
 SHORTLIST = 25
 """Candidates that the head proposes, for a sample as it is and again for it upside down."""
+
+DISTINCT = 20
+"""Different pictures among them, at least: where repetitions of a few take up nearly all places, the search goes on."""
+
+DEEPEST = 1024
+"""Neighbours that it then looks at, at most; FAISS finds 2,048 on a GPU."""
 
 BACKGROUND_UNDER_WARPS = slice(2, 6)
 """Ranks whose mean likeness is a sample's background where candidates are laid over it: the best warp makes strangers
@@ -40,7 +47,10 @@ AT_ONCE = {"cpu": 1}
 
 AT_ONCE_ELSEWHERE = 32
 
-STATISTIC = "likeness under the best warp, beyond background and runner-up of other identities in equal parts"
+STATISTIC = (
+    "likeness under the best warp, beyond background and runner-up of other identities in equal parts, "
+    "of twenty different pictures and more"
+)
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
 
 Parts: TypeAlias = Literal["descriptors", "deformed descriptors", "tokens", "latents"]
@@ -156,8 +166,8 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
         kind = compared_by(index, space)
         query = Query.of(index.head, index.head.canonical(latents, space), space, kind)
         # both poses in one pass over the index
-        found = index.search(query.embedding.flatten(0, 1), SHORTLIST)
-        rows = torch.cat(list(found.rows.unflatten(0, query.embedding.shape[:2])), 1)
+        found = _shortlisted(index, query.embedding.flatten(0, 1))
+        rows = torch.cat(list(found.unflatten(0, query.embedding.shape[:2])), 1)
         compared = compare(query, _stored(index, rows, kind))
     if not torch.isfinite(compared.score).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")
@@ -220,6 +230,37 @@ def describe_parts(head: LCMemHead, canonical: torch.Tensor, space: str, kind: P
 def compared_by(index: MemorizationIndex, space: str) -> Parts | None:
     """``parts_between`` for samples of ``space`` and an index; ``None`` too where it keeps no latents."""
     return parts_between(index.head, space, index.space) if index.has_latents else None
+
+
+def _shortlisted(index: MemorizationIndex, embeddings: torch.Tensor) -> torch.Tensor:
+    """Rows (B, k) of the index that embeddings (B, D) are compared with: the nearest, or, where repetitions of a few
+    pictures crowd the others out, the nearest of each of so many pictures.
+
+    What a training set holds many times over is what models memorise. Without other pictures beside it nothing would be
+    known of what a stranger's score is there, and the threshold would rise for all.
+    """
+    rows = index.search(embeddings, SHORTLIST).rows
+    if rows.shape[1] < SHORTLIST:
+        return rows
+    crowded = (~repeats(index.embeddings(rows))).sum(1) < DISTINCT
+    if crowded.any():
+        rows[crowded] = _one_of_each_picture(index, embeddings[crowded.to(embeddings.device)])
+    return rows
+
+
+def _one_of_each_picture(index: MemorizationIndex, embeddings: torch.Tensor) -> torch.Tensor:
+    """The nearest row of each of the ``SHORTLIST`` nearest pictures, (B, SHORTLIST); where the ``DEEPEST`` nearest rows
+    show fewer, further ones of those."""
+    rows = index.search(embeddings, min(DEEPEST, len(index))).rows
+    stored, each = index.embeddings(rows), torch.arange(len(rows))
+    left = torch.ones(rows.shape, dtype=torch.bool)
+    chosen = torch.zeros_like(left)
+    for _ in range(SHORTLIST):
+        nearest = left.byte().argmax(1)  # the first again where none is left
+        chosen[each, nearest] = True
+        left &= torch.einsum("bkd,bd->bk", stored, stored[each, nearest]) < SAME_IMAGE
+    first = (~chosen).byte().argsort(dim=1, stable=True)[:, :SHORTLIST]
+    return rows.gather(1, first.to(rows.device))
 
 
 def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) -> Candidates:

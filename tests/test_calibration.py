@@ -16,7 +16,7 @@ from lcmem_filter.images import open_images
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import Encoder
 
-from tests.index.material import build, pictures
+from tests.index.material import build, head, pictures, saved_encoder
 from tests.tiny import fussy_encode, picture, tiny_vae, write_unjudgeable
 
 SCORES = st.lists(st.integers(0, 40).map(lambda v: v / 40), min_size=20, max_size=80)
@@ -130,8 +130,6 @@ def test_images_that_cannot_be_judged_are_left_out_and_stop_nothing(tmp_path, mo
 
 def test_identities_count_once_and_must_be_unseen(tmp_path):
     source = pictures(tmp_path / "people", range(30), identities=1)
-    from tests.index.material import head, saved_encoder
-
     index = MemorizationIndex.build(
         source, saved_encoder(tmp_path), head(), tmp_path / "index", resolution=32, progress=False
     )
@@ -144,6 +142,26 @@ def test_identities_count_once_and_must_be_unseen(tmp_path):
     )
     with pytest.raises(EmptyDataError, match="2 left out: identity is in the index"):
         calibrate(index, pictures(tmp_path / "known", range(2), identities=1), progress=False)
+
+
+def test_subfolders_that_are_classes_hold_nothing_out(tmp_path):
+    for name, seeds in (("normal", range(25)), ("ill", range(100, 125))):
+        pictures(tmp_path / "train" / name, seeds)
+    source = open_images(tmp_path / "train")
+    index = MemorizationIndex.build(
+        source, saved_encoder(tmp_path), head(), tmp_path / "index", resolution=32, progress=False
+    )
+    held = tmp_path / "held"
+    pictures(held / "normal", range(200, 215))
+    pictures(held / "other", range(300, 325))
+    found = calibrate(index, open_images(held), false_rejection_rate=0.1, progress=False)
+    assert found.n == 40 and not found.dropped
+
+    pictures(held / "somebody", range(400, 402))  # whoever names a person names persons
+    with pytest.raises(
+        CalibrationError, match=r"15 left out: identity is in the index, 25 left out: further image"
+    ):
+        calibrate(index, open_images(held), false_rejection_rate=0.1, progress=False)
 
 
 def test_flat_folders_share_file_names_but_not_identities(tmp_path):

@@ -12,10 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lcmem_filter import verification
 from lcmem_filter.alignment import aligned_similarity, alignments
 from lcmem_filter.errors import FilterFailedError, LatentSpaceError
 from lcmem_filter.head import LCMemHead
-from lcmem_filter.latents import normalise
+from lcmem_filter.images import open_images
+from lcmem_filter.index import MemorizationIndex
+from lcmem_filter.latents import encode_images, normalise
 from lcmem_filter.matching import alike_under_warps, all_warps
 from lcmem_filter.standing import (
     BACKGROUND,
@@ -50,7 +53,7 @@ from lcmem_filter.verification import (
 )
 
 from tests.index.material import build, head, pictures, saved_encoder
-from tests.tiny import tiny_vae
+from tests.tiny import RESOLUTION, picture, tiny_vae
 
 
 def smooth(rows: int, seed: int = 0, channels: int = 4, side: int = 16) -> torch.Tensor:
@@ -395,3 +398,40 @@ def test_parts_without_weight_do_not_count():
     whole = local_similarity(query, stored[None])
     weight = torch.cat([torch.ones(5), torch.full((4,), 1e-4)])[:, None]
     assert local_similarity(query * weight, (stored * weight)[None]) > 0.999 > whole
+
+
+def test_pictures_that_stand_in_an_index_many_times_change_no_strangers_score(tmp_path):
+    knowing = LCMemHead.from_pretrained("lcmem-small")
+    knowing.add_probes("sd", tiny_vae())
+    encoder, found = saved_encoder(tmp_path), []
+    unseen = pictures(tmp_path / "unseen", range(500, 504))
+    latents = encode_images(unseen, range(4), encoder, RESOLUTION).latents
+    for times in (1, 40):
+        folder = tmp_path / f"train{times}"
+        folder.mkdir()
+        for seed in range(40):
+            for copy in range(times if seed < 3 else 1):
+                picture(seed).save(folder / f"{seed:03d}-{copy}.png")
+        index = MemorizationIndex.build(
+            open_images(folder),
+            encoder,
+            knowing,
+            tmp_path / f"{times}",
+            resolution=RESOLUTION,
+            progress=False,
+        )
+        found.append([scored.score for scored in score_latents(index, latents, "sd")])
+        copies = score_latents(index, index.latents(torch.arange(3)), "sd")
+        assert [scored.score for scored in copies] == pytest.approx([1, 1, 1], abs=1e-3)
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
+def test_a_head_to_which_all_is_one_picture_is_shown_the_nearest(tmp_path, monkeypatch):
+    index = build(tmp_path, images=60)
+    query = index.embeddings(torch.arange(3))
+    usual = verification._shortlisted(index, query)
+    monkeypatch.setattr(verification, "SAME_IMAGE", -1.0)
+    monkeypatch.setattr(
+        verification, "repeats", lambda stored: torch.arange(stored.shape[1]).expand(len(stored), -1) > 0
+    )
+    assert (verification._shortlisted(index, query) == usual).all()

@@ -33,7 +33,7 @@ from tasks import SEED, main_tasks
 
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.index.backends import make_backend
-from lcmem_filter.index.core import numbered
+from lcmem_filter.index.identities import numbered
 from lcmem_filter.matching import alike_under_warps
 from lcmem_filter.standing import (
     BACKGROUND,

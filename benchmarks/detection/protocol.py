@@ -20,7 +20,7 @@ from lcmem_filter.baselines import Searcher
 from lcmem_filter.baselines.aligned_latents import AlignedLatents, aligned
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.calibration import NEAR_DUPLICATE
-from lcmem_filter.index.core import numbered
+from lcmem_filter.index.identities import numbered
 
 LISTED = Path(__file__).parent / "near_duplicates.csv"
 """Unseen images whose picture, or person, stands in the index under another name, as somebody saw."""

@@ -75,10 +75,11 @@ def default_resolution(encoder: Encoder) -> int:
 def build_index(build: Build, *, progress: bool = True) -> None:
     """Build what is not there yet, every process its share of the shards, and commit the index.
 
-    Shards with images that could not be read are built again once one of these can be.
+    Shards with images that could not be read are built again once one of these can be, as is what was damaged since.
 
     Raises:
         ArtifactError: ``output`` holds something else than this build.
+        CorruptArtifactError: a finished index of another version of this package.
         EmptyDataError: no image could be read.
     """
     from accelerate import PartialState
@@ -86,19 +87,19 @@ def build_index(build: Build, *, progress: bool = True) -> None:
 
     state = PartialState()
     _check_plan(build)
-    newest = [_newest(build.output, number, check=False) for number in range(len(build.shards))]
-    finished = files.is_index(build.output) and _is_committed(build, newest)
     state.wait_for_everyone()  # nobody begins before all have looked
-    shared = [_mended(build, newest) if state.is_main_process else []]
-    broadcast_object_list(shared)
-    mended = shared[0]
-    if finished and not mended:
-        return
     again = files.is_index(build.output)
+    shared = [_look(build) if state.is_main_process else (False, False, [0])]
+    broadcast_object_list(shared)
+    whole, committed, mended = shared[0]
+    if committed and not mended:
+        return
     if state.is_main_process and not again:
         if progress:
             _tell_averaging(build)
         _start(build)
+    if state.is_main_process and again and not whole:
+        _mend_head(build)
     state.wait_for_everyone()
     own = list(enumerate(build.shards))[state.process_index :: state.num_processes]
     todo = [
@@ -111,12 +112,13 @@ def build_index(build: Build, *, progress: bool = True) -> None:
             _write_shard(build, _free_folder(build.output, number), first, bar)
     state.wait_for_everyone()
     if state.is_main_process:
-        _commit(build)
+        calibrated = _commit(build)
         if again:
-            tqdm.write(
-                f"{build.output}: images that could not be read before are indexed now; calibrate it again",
-                file=sys.stderr,
+            what = (
+                "images that could not be read before are indexed" if whole else "what was damaged is whole"
             )
+            then = "" if calibrated else "; calibrate it again"
+            tqdm.write(f"{build.output}: {what} now{then}", file=sys.stderr)
     state.wait_for_everyone()
 
 
@@ -136,6 +138,18 @@ def _check_plan(build: Build) -> None:
         raise ArtifactError(
             f"{build.output} holds an index with other {', '.join(changed)}; give another --output, or remove it"
         )
+
+
+def _look(build: Build) -> tuple[bool, bool, list[int]]:
+    """What there is: whether a finished index is whole, whether it has every shard as it was built last, and which of
+    these have to be mended."""
+    newest = _all_newest(build, check=False)
+    whole = files.is_index(build.output) and files.is_whole(build.output) and None not in newest
+    if whole and _is_committed(build, newest):
+        return True, True, _mended(build, newest)
+    if files.is_index(build.output):
+        newest = _all_newest(build)
+    return whole, whole and _is_committed(build, newest), _mended(build, newest)
 
 
 def _is_committed(build: Build, newest: Sequence[Shard | None]) -> bool:
@@ -172,6 +186,15 @@ def _start(build: Build) -> None:
         build.output / files.PLAN, build.plan()
     )  # first: from then on the folder is known to be this build's
     build.head.save_pretrained(build.output / files.HEAD)
+
+
+def _mend_head(build: Build) -> None:
+    try:
+        checksums = files.read_manifest(build.output)["files"]
+        ours = {name: one for name, one in checksums.items() if name.startswith(f"{files.HEAD}/")}
+        files.check_files(build.output, ours)
+    except CorruptArtifactError:
+        build.head.save_pretrained(build.output / files.HEAD)
 
 
 def _write_shard(build: Build, name: str, first: int, bar: Any) -> None:
@@ -224,6 +247,10 @@ def _write_records(path: Path, records: list[tuple[Any, str]]) -> str:
     return files.write_file(path, lambda file: file.write(buffer.getvalue()))
 
 
+def _all_newest(build: Build, *, check: bool = True) -> list[Shard | None]:
+    return [_newest(build.output, number, check=check) for number in range(len(build.shards))]
+
+
 def _newest(output: Path, number: int, *, check: bool = True) -> Shard | None:
     """A shard's folder and receipt, as it was built last; ``None`` where it is missing.
 
@@ -255,7 +282,8 @@ def _read_receipt(folder: Path, *, check: bool = True) -> dict[str, Any] | None:
     return receipt
 
 
-def _commit(build: Build) -> None:
+def _commit(build: Build) -> bool:
+    """Put the index in force; returns whether the calibration of an earlier run still holds."""
     shards, size = [], None
     checksums: dict[str, str] = {}
     unreadable: dict[str, str] = {}
@@ -295,4 +323,7 @@ def _commit(build: Build) -> None:
         "files": checksums,
         "calibration": None,
     }
-    files.commit(build.output, manifest)
+    with files.locked(build.output):
+        manifest = files.with_calibration(build.output, manifest)
+        files.put_in_force(build.output, manifest)
+    return manifest["calibration"] is not None

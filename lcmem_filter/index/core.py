@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -30,11 +29,9 @@ from ..types import Calibration
 from . import folder as files
 from .backends import Backend, make_backend
 from .build import Build, build_index, default_resolution
+from .identities import classes_among, numbered
 from .reembed import reembed_index
 from .shards import Shards, records_of
-
-MOST_OF_IDENTITY = 20
-"""Images of an identity, at most: what has more is taken for a class of images, which is no identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +151,7 @@ class MemorizationIndex:
         cls, path: str | os.PathLike[str], *, allow_unindexed: bool = False, backend: str = "exact"
     ) -> MemorizationIndex:
         """As ``load``, complete or not."""
-        folder = Path(path)
+        folder = Path(path).absolute()  # latents are read later, from another working directory maybe
         manifest = files.read_manifest(folder)
         files.check_files(folder, manifest["files"])
         try:
@@ -213,8 +210,16 @@ class MemorizationIndex:
     @functools.cached_property
     def identities(self) -> torch.Tensor:
         """``numbered`` identities of the rows."""
-        known = [record.identity if record.identity != record.id else None for record in self.records]
-        return torch.from_numpy(numbered(known))
+        return torch.from_numpy(numbered(self._known_identities, self._records.sha256))
+
+    @functools.cached_property
+    def classes(self) -> frozenset[Hashable]:
+        """What the training images name as an identity and what is none (``classes_among``)."""
+        return frozenset(classes_among(self._known_identities, self._records.sha256))
+
+    @property
+    def _known_identities(self) -> list[str | None]:
+        return [record.identity if record.identity != record.id else None for record in self.records]
 
     @functools.cached_property
     def sha256_set(self) -> frozenset[str]:
@@ -255,19 +260,22 @@ class MemorizationIndex:
         Raises:
             ArtifactError: the folder holds another index by now.
         """
-        current = files.read_manifest(self.path)
-        if _built(current) != _built(self._manifest):
-            raise ArtifactError(
-                f"index {self.path} was built again since it was loaded; load it and calibrate it again"
+        with files.locked(self.path):
+            current = files.read_manifest(self.path)
+            if files.built(current) != files.built(self._manifest):
+                raise ArtifactError(
+                    f"index {self.path} was built again since it was loaded; load it and calibrate it again"
+                )
+            # what others set since this was loaded is kept
+            calibrations = {**_calibrations_of(self.path, current), calibration.query_space: calibration}
+            name = files.next_calibration(self.path)
+            digest = files.write_json(
+                self.path / name, {key: one.to_dict() for key, one in calibrations.items()}
             )
-        # what others set since this was loaded is kept
-        calibrations = {**_calibrations_of(self.path, current), calibration.query_space: calibration}
-        name = files.next_calibration(self.path)
-        digest = files.write_json(self.path / name, {key: one.to_dict() for key, one in calibrations.items()})
-        old = current["calibration"]
-        checksums = {key: value for key, value in current["files"].items() if key != old}
-        manifest = {**current, "calibration": name, "files": {**checksums, name: digest}}
-        files.commit(self.path, manifest)
+            old = current["calibration"]
+            checksums = {key: value for key, value in current["files"].items() if key != old}
+            manifest = {**current, "calibration": name, "files": {**checksums, name: digest}}
+            files.put_in_force(self.path, manifest)
         self._manifest, self._calibrations = manifest, calibrations
 
     def load_encoder(self, *, trust_remote_code: bool = False) -> Encoder:
@@ -362,25 +370,6 @@ class MemorizationIndex:
             raise LcmemFilterError(f"index {self.path} keeps no latents; build it without --no-latents")
         flat = rows.reshape(-1).cpu().numpy()
         return torch.from_numpy(self._latents.take(flat)).reshape(*rows.shape, *self._latents.shape).float()
-
-
-def _built(manifest: dict[str, Any]) -> dict[str, str]:
-    """Checksums of what was built: all but the calibration."""
-    return {name: digest for name, digest in manifest["files"].items() if name != manifest["calibration"]}
-
-
-def numbered(identities: Sequence[Hashable]) -> np.ndarray:
-    """A number, at least 0, for the identity of each image, (N,) int64.
-
-    An image whose identity is not known (``None``) has a number of its own. So have images of what has more than
-    ``MOST_OF_IDENTITY``, as the classes of a folder with one subfolder for each: that is no identity.
-    """
-    seen: dict[Hashable, int] = {}
-    numbers = np.array([seen.setdefault(one, len(seen)) for one in identities], dtype=np.int64)
-    no_identity = np.bincount(numbers)[numbers] > MOST_OF_IDENTITY
-    if None in seen:
-        no_identity |= numbers == seen[None]
-    return np.where(no_identity, len(seen) + np.arange(len(numbers)), numbers)
 
 
 def _head_of(path: Path, manifest: dict[str, Any]) -> LCMemHead:

@@ -10,25 +10,32 @@
     shards/00000.1/               the same built again, once more of its images could be read
     calibration-000001.json       scores of held-out images, for each query space
     plan.json                     what is being built, so that an interrupted build goes on only as it began
+    lock                          there only while a manifest is being put in force
 
 Nothing in it is pickled. The manifest and what it names never change once written; a new state is a new manifest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from ..errors import ArtifactNotFoundError, CorruptArtifactError
+from ..errors import ArtifactError, ArtifactNotFoundError, CorruptArtifactError
+
+if sys.platform != "win32":
+    import fcntl
 
 FORMAT = 2
 CURRENT = "CURRENT"
+LOCK = "lock"
 PLAN = "plan.json"
 HEAD = "head"
 EMBEDDINGS, LATENTS, RECORDS, RECEIPT = "embeddings.npy", "latents.npy", "records.parquet", "receipt.json"
@@ -75,15 +82,48 @@ def write_array(path: Path, array: np.ndarray) -> str:
     return write_file(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Whoever else would put a manifest in force waits; not on Windows, nor where the file system locks nothing."""
+    if sys.platform == "win32" or not folder.is_dir():
+        yield
+        return
+    path = folder / LOCK
+    while True:
+        with path.open("a") as file:
+            with contextlib.suppress(OSError):  # a file system that locks nothing
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _lies_at(path, file):  # whoever held it took it away
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lies_at(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 def commit(folder: Path, manifest: dict[str, Any]) -> None:
     """Put a new manifest in force."""
+    with locked(folder):
+        put_in_force(folder, manifest)
+
+
+def put_in_force(folder: Path, manifest: dict[str, Any]) -> None:
+    """As ``commit``, for who has ``locked`` the folder since it read what the manifest is made from."""
     name = f"manifest-{_newest(folder, 'manifest') + 1:06d}.json"
     digest = write_json(folder / name, manifest)
     write_file(folder / CURRENT, lambda file: file.write(f"{name} {digest}\n".encode()))
 
 
 def next_calibration(folder: Path) -> str:
-    """Name of the next calibration file."""
+    """Name of the next calibration file, for who has ``locked`` the folder."""
     return f"calibration-{_newest(folder, 'calibration') + 1:06d}.json"
 
 
@@ -109,11 +149,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"no index at {folder}: {state}; build one with: lcmem-filter index build"
         )
     try:
-        name, digest = (folder / CURRENT).read_text().split()
-        content = (folder / name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError(f"the checksum of {name} is wrong")
-        manifest: dict[str, Any] = json.loads(content)
+        manifest: dict[str, Any] = json.loads(_written_manifest(folder))
         if manifest.get("format") != FORMAT:
             raise ValueError(f"its format is {manifest.get('format')!r}, this version reads {FORMAT}")
         if missing := REQUIRED - manifest.keys():
@@ -123,6 +159,51 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"index {folder} cannot be used: {error}; restore it or build it again"
         ) from error
     return manifest
+
+
+def _written_manifest(folder: Path) -> bytes:
+    name, digest = (folder / CURRENT).read_text().split()
+    content = (folder / name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"the checksum of {name} is wrong")
+    return content
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a finished index still has every file as it was written.
+
+    Raises:
+        CorruptArtifactError: it has, but another version of this package wrote it.
+    """
+    try:
+        _written_manifest(folder)
+    except (OSError, ValueError):
+        return False
+    manifest = read_manifest(folder)
+    try:
+        check_files(folder, manifest["files"])
+    except CorruptArtifactError:
+        return False
+    return True
+
+
+def built(manifest: dict[str, Any]) -> dict[str, str]:
+    """Checksums of what was built: all but the calibration."""
+    return {name: digest for name, digest in manifest["files"].items() if name != manifest["calibration"]}
+
+
+def with_calibration(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest without calibration, with the one in force if that is of the same files and still whole."""
+    try:
+        current = read_manifest(folder)
+        name = current["calibration"]
+        if name is None or built(current) != manifest["files"]:
+            return manifest
+        kept = {name: current["files"][name]}
+        check_files(folder, kept)
+    except ArtifactError:  # none was built before, or it is damaged
+        return manifest
+    return {**manifest, "calibration": name, "files": {**manifest["files"], **kept}}
 
 
 def head_checksums(folder: Path) -> dict[str, str]:

@@ -60,7 +60,10 @@ class Shards:
 
     def _read(self, shard: int) -> np.ndarray:
         file = self._files[shard]
-        if _state(file) != self._loaded[shard]:
+        state = _state(file)
+        if state is None:
+            raise CorruptArtifactError(f"{file} is missing; restore it or build the index again")
+        if state != self._loaded[shard]:
             raise CorruptArtifactError(f"{file} has changed since the index was loaded; load it again")
         return files.read_array(file)
 

@@ -31,16 +31,16 @@ from lcmem_filter.errors import (
     MissingExtraError,
 )
 from lcmem_filter.head import LCMemHead
-from lcmem_filter.images import to_pixels
+from lcmem_filter.images import open_images, to_pixels
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.index import build as building
 from lcmem_filter.index import folder as files
-from lcmem_filter.index.core import MOST_OF_IDENTITY
+from lcmem_filter.index.identities import MOST_OF_IDENTITY
 from lcmem_filter.types import Calibration
 from lcmem_filter.verification import score_latents
 
 from .material import build, head, pictures, saved_encoder
-from tests.tiny import RESOLUTION, tiny_pipeline, tiny_vae
+from tests.tiny import RESOLUTION, picture, tiny_pipeline, tiny_vae
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +112,24 @@ def test_identities_are_numbers_and_classes_are_none(tmp_path):
         "class": counts["class"],
     }
     assert len(set(numbers)) == 2 + counts["class"] + 3 and numbers.min() >= 0
+
+
+def test_files_that_stand_there_several_times_make_no_class(tmp_path):
+    for seed in range(3):
+        for copy in range(MOST_OF_IDENTITY):
+            person = tmp_path / "train" / "person"
+            person.mkdir(parents=True, exist_ok=True)
+            picture(seed).save(person / f"{seed}-{copy}.png")
+    pictures(tmp_path / "train" / "class", range(100, 101 + MOST_OF_IDENTITY))
+    index = MemorizationIndex.build(
+        open_images(tmp_path / "train"),
+        saved_encoder(tmp_path),
+        head(),
+        tmp_path / "index",
+        resolution=RESOLUTION,
+        progress=False,
+    )
+    assert index.classes == {"class"} and len(set(index.identities.tolist())) == 1 + 1 + MOST_OF_IDENTITY
 
 
 def test_without_latents_there_are_none(tmp_path):

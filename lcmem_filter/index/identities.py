@@ -1,0 +1,39 @@
+"""Which images of an index show one identity, and what is no identity but a class of images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+
+MOST_OF_IDENTITY = 20
+"""Pictures of an identity, at most: what has more is taken for a class of images, which is no identity."""
+
+
+def classes_among(
+    identities: Iterable[Hashable], pictures: Iterable[Hashable] | None = None
+) -> set[Hashable]:
+    """Those that have more than ``MOST_OF_IDENTITY`` pictures, as the classes of a folder with one subfolder for each.
+
+    Args:
+        identities: Of each image; ``None`` where it is not known.
+        pictures: What tells pictures apart, where an image may stand there several times; else each is another.
+    """
+    if pictures is not None:
+        identities = [identity for identity, _ in set(zip(identities, pictures, strict=True))]
+    counts = Counter(identities)
+    return {one for one, count in counts.items() if one is not None and count > MOST_OF_IDENTITY}
+
+
+def numbered(identities: Sequence[Hashable], pictures: Sequence[Hashable] | None = None) -> np.ndarray:
+    """A number, at least 0, for the identity of each image, (N,) int64.
+
+    An image whose identity is not known (``None``) has a number of its own. So have images of a class
+    (``classes_among``, which says what the arguments are).
+    """
+    unknown = {None, *classes_among(identities, pictures)}
+    seen: dict[Hashable, int] = {}
+    numbers = np.array([seen.setdefault(one, len(seen)) for one in identities], dtype=np.int64)
+    alone = np.array([one in unknown for one in identities], dtype=bool)
+    return np.where(alone, len(seen) + np.arange(len(numbers)), numbers)
