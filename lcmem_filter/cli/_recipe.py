@@ -113,8 +113,8 @@ RECIPE: dict[str, dict[str, Any]] = {
     "match_dim": {"type": int, "help": "length of the descriptors that stage 3 trains (default: 32)"},
     "match_width": {
         "type": int,
-        "help": "width of the branch that makes them: a multiple of that of --initial widens it; 0 for its width, or "
-        "that of the trunk's first stage (default: 0)",
+        "help": "width of the branch that makes them: a multiple of that of --initial widens it, any other "
+        "draws descriptors anew; 0 for its width, or that of the trunk's first stage (default: 0)",
     },
     "deformed": {
         "action": "store_true",

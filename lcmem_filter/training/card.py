@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ encodes a fixed set of probe images; how much it costs was not measured here.
 
 {data}
 
-{terms}
+{terms}{earlier}
 
 ## Recipe
 
@@ -52,8 +52,7 @@ Share of queries found at {rate:.0%} false rejection of unseen identities, by th
 (`verification.compare`). {compared}
 
 No identity here was trained on. {strangers} of them set the threshold, in two halves that take turns; the index holds
-{index_rows:,} training images and the other half. They also chose the checkpoint (step {step} of {steps}), so the
-figures are slightly optimistic.
+{index_rows:,} training images and the other half.{chosen}
 
 {metrics}
 
@@ -99,14 +98,17 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         terms=f"Terms: {record['terms']}"
         if record["terms"]
         else "Terms of the data: not stated by who trained it.",
+        earlier=_earlier(record.get("earlier_data", ())),
         recipe=_table(("setting", "value"), [*config.items(), ("seconds", round(record["seconds"]))])
         + (f"\n\nWent on from: {record['went_on_from']}" if record.get("went_on_from") else ""),
         compared=_compared(head),
         strangers=best["strangers"],
         index_rows=best["index_rows"],
         rate=best["false_rejection_rate"],
-        step=record["best_step"],
-        steps=record["step"],
+        chosen=f" They also chose the checkpoint (step {record['best_step']} of {record['step']}), so the\n"
+        "figures are slightly optimistic."
+        if len(record["history"]) > 1
+        else "",
         metrics=_metrics(best),
         threshold=best["threshold"],
         median=best["stranger_median"],
@@ -117,14 +119,30 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
     (folder / "README.md").write_text(text)
 
 
-def went_on_from(before: Mapping[str, Any], recipe: TrainingConfig, head: LCMemHead) -> dict[str, Any]:
-    """What a run's record keeps of the one before, ``{}`` if there was none: how that was trained, the spaces that are
-    left as they were, and the networks that ``head`` has of it."""
+def went_on_from(
+    before: Mapping[str, Any],
+    recipe: TrainingConfig,
+    head: LCMemHead,
+    data: Mapping[str, Sequence[int]],
+    terms: str,
+) -> dict[str, Any]:
+    """What a run's record keeps of the one before, ``{}`` if there was none: how that was trained, on what and on which
+    terms, the spaces that are left as they were, and the networks that ``head`` has of it.
+
+    Args:
+        data: Of each set that the run itself trained on, its images and identities.
+        terms: Of these.
+    """
     if not before:
         return {}
     config, earlier = before["plan"]["config"], before.get("went_on_from")
     told = f"stage {config['stage']} for {before['step']:,} steps of {config['batch_pairs']} pairs"
     kept: dict[str, Any] = {"went_on_from": f"{told}; before that: {earlier}" if earlier else told}
+    used = [(before["data"]["train"], before["terms"])] if "data" in before else []
+    used += [(one["data"], one["terms"]) for one in before.get("earlier_data", ())]
+    others = [(sets, its) for sets, its in used if (_plain(sets), its) != (_plain(data), terms)]
+    if others:
+        kept["earlier_data"] = [{"data": sets, "terms": its} for sets, its in others]
     if recipe.stage == 3 and "added_spaces" in before:
         kept["added_spaces"] = before["added_spaces"]
     elif recipe.keep_spaces:  # of another trunk, what was found says nothing
@@ -133,6 +151,11 @@ def went_on_from(before: Mapping[str, Any], recipe: TrainingConfig, head: LCMemH
         }
     halvings = {space: one for space, one in before.get("halvings", {}).items() if space in head.halvings}
     return {**kept, "halvings": halvings} if halvings else kept
+
+
+def _plain(counts: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Counts of sets as a record has them."""
+    return {name: list(of) for name, of in counts.items()}
 
 
 def _compared(head: LCMemHead) -> str:
@@ -235,6 +258,16 @@ def _data(data: Mapping[str, Any]) -> str:
             f" {left_out} validation images whose picture or person stands in the training set were left out."
         )
     return f"{_table(header, rows)}\n\n{told}"
+
+
+def _earlier(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What the head was trained on before this run, whose terms are this head's too."""
+    told = ""
+    for run in runs:
+        sets = ", ".join(f"{name} ({images} images)" for name, (images, _) in run["data"].items())
+        terms = run["terms"] or "not stated by who trained it."
+        told += f"\n\nThe head that it went on from was trained on {sets}. Terms of these: {terms}"
+    return told
 
 
 def _metrics(best: Mapping[str, Any]) -> str:

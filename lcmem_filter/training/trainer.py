@@ -375,7 +375,7 @@ class _Run:
                     name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate")
                 },
                 "terms": self.terms,
-                **went_on_from(self.before, self.config, head),
+                **went_on_from(self.before, self.config, head, train.counts(), self.terms),
             }
             write_card(output, head, record)
             write_json(output / RESULT, record)
