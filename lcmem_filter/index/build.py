@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -17,13 +18,13 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError
+from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError, UnreadableImageError
 from ..head import LCMemHead
 from ..images import CANNOT_BE_READ, ImageSource, can_be_read
 from ..latents import Encoder, encode_images
 from . import folder as files
 
-SHARD_ROWS = 1024
+SHARD_ROWS = 256
 ENCODE_BATCH = 8
 DEFAULT_RESOLUTION = 512
 """Side in pixels where the encoder's configuration names none."""
@@ -92,6 +93,8 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     shared = [_look(build) if state.is_main_process else (False, False, [0])]
     broadcast_object_list(shared)
     whole, committed, mended = shared[0]
+    if state.is_main_process and again and not _is_planned(build):
+        files.write_json(build.output / files.PLAN, build.plan())
     if committed and not mended:
         return
     if state.is_main_process and not again:
@@ -134,10 +137,54 @@ def _check_plan(build: Build) -> None:
     except ValueError as error:
         raise CorruptArtifactError(f"{plan_file} cannot be read: {error}; remove {build.output}") from error
     wanted = build.plan()
-    if changed := [key for key in wanted if found.get(key) != wanted[key]]:
+    changed = [key for key in wanted if found.get(key) != wanted[key]]
+    if changed and not (changed == ["source"] and _shows_the_same(build)):
         raise ArtifactError(
             f"{build.output} holds an index with other {', '.join(changed)}; give another --output, or remove it"
         )
+
+
+def _is_planned(build: Build) -> bool:
+    return bool(json.loads((build.output / files.PLAN).read_text()) == build.plan())
+
+
+def _shows_the_same(build: Build) -> bool:
+    """Whether all that an earlier run could read is in ``build.source`` as it was, to the byte: what it could not read
+    may have been mended since, and files may be newer."""
+    for first, shard in zip(build.shards, _all_newest(build, check=False), strict=True):
+        if shard is None:
+            continue
+        name, receipt = shard
+        rows = range(first, min(first + SHARD_ROWS, len(build.source)))
+        known = _known(build.output / name) if receipt["rows"] else {}
+        for row in rows:
+            id_ = build.source.records[row].id
+            if id_ not in receipt["unreadable"] and known.get(id_) != _described(build.source, row):
+                return False
+    return True
+
+
+def _known(folder: Path) -> dict[str, tuple[str, str, str]]:
+    """Of each id in a finished shard, what ``_described`` gave."""
+    try:
+        table = pq.read_table(folder / files.RECORDS).to_pydict()
+    except (OSError, pa.ArrowException):
+        return {}
+    return {
+        id_: (identity or id_, labels, digest)
+        for id_, identity, labels, digest in zip(
+            table["id"], table["identity"], table["labels"], table["sha256"], strict=True
+        )
+    }
+
+
+def _described(source: ImageSource, row: int) -> tuple[str, str, str] | None:
+    """Identity, labels, and SHA-256 of the stored bytes; ``None`` where these cannot be read."""
+    try:
+        digest = hashlib.sha256(source.encoded(row)).hexdigest()
+    except UnreadableImageError:
+        return None
+    return source.records[row].identity, source.records[row].labels, digest
 
 
 def _look(build: Build) -> tuple[bool, bool, list[int]]:

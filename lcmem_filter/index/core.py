@@ -171,7 +171,7 @@ class MemorizationIndex:
         if self.unreadable and not (allow_unindexed or self.allow_unindexed):
             raise IncompleteIndexError(
                 f"index {self.path} lacks {len(self.unreadable)} training images that could not be read (the first: "
-                f"{next(iter(self.unreadable))}); mend or remove them and build it again, or accept that copies of "
+                f"{next(iter(self.unreadable))}); mend them and run the same build again, or accept that copies of "
                 "them pass: load it with allow_unindexed=True (--allow-unindexed)"
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -292,6 +293,36 @@ def test_an_index_in_memory_that_lacks_images_has_to_be_accepted_as_its_folder_h
     shutil.copytree(tmp_path / "index", tmp_path / "complete" / "index")
     with pytest.raises(IncompleteIndexError):
         pickle.loads(kept)
+
+
+def test_the_same_build_takes_in_what_was_mended_and_nothing_else_that_changed(tmp_path, capsys):
+    train = tmp_path / "train"
+    pictures(train, range(20))
+    (train / "012.png").write_bytes((train / "012.png").read_bytes()[:40])
+
+    def built() -> MemorizationIndex:
+        given = (open_images(train), saved_encoder(tmp_path), head(), tmp_path / "index")
+        return MemorizationIndex.build(*given, resolution=RESOLUTION, progress=False)
+
+    lacking = built()
+    assert list(lacking.unreadable) == ["012.png"] and building.SHARD_ROWS == 8
+    for file in train.iterdir():
+        os.utime(file, (1, 1))  # as copied from elsewhere
+    before = digests(tmp_path / "index")
+    assert built().unreadable and {**digests(tmp_path / "index"), "plan.json": ""} == {
+        **before,
+        "plan.json": "",
+    }
+    picture(12).save(train / "012.png")
+    mended = built()
+    assert len(mended) == 20 and not mended.unreadable
+    assert "images that could not be read before are indexed now" in capsys.readouterr().err
+    names = [shard["folder"] for shard in mended._manifest["shards"]]
+    assert names == ["shards/00000", "shards/00001.1", "shards/00002"]
+    assert torch.equal(mended._embeddings, build(tmp_path / "whole")._embeddings)
+    picture(99).save(train / "003.png")
+    with pytest.raises(ArtifactError, match="an index with other source"):
+        built()
 
 
 def test_images_that_can_be_read_by_now_are_indexed_when_the_build_is_run_again(
