@@ -151,9 +151,9 @@ class MemorizationIndex:
         cls, path: str | os.PathLike[str], *, allow_unindexed: bool = False, backend: str = "exact"
     ) -> MemorizationIndex:
         """As ``load``, complete or not."""
+        manifest = files.read_manifest(Path(path))
+        files.check_files(Path(path), manifest["files"])
         folder = Path(path).absolute()  # latents are read later, from another working directory maybe
-        manifest = files.read_manifest(folder)
-        files.check_files(folder, manifest["files"])
         try:
             return cls(folder, manifest, backend, allow_unindexed)
         except LcmemFilterError:
