@@ -75,15 +75,9 @@ def main() -> None:
         for name in arguments.variants:
             output = arguments.cache / "recipe" / f"{name.replace(' ', '-')}-{seed}"
             own = _keeper_for(VARIANTS[name], keeper)
-            head = trained(output, VARIANTS[name], splits, own, seed, arguments)
-            if arguments.descriptors:
-                output = output.with_name(f"{output.name}-descriptors")
-                head = trained(output, VARIANTS[name], splits, own, seed, arguments, head)
+            head, output = trained(output, VARIANTS[name], splits, own, seed, arguments)
             tasks = main_tasks(design, own)
-            found = {
-                score: measured_by(make(head, arguments.space), own, design, tasks)
-                for score, make in SCORES.items()
-            }
+            found = measured_by(head, arguments.space, own, design, tasks)
             measured.setdefault(name, {})[seed] = {"found": found, "record": training_record(output)}
             print(f"{name}, seed {seed}", flush=True)
             results = {
@@ -128,6 +122,22 @@ def trained(
     keeper: Keeper,
     seed: int,
     arguments: argparse.Namespace,
+) -> tuple[LCMemHead, Path]:
+    """The head that a variant ends with, with descriptors where they are asked for, and its folder."""
+    head = _trained(output, changes, splits, keeper, seed, arguments)
+    if arguments.descriptors:
+        output = output.with_name(f"{output.name}-descriptors")
+        head = _trained(output, changes, splits, keeper, seed, arguments, head)
+    return head, output
+
+
+def _trained(
+    output: Path,
+    changes: dict[str, Any],
+    splits: dict[str, Images],
+    keeper: Keeper,
+    seed: int,
+    arguments: argparse.Namespace,
     initial: LCMemHead | None = None,
 ) -> LCMemHead:
     """The head that a run ends with; one that goes on from ``initial`` trains descriptors."""
@@ -162,7 +172,14 @@ def then(arguments: argparse.Namespace) -> str:
     return f", then {steps:,} steps of stage 3 without upside-down views" if steps else ""
 
 
-def measured_by(baseline: Baseline, keeper: Keeper, design: Design, tasks: list[Task]) -> Measured:
+def measured_by(
+    head: LCMemHead, space: str, keeper: Keeper, design: Design, tasks: list[Task]
+) -> dict[str, Measured]:
+    """What ``head`` finds within ``space``, by each score."""
+    return {score: _measured(make(head, space), keeper, design, tasks) for score, make in SCORES.items()}
+
+
+def _measured(baseline: Baseline, keeper: Keeper, design: Design, tasks: list[Task]) -> Measured:
     def kept(images: Images) -> torch.Tensor:
         return torch.cat([baseline.embed(some.float()) for some in keeper.latents(images).split(256)])
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from run import RESULTS, SCORES, add_recipe_arguments, cell, figure, measured_by, opened, then, trained
+from run import RESULTS, add_recipe_arguments, cell, figure, measured_by, opened, then, trained
 
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import load_encoder
@@ -49,13 +49,7 @@ def main() -> None:
             if space != arguments.space:
                 of_space = {"own": heads.own(space, seed), "shared": heads.taught(shared, space, seed)}
             runs[space].append(
-                {
-                    name: {
-                        score: measured_by(make(head, space), keeper, design, tasks)
-                        for score, make in SCORES.items()
-                    }
-                    for name, head in of_space.items()
-                }
+                {name: measured_by(head, space, keeper, design, tasks) for name, head in of_space.items()}
             )
             print(f"{space}, seed {seed}", flush=True)
             results = {
@@ -89,11 +83,7 @@ class _Heads:
         """A head of one space."""
         asked = argparse.Namespace(**{**vars(self.arguments), "space": space})
         output = self.arguments.cache / "recipe-spaces" / f"{space}-{seed}"
-        head = trained(output, {}, self.splits, self.keepers[space], seed, asked)
-        if not asked.descriptors:
-            return head
-        further = output.with_name(f"{output.name}-descriptors")
-        return trained(further, {}, self.splits, self.keepers[space], seed, asked, head)
+        return trained(output, {}, self.splits, self.keepers[space], seed, asked)[0]
 
     def taught(self, shared: LCMemHead, space: str, seed: int) -> LCMemHead:
         """``shared`` with a stem for ``space``."""
