@@ -370,7 +370,4 @@ def _commit(build: Build) -> bool:
         "files": checksums,
         "calibration": None,
     }
-    with files.locked(build.output):
-        manifest = files.with_calibration(build.output, manifest)
-        files.put_in_force(build.output, manifest)
-    return manifest["calibration"] is not None
+    return files.commit(build.output, manifest)

@@ -109,14 +109,17 @@ def _lies_at(path: Path, file: TextIO) -> bool:
         return False
 
 
-def commit(folder: Path, manifest: dict[str, Any]) -> None:
-    """Put a new manifest in force."""
+def commit(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Put the manifest of what was built in force, with the calibration of the one before where that still holds;
+    returns whether there is one."""
     with locked(folder):
+        manifest = _with_calibration(folder, manifest)
         put_in_force(folder, manifest)
+    return manifest["calibration"] is not None
 
 
 def put_in_force(folder: Path, manifest: dict[str, Any]) -> None:
-    """As ``commit``, for who has ``locked`` the folder since it read what the manifest is made from."""
+    """Put a manifest in force, for who has ``locked`` the folder since it read what that is made from."""
     name = f"manifest-{_newest(folder, 'manifest') + 1:06d}.json"
     digest = write_json(folder / name, manifest)
     write_file(folder / CURRENT, lambda file: file.write(f"{name} {digest}\n".encode()))
@@ -192,7 +195,7 @@ def built(manifest: dict[str, Any]) -> dict[str, str]:
     return {name: digest for name, digest in manifest["files"].items() if name != manifest["calibration"]}
 
 
-def with_calibration(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def _with_calibration(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest without calibration, with the one in force if that is of the same files and still whole."""
     try:
         current = read_manifest(folder)

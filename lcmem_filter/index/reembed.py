@@ -73,7 +73,7 @@ def _is_done(output: Path, plan: dict[str, Any]) -> bool:
     plan_file = output / files.PLAN
     if not plan_file.exists() or json.loads(plan_file.read_text()) != plan:
         raise ArtifactError(f"{output} holds something else; give another --output, or remove it")
-    return files.is_index(output)
+    return files.is_index(output) and files.is_whole(output)
 
 
 @torch.inference_mode()

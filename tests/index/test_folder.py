@@ -16,6 +16,7 @@ import torch
 
 from lcmem_filter import images
 from lcmem_filter.errors import ArtifactNotFoundError, CorruptArtifactError, MissingExtraError
+from lcmem_filter.head import LCMemHead
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.index import build as building
 from lcmem_filter.index import folder as files
@@ -123,6 +124,19 @@ def test_the_same_build_mends_a_damaged_index(tmp_path, capsys, harm: Callable[[
         assert torch.equal(
             MemorizationIndex.load(folder).latents(torch.arange(20)), index.latents(torch.arange(20))
         )
+
+
+def test_the_same_reembedding_mends_a_damaged_index(tmp_path):
+    old, folder = build(tmp_path), tmp_path / "new"
+    torch.manual_seed(1)
+    other = LCMemHead.create("micro", {"sd": 4})
+    new = old.reembed(other, folder)
+    new.set_calibration(calibration())
+    cut(folder / files.shard_folder(1) / files.EMBEDDINGS)
+    with pytest.raises(CorruptArtifactError, match="restore it or build"):
+        MemorizationIndex.load(folder)
+    mended, rows = old.reembed(other, folder), torch.arange(20)
+    assert torch.equal(mended.embeddings(rows), new.embeddings(rows)) and mended.calibration == calibration()
 
 
 def test_a_damaged_shard_is_not_replaced_by_an_older_one_that_lacks_images(tmp_path, monkeypatch):
