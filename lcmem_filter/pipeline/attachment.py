@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, get_args
 
@@ -13,16 +13,14 @@ from ..errors import CalibrationError, FilterFailedError
 from ..filter import MemorizationFilter
 from ..index import MemorizationIndex
 from ..types import OnExhausted, OnMemorized
-from .call import Policy, decoder_of, filtered_call
+from .call import decoder_of, filtered_call
 from .early_stop import EarlyStop
+from .policy import PLAIN, POLICY, Policy, attached_policy, plain_class
 from .rungs import DEFAULT_LADDER, Rung, make_rungs
 from .spaces import identify_space
 from .watch import why_not_early
 
 Pipe = TypeVar("Pipe")
-
-_POLICY = "_memorization_policy"
-_PLAIN = "_plain_pipeline_class"
 
 
 def attach(
@@ -89,10 +87,10 @@ def attach(
 
 def detach(pipe: Pipe) -> Pipe:
     """Give ``pipe`` its plain class back; does nothing where no filter is attached."""
-    plain = getattr(type(pipe), _PLAIN, None)
+    plain = getattr(type(pipe), PLAIN, None)
     if plain is not None:
         pipe.__class__ = plain
-        for name in (_POLICY, "memorization_filter"):
+        for name in (POLICY, "memorization_filter"):
             pipe.__dict__.pop(name, None)
     return pipe
 
@@ -102,7 +100,7 @@ def attached(
     pipe: Any, index: MemorizationIndex | str | os.PathLike[str], **options: Any
 ) -> Iterator[Policy]:
     """``attach``, with its options, for the length of a block; what was attached before is put back."""
-    before = pipe.__dict__.get(_POLICY)
+    before = pipe.__dict__.get(POLICY)
     attach(pipe, index, **options)
     try:
         yield attached_policy(pipe)
@@ -115,7 +113,7 @@ def attached(
 
 def carry_over(source: Any, target: Pipe) -> Pipe:
     """Attach to ``target`` what is attached to ``source``, if anything; the decoder of ``target`` is checked anew."""
-    policy = source.__dict__.get(_POLICY)
+    policy = source.__dict__.get(POLICY)
     if policy is None:
         return target
     return attach(
@@ -130,26 +128,6 @@ def carry_over(source: Any, target: Pipe) -> Pipe:
         allow_partial_latents=policy.allow_partial_latents,
         early_stop=policy.early_stop,
     )
-
-
-def attached_policy(pipe: Any) -> Policy:
-    """What ``attach`` gave ``pipe``.
-
-    Raises:
-        CalibrationError: no filter is attached.
-    """
-    policy: Policy | None = pipe.__dict__.get(_POLICY)
-    if policy is None:
-        raise CalibrationError(
-            f"this {type(pipe).__name__} has no filter; call with_memorization_filter(index) on it first"
-        )
-    return policy
-
-
-def plain_call(pipe: Any) -> Callable[..., Any]:
-    """The ``__call__`` that ``pipe`` has without a filter."""
-    plain: Any = getattr(type(pipe), _PLAIN, None) or type(pipe)
-    return plain.__call__
 
 
 def _early_stop(pipe: Any, judge: MemorizationFilter, given: Any, on_memorized: str) -> EarlyStop | None:
@@ -174,9 +152,8 @@ def _early_stop(pipe: Any, judge: MemorizationFilter, given: Any, on_memorized: 
 
 
 def _wear(pipe: Pipe, policy: Policy) -> Pipe:
-    plain: Any = getattr(type(pipe), _PLAIN, None) or type(pipe)
-    pipe.__class__ = filtered_class(plain)
-    pipe.__dict__[_POLICY] = policy
+    pipe.__class__ = filtered_class(plain_class(pipe))
+    pipe.__dict__[POLICY] = policy
     pipe.__dict__["memorization_filter"] = policy.filter
     return pipe
 
@@ -188,7 +165,7 @@ def filtered_class(plain: Any) -> type:
 
     @functools.wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        policy = self.__dict__.get(_POLICY)
+        policy = self.__dict__.get(POLICY)
         if policy is None:
             raise FilterFailedError(
                 f"this {plain.__name__} was made from the class of a filtered pipeline but has no filter of its own; "
@@ -210,7 +187,7 @@ def filtered_class(plain: Any) -> type:
         "__qualname__": plain.__qualname__,
         "__reduce_ex__": __reduce_ex__,
         "save_pretrained": save_pretrained,
-        _PLAIN: plain,
+        PLAIN: plain,
     }
     metaclass: Any = type(plain)
     made: type = metaclass(plain.__name__, (plain,), members)

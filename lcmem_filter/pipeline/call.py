@@ -8,13 +8,12 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FilterFailedError, MemorizationError, UnsupportedPipelineError
 from ..exemption import Exemptions
-from ..filter import MemorizationFilter
-from ..types import Decision, OnExhausted, OnMemorized
+from ..types import Decision
 from .gate import Gate, Judge, gated, turn, withheld_rows
 from .ladder import Ladder
 from .outputs import (
@@ -26,10 +25,11 @@ from .outputs import (
     keep_rows,
     replace_rows,
 )
+from .policy import Policy
 from .rows import BoundCall, draw_seed, generator_for
-from .rungs import DEFAULT_LADDER, Redraw, Rung, make_rungs
+from .rungs import Redraw
 from .spaces import decoder_space, drawn_size
-from .watch import STOPPED_EARLY, Watch, Watcher
+from .watch import STOPPED_EARLY, Watch
 
 if TYPE_CHECKING:
     import torch
@@ -55,23 +55,6 @@ NOT_PICTURES = frozenset(
 
 class MemorizationWarning(UserWarning):
     """A filtered pipeline returns fewer images than were asked for."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What a pipeline does with memorised samples; see ``attach``."""
-
-    filter: MemorizationFilter
-    on_memorized: OnMemorized
-    max_resamples: int
-    on_exhausted: OnExhausted
-    rungs: tuple[Rung, ...] = field(default_factory=lambda: make_rungs(DEFAULT_LADDER))
-    max_seconds: float | None = None
-    allow_partial_latents: bool = False
-    early_stop: Watcher | None = None
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Policy:
-        return self
 
 
 @dataclass

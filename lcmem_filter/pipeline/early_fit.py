@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,16 +17,15 @@ from ..exemption import Exemptions
 from ..filter import MemorizationFilter
 from ..types import Calibration, Decision
 from ..verification import Scored
-from .attachment import attached_policy, plain_call
-from .call import Policy, filtered_call
-from .early_stop import EarlyStop, check_fractions, samples_needed
+from .call import filtered_call
+from .policy import Policy, attached_policy, plain_class
 from .watch import Stage, Watch, why_not_early
 
 MOST_REJECTED = 0.5
 """Give up once more than this share of the samples that were drawn, and as many as were asked for, was rejected."""
 
 
-def fit(
+def fit_stages(
     pipe: Any,
     prompts: Sequence[str],
     bound: float,
@@ -35,8 +35,8 @@ def fit(
     seed: int,
     progress: bool,
     call: Mapping[str, Any],
-) -> EarlyStop:
-    """See ``EarlyStop.fit``."""
+) -> tuple[tuple[Stage, ...], int]:
+    """The stages, and how many steps the samples took; arguments and errors are those of ``EarlyStop.fit``."""
     check_fractions(fractions, bound)
     policy, against = attached_policy(pipe), why_not_early(pipe)
     if against:
@@ -63,14 +63,24 @@ def fit(
                     f"{recorder.rejected} of {recorder.drawn} samples were rejected by the filter; give prompts that "
                     "the pipeline has not memorised"
                 )
-    return EarlyStop(
-        _stages(recorder, samples, bound, policy.filter),
-        bound,
-        policy.filter.index.fingerprint,
-        policy.filter.space,
-        type(pipe.scheduler).__name__,
-        recorder.steps,
-    )
+    return _stages(recorder, samples, bound, policy.filter), recorder.steps
+
+
+def check_fractions(fractions: Sequence[float], bound: float) -> None:
+    """
+    Raises:
+        ValueError: they are not ascending between 0 and 1, or ``bound`` is not between 0 and 1.
+    """
+    values = list(fractions)
+    if not values or sorted(set(values)) != values or not 0 < values[0] <= values[-1] < 1:
+        raise ValueError(f"fractions of the steps ascend between 0 and 1, got {fractions!r}")
+    if not 0 < bound < 1:
+        raise ValueError(f"the share of accepted samples that may be stopped is between 0 and 1, got {bound}")
+
+
+def samples_needed(fractions: Sequence[float], bound: float) -> int:
+    """How many accepted samples thresholds need at least."""
+    return math.ceil(len(fractions) / bound - 1e-9) - 1
 
 
 class Recorder:
@@ -153,7 +163,7 @@ def _draw(
         "generator": [torch.Generator().manual_seed(seed + row) for row in rows],
     }
     recording = replace(policy, on_memorized="flag", early_stop=recorder)
-    filtered_call(pipe, plain_call(pipe), recording, (), given)
+    filtered_call(pipe, plain_class(pipe).__call__, recording, (), given)
 
 
 def _stages(recorder: Recorder, samples: int, bound: float, judge: MemorizationFilter) -> tuple[Stage, ...]:

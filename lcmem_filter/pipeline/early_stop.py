@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -16,6 +15,8 @@ from ..exemption import Exemptions
 from ..filter import MemorizationFilter
 from ..index.folder import write_json
 from ..types import Calibration
+from .early_fit import check_fractions, fit_stages
+from .policy import attached_policy
 from .watch import Stage, Stopper, why_not_early
 
 FORMAT = 1
@@ -82,9 +83,9 @@ class EarlyStop:
             UnsupportedPipelineError: the pipeline cannot be stopped early; says why.
             ValueError: ``bound`` or ``fractions`` are out of range.
         """
-        from .early_fit import fit
-
-        return fit(pipe, prompts, bound, fractions, samples, batch_size, seed, progress, call)
+        stages, steps = fit_stages(pipe, prompts, bound, fractions, samples, batch_size, seed, progress, call)
+        judge, scheduler = attached_policy(pipe).filter, type(pipe.scheduler).__name__
+        return cls(stages, bound, judge.index.fingerprint, judge.space, scheduler, steps)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EarlyStop:
@@ -169,23 +170,6 @@ class EarlyStop:
             allowed=exempt.of_rows,
             wanted=wanted,
         )
-
-
-def check_fractions(fractions: Sequence[float], bound: float) -> None:
-    """
-    Raises:
-        ValueError: they are not ascending between 0 and 1, or ``bound`` is not between 0 and 1.
-    """
-    values = list(fractions)
-    if not values or sorted(set(values)) != values or not 0 < values[0] <= values[-1] < 1:
-        raise ValueError(f"fractions of the steps ascend between 0 and 1, got {fractions!r}")
-    if not 0 < bound < 1:
-        raise ValueError(f"the share of accepted samples that may be stopped is between 0 and 1, got {bound}")
-
-
-def samples_needed(fractions: Sequence[float], bound: float) -> int:
-    """How many accepted samples thresholds need at least."""
-    return math.ceil(len(fractions) / bound - 1e-9) - 1
 
 
 def _stage(found: dict[str, Any]) -> Stage:

@@ -32,7 +32,7 @@ from lcmem_filter.generation.folder import JobFolder
 from lcmem_filter.generation.history import History
 from lcmem_filter.generation.job import pipeline_fingerprint
 from lcmem_filter.generation.plan import Item
-from lcmem_filter.pipeline.attachment import attached_policy
+from lcmem_filter.pipeline.policy import attached_policy
 from lcmem_filter.pipeline.watch import Stage
 from lcmem_filter.types import Calibration
 from lcmem_filter.verification import STATISTIC

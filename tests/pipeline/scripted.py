@@ -67,7 +67,7 @@ class ScriptedMatches(ScriptedFilter):
 def wear(pipe, accept, on_memorized="resample", max_resamples=4, on_exhausted="blank", index=None, **options):
     """Attach a scripted filter to ``pipe``, one that matches images of ``index`` where that is given."""
     from lcmem_filter.pipeline.attachment import _wear
-    from lcmem_filter.pipeline.call import Policy
+    from lcmem_filter.pipeline.policy import Policy
 
     scripted = ScriptedFilter(accept) if index is None else ScriptedMatches(accept, index)
     _wear(pipe, Policy(scripted, on_memorized, max_resamples, on_exhausted, **options))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from lcmem_filter.errors import (
 )
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.pipeline import MemorizationWarning, attach, detach
-from lcmem_filter.pipeline.early_stop import check_fractions, samples_needed
+from lcmem_filter.pipeline.early_fit import check_fractions, samples_needed
 
 from .families.latent_consistency import consistency_model
 from .families.parts import PROMPTS
