@@ -74,6 +74,7 @@ LATER: dict[str, Any] = {
     "match_dim": 0,
     "match_width": 0,
     "match_deformed": False,
+    "same_identity": 0.0,
     "match_spaces": (),
     "halved_spaces": (),
     "pooling": "mean",
@@ -124,6 +125,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
         match_dim: Length of a descriptor of the dense branch; 0 for none.
         match_width: Width of the dense branch; 0 for that of the trunk's first stage.
         match_deformed: Whether pictures are deformed when they are laid over each other (``matching.alike_deformed``).
+        same_identity: Likeness under the best warp, in (0, 1), from which two training images are taken for images of
+            one identity where an index names none; 0 where that is never concluded.
         match_spaces: Spaces whose stems the dense branch describes well; it need not have been trained on all of them.
         halved_spaces: Spaces whose larger latents are halved by a network; those of others are averaged over areas.
         pooling: How the trunk's cells become one vector (``branches.POOLINGS``).
@@ -149,6 +152,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         match_dim: int = 0,
         match_width: int = 0,
         match_deformed: bool = False,
+        same_identity: float = 0.0,
         match_spaces: tuple[str, ...] = (),
         halved_spaces: tuple[str, ...] = (),
         pooling: str = "mean",

@@ -19,7 +19,7 @@ from PIL import Image
 from .decoding import decode_image
 from .dicom import DICOM_SUFFIXES, PREAMBLE, is_dicom
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
-from .tables import CSV_READING, NOT_AVAILABLE, is_csv, matching, read_table
+from .tables import CSV_READING, NOT_AVAILABLE, is_csv, matching, read_table, text_of
 
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5"}
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -151,7 +151,8 @@ def open_images(
         image_column: Column of images, or of paths relative to the table; ``image``, ``file_name``, ``path`` or
             ``file`` by default.
         identity_column: Column of identities; ``identity`` where there is one, else each image is its own.
-        id_column: Column of unique ids; paths, or row numbers, by default.
+        id_column: Column of unique ids; paths, with ``#ROW`` where one stands there again, or row numbers by
+            default.
         where: Only rows of a table whose columns have these values, compared as text.
 
     Raises:
@@ -277,23 +278,25 @@ def _open_table(
         table[name][:] if name in found else None for name in (identity_column, id_column, "labels")
     )
     # in CSV, what says that nothing is known is text like all else
-    unknown = (None, "", *NOT_AVAILABLE) if is_csv(path) else (None, "")
+    unknown = (None, *(NOT_AVAILABLE if is_csv(path) else ()))
     images = table[image_column]
     first = next((image for row in rows if (image := images[row])), None)
     in_files = isinstance(first, str)
     if whole_folder and (in_files or (isinstance(first, dict) and first.get("bytes") is None)):
         _check_all_named(path, table)
-    records = []
+    records, used = [], set()
     for row in rows:
         own = images[row] if in_files and images[row] else f"{path.stem}/{row}"
-        id_ = str(ids[row]) if ids is not None else own
-        identity = identities[row] if identities is not None else None
-        known = identity not in unknown
+        own = f"{own}#{row}" if own in used else own  # listed again, as with a row for each finding
+        used.add(own)
+        id_ = str(text_of(ids[row])) if ids is not None else own
+        identity = text_of(identities[row]) if identities is not None else None
+        known = _labels(labels[row]) if labels is not None else ""
         records.append(
             ImageRecord(
                 id_,
-                str(identity) if known else id_,
-                _labels(labels[row]) if labels is not None and labels[row] not in unknown else "",
+                id_ if identity is None or identity in unknown else identity,
+                "" if known in unknown else known,
             )
         )
 
@@ -347,9 +350,8 @@ def _check_all_named(path: Path, table: Any) -> None:
 
 
 def _labels(value: Any) -> str:
-    if value is None:
-        return ""
-    return "|".join(str(one) for one in value) if isinstance(value, list) else str(value)
+    several = value if isinstance(value, list) else [value]
+    return "|".join(text for one in several if (text := text_of(one)) is not None)
 
 
 def _digest(key: bytes, file: Path | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,13 @@ def _read_csv(path: Path) -> Any:
 
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    if not isinstance(
+        frame.index, pandas.RangeIndex
+    ):  # rows end in a separator: pandas took the first cells for names
+        cells, names = frame.reset_index(), frame.columns
+        if cells.iloc[:, len(names) :].fillna("").ne("").any(axis=None):
+            raise ValueError(f"rows have more cells than the header's {len(names)} names")
+        frame = cells.iloc[:, : len(names)].set_axis(names, axis=1)
     return datasets.Dataset.from_pandas(frame, preserve_index=False)
 
 
@@ -61,10 +69,18 @@ def is_csv(path: Path) -> bool:
     return KINDS.get(path.suffix.lower()) == "csv"
 
 
+def text_of(value: Any) -> str | None:
+    """A cell as text, ``None`` where nothing is known. Whole numbers have no point: a column of them holds floats as
+    soon as one is missing."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def matching(table: Any, where: Mapping[str, str]) -> list[int]:
     """Rows whose columns have these values, compared as text."""
     rows = list(range(len(table)))
     for name, wanted in where.items():
         values = table[name][:]
-        rows = [row for row in rows if str(values[row]) == wanted]
+        rows = [row for row in rows if wanted in (str(values[row]), text_of(values[row]))]
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -42,6 +42,9 @@ alike too, the nearest ones most."""
 RUNNER_UP_UNDER_WARPS = 0.5
 """Weight, there, of how far a candidate stands out from the next best one."""
 
+TAKEN_TOGETHER = 10
+"""Candidates, the most alike, that are laid over the first of them, to see whether they show its identity."""
+
 AT_ONCE = {"cpu": 1}
 """Samples that are compared at once, elsewhere ``AT_ONCE_ELSEWHERE``: more would not fit a processor's cache."""
 
@@ -77,11 +80,13 @@ class Query:
         embedding: (2, B, D), unit norm.
         parts: (2, B, ...) as of ``describe_parts``; ``None`` where embeddings alone decide.
         kind: What ``parts`` are.
+        same_identity: As of ``LCMemHead``.
     """
 
     embedding: torch.Tensor
     parts: torch.Tensor | None
     kind: Parts | None
+    same_identity: float = 0.0
 
     @classmethod
     def of(cls, head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts | None) -> Query:
@@ -91,11 +96,13 @@ class Query:
         embedding = described.embedding.unflatten(0, poses.shape[:2])
         if kind == "tokens" and described.tokens is not None:
             return cls(embedding, described.tokens.unflatten(0, poses.shape[:2]), kind)
-        return cls(embedding, describe_parts(head, poses, space, kind) if kind else None, kind)
+        parts = describe_parts(head, poses, space, kind) if kind else None
+        return cls(embedding, parts, kind, float(head.config.same_identity))
 
     def of_rows(self, rows: slice | torch.Tensor) -> Query:
         """Some of the samples."""
-        return Query(self.embedding[:, rows], None if self.parts is None else self.parts[:, rows], self.kind)
+        parts = None if self.parts is None else self.parts[:, rows]
+        return replace(self, embedding=self.embedding[:, rows], parts=parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,8 @@ class Candidates:
     Attributes:
         embedding: (B, K, D), unit norm.
         parts: (B, K, ...) as of ``describe_parts``; ``None`` where embeddings alone decide.
-        identities: (B, K) integers, at least 0, equal for images of one identity; ``None`` where nothing is known.
+        identities: (B, K) integers, at least 0, equal for images of one identity; ``None`` where none is named, which
+            may be concluded then (``Query.same_identity``).
     """
 
     embedding: torch.Tensor
@@ -197,11 +205,38 @@ def compare(query: Query, candidates: Candidates) -> Compared:
     if parts is not None and query.kind in LAID_OVER:
         alike, ranks, runner_up = parts.amax(0), BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
     identities = candidates.identities
+    if (
+        identities is None
+        and candidates.parts is not None
+        and query.kind in LAID_OVER
+        and query.same_identity
+    ):
+        identities = _taken_together(alike, repeated, candidates.parts, query)
     if identities is not None:
         identities = told_apart(identities, ranks.stop)
     background = background_of(alike, repeated, ranks, identities)
     score = stand_out(alike, background, repeated, runner_up, identities)
     return Compared(score, cosine.amax(0), None if parts is None else parts.amax(0))
+
+
+def _taken_together(
+    alike: torch.Tensor, repeated: torch.Tensor, parts: torch.Tensor, query: Query
+) -> torch.Tensor:
+    """Numbers (B, K) as ``Candidates.identities``: those of the most alike candidates that look like images of the
+    first one's identity have its number, since they would hide each other as named ones do not.
+
+    Args:
+        alike: (B, K).
+        repeated: (B, K), as of ``repeats``.
+        parts: (B, K, E, g, g).
+    """
+    count = min(TAKEN_TOGETHER, alike.shape[1])
+    most, places = alike.masked_fill(repeated, -torch.inf).topk(count, 1)
+    among = parts[torch.arange(len(parts), device=parts.device)[:, None], places]
+    assert query.kind in LAID_OVER
+    found = _parts_alike(query.kind, among[:, 0], among) >= query.same_identity
+    numbers = torch.arange(alike.shape[1], device=alike.device).repeat(len(alike), 1)
+    return numbers.scatter(1, places, places[:, :1].where(found & most.isfinite(), places))
 
 
 def parts_between(head: LCMemHead, space: str, index_space: str, *, laid_over: bool = True) -> Parts | None:
@@ -266,7 +301,7 @@ def _one_of_each_picture(index: MemorizationIndex, embeddings: torch.Tensor) -> 
 def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) -> Candidates:
     """What the index holds of ``rows`` (B, K)."""
     embedding = index.embeddings(rows).to(index.head.device)
-    identities = index.identities[rows.cpu()].to(embedding.device)
+    identities = index.identities[rows.cpu()].to(embedding.device) if index.names_identities else None
     if kind is None:
         return Candidates(embedding, None, identities)
     once, where = rows.unique(return_inverse=True)  # samples of one prompt have most candidates in common

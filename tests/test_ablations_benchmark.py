@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +16,13 @@ from tests.index.material import saved_encoder
 from tests.test_detection_benchmark import on_ones_own_table
 from tests.tiny import tiny_vae
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "ablations" / "run.py"
+SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks" / "ablations"
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_filter_is_the_filter_and_parts_are_worth_something(tmp_path):
+def run(script: str, code: str, tmp_path: Path) -> dict[str, Any]:
+    """The results of a command that ``code`` goes around."""
     pytest.importorskip("sklearn")
     saved_encoder(tmp_path)
     torch.manual_seed(0)
@@ -28,17 +30,31 @@ def test_the_filter_is_the_filter_and_parts_are_worth_something(tmp_path):
     head.add_probes("sd", tiny_vae())
     head.save_pretrained(tmp_path / "head")
     output = tmp_path / "out" / "ablations.json"
-    python, *rest = on_ones_own_table(SCRIPT, tmp_path, identities=100, rate=0.2, draws=40, output=output)
-    command = [python, "-c", COMPARED_WITH_THE_FILTER, *rest]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    given = on_ones_own_table(SCRIPTS / script, tmp_path, identities=100, rate=0.2, draws=40, output=output)
+    python, *rest = given
+    done = subprocess.run([python, "-c", code, *rest], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "as the filter scores them" in done.stdout
-    table = json.loads(output.read_text())["variants"]
+    found: dict[str, Any] = json.loads(output.read_text())
+    return found
+
+
+def test_the_filter_is_the_filter_and_parts_are_worth_something(tmp_path):
+    table = run("run.py", COMPARED_WITH_THE_FILTER, tmp_path)["variants"]
     for task, row in table["the filter"].items():
         assert row["gained"] == 0 and row["gained_interval"] == [0, 0], task
         for variant in table.values():
             low, high = variant[task]["gained_interval"]
             assert -1 <= low <= high <= 1 and low <= variant[task]["gained"] + 0.2
+
+
+def test_identities_are_concluded_as_the_filter_concludes_them(tmp_path):
+    (table,) = run("identities.py", CONCLUDED_BY_THE_FILTER, tmp_path)["heads"].values()
+    quantiles = table.pop("different identities")
+    assert 0 < quantiles["0.5"] <= quantiles["0.95"] <= quantiles["0.99"] <= 1
+    for row in table["never"].values():
+        assert row["gained"] == 0 and row["gained_interval"] == [0, 0]
+    assert {"never", "identities told", "0.5", "0.75"} < set(table)
 
 
 COMPARED_WITH_THE_FILTER = """
@@ -58,6 +74,38 @@ def same(baseline, every, queries, task, design, compared=script["compared"]):
             of = script["scores"](found, script["VARIANTS"][name]).amax(1)
             expected = Searcher(baseline, stored[rows]).search(queries[first], 1).similarity[:, 0]
             torch.testing.assert_close(of[first], expected, rtol=0, atol=1e-5)
+        print(len(first), "copies as the filter scores them")
+    return found
+
+script["main"].__globals__["compared"] = same
+script["main"]()
+"""
+
+CONCLUDED_BY_THE_FILTER = """
+import runpy, sys
+from pathlib import Path
+sys.argv = sys.argv[1:]
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+script = runpy.run_path(sys.argv[0])
+import torch
+from lcmem_filter.baselines import Searcher
+
+def same(baseline, every, queries, task, design, compared=script["compared"]):
+    found = compared(baseline, every, queries, task, design)
+    if task.name == "mild_copies":
+        rows = design.index_rows(0)
+        first = [i for i in range(len(queries)) if design.half[task.rows[i]] == 0]
+        plain = None
+        for likeness in (0.0, float(found.to_first.median())):
+            baseline.head.register_to_config(same_identity=likeness)
+            baseline._last = None
+            identities = script["concluded"](found, likeness) if likeness else None
+            of = script["scores"](found, identities).amax(1)[first]
+            expected = Searcher(baseline, every[rows]).search(queries[first], 1).similarity[:, 0]
+            torch.testing.assert_close(of, expected, rtol=0, atol=1e-5)
+            assert plain is None or (of - plain).abs().max() > 1e-3
+            plain = of
+        baseline.head.register_to_config(same_identity=0.0)
         print(len(first), "copies as the filter scores them")
     return found
 

@@ -13,7 +13,7 @@ import pytest
 from lcmem_filter.baselines.siamese import SiameseNetwork
 
 from tests.index.material import head, saved_encoder
-from tests.tiny import picture
+from tests.tiny import picture, write_pictures
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "detection" / "run.py"
 
@@ -137,6 +137,51 @@ def test_rows_are_added_to_those_that_were_measured_on_the_same_terms(tmp_path):
     refused = run("--add", "--methods", "lcmem", "ncc")
     assert refused.returncode and "measure all rows anew" in refused.stderr
     assert json.loads(output.read_text()) == after
+
+
+def test_images_that_are_their_own_identities_in_a_folder_without_a_table(tmp_path):
+    pytest.importorskip("sklearn")
+    saved_encoder(tmp_path)
+    head().save_pretrained(tmp_path / "head")
+    write_pictures(tmp_path / "mine", range(80))
+    options = {
+        name: tmp_path / folder for name, folder in (("vae", "vae"), ("head", "head"), ("data", "mine"))
+    }
+    options |= {
+        "cache": tmp_path / "cache",
+        "resolution": 32,
+        "rate": 0.2,
+        "draws": 20,
+        "robustness-images": 0,
+    }
+    options["output"] = tmp_path / "mine.json"
+    given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(SCRIPT), *given, "--methods", "lcmem", "mse", "dlib_faces"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = json.loads((tmp_path / "mine.json").read_text())
+    assert set(results["pairs"]) == {"held_copies", "mild_copies", "heavy_copies"}
+    assert results["pairs"]["mild_copies"]["mse"]["mine"]["pairs"] > 10
+    assert set(results["labels"]) == {"lcmem", "mse"} and "dlib faces" in results["not_run"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"rate": 0.01}, "needs at least 99 held-out images, got 10 usable"),
+        ({"identity-column": "patient"}, "has no column 'patient'"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line_before_anything_is_encoded(tmp_path, options, why):
+    pytest.importorskip("sklearn")
+    saved_encoder(tmp_path)
+    head().save_pretrained(tmp_path / "head")
+    command = on_ones_own_table(SCRIPT, tmp_path, "--methods", "lcmem", "mse", **options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2 and not (tmp_path / "cache").exists()
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("run.py: ")]
+    assert why in line
 
 
 def test_the_nearest_unseen_images_are_shown(tmp_path):

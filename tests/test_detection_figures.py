@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lcmem_filter.errors import CalibrationError
 from lcmem_filter.images import open_images
 
 from tests.tiny import write_pictures
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "detection"
-MODULES = ("data", "figures", "keep", "methods", "pairs", "protocol")
 PEOPLE = 60
 
 
@@ -24,7 +24,7 @@ def figures(monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.syspath_prepend(str(FOLDER))
     yield importlib.import_module("figures")
-    for name in MODULES:
+    for name in {file.stem for file in FOLDER.glob("*.py")}:
         sys.modules.pop(name, None)
 
 
@@ -56,6 +56,23 @@ def test_thresholds_reject_the_rate_of_the_unseen_half_without_near_duplicates(f
         unseen = measured.strangers[judge.kept & (judge.design.half != half)]
         assert (unseen > threshold).sum() == int(0.1 * (len(unseen) + 1)) - 1
         assert threshold in unseen
+
+
+def test_too_few_strangers_are_refused_before_anything_is_measured(figures):
+    judge, _, _ = case(figures, rate=0.04)  # 29 and 29 unseen, of faces 9 and 9
+    with pytest.raises(
+        CalibrationError, match=r"needs at least 33 .* got 29 usable.*give more test identities"
+    ):
+        case(figures, rate=0.03)
+    with pytest.raises(CalibrationError, match="got 9 usable"):
+        judge.check_number(("faces",))
+    every, faces = (
+        SimpleNamespace(row=SimpleNamespace(domains=domains, label=label))
+        for domains, label in (((), "of all"), (("faces",), "of one"))
+    )
+    absent: dict[str, str] = {}
+    assert importlib.import_module("run").measurable([every, faces], judge, absent) == [every]
+    assert set(absent) == {"of one"} and "faces alone" in absent["of one"]
 
 
 def test_drawing_everybody_once_changes_nothing(figures):
@@ -123,6 +140,48 @@ def test_wrong_pairs_with_the_same_labels(figures):
         assert (~found.same).sum() == pairs.NEGATIVES * found.same.sum()
     assert (labels[alike.a] == labels[alike.b]).all() and (labels[alike.a] != "").all()
     assert (labels[plain.a] != labels[plain.b])[~plain.same].mean() > 0.5
+
+
+def test_identities_of_one_image_have_no_pairs(figures):
+    pairs = importlib.import_module("pairs")
+    images = SimpleNamespace(
+        identities=np.arange(6),
+        domains=np.array(["X-rays"] * 6),
+        records=[SimpleNamespace(labels="ill")] * 6,
+    )
+    for same_labels in (False, True):
+        assert len(pairs.identity_pairs(images, 0, same_labels=same_labels).a) == 0
+
+
+def test_a_domain_of_one_identity_has_no_figures_of_pairs(figures):
+    pairs = importlib.import_module("pairs")
+    images = SimpleNamespace(
+        identities=np.array([0, 0, 1, 1, 2, 2]), domains=np.array(["faces"] * 2 + ["X-rays"] * 4)
+    )
+    found = pairs.identity_pairs(images, 0)
+    scores = found.same.astype(float)
+    assert set(pairs.pair_figures(found, scores, found, scores)) == {"X-rays"}
+
+
+def test_pictures_name_the_rate(figures, monkeypatch, tmp_path):
+    plots = importlib.import_module("plots")
+    drawn = []
+    monkeypatch.setattr(plots, "_write", lambda figure, stem, name: drawn.append(figure))
+    cell = {"recall": 0.5, "interval": [0.4, 0.6]}
+    results = {
+        "labels": {"lcmem": "LCMem"},
+        "deciding": {"copies": {"faces": {"n": 5, "methods": {"lcmem": cell}}}},
+        "curves": {"rates": [0.05, 0.1], "copies": {"lcmem": [0.4, 0.5]}},
+        "robustness": {
+            "strengths": {kind: ["weak"] for kind in "abcdef"},
+            "recall": {"lcmem": {kind: [0.5] for kind in "abcdef"}},
+        },
+    }
+    plots.draw(results, tmp_path / "mine", 0.05)
+    recall, curves, robustness = (figure.axes[0] for figure in drawn)
+    assert recall.get_title() == "copies, at 5 % false rejection"
+    assert robustness.get_ylabel() == "recall at 5 % false rejection"
+    assert [line.get_xdata() for line in curves.lines if line.get_linestyle() == ":"] == [[0.05, 0.05]]
 
 
 def test_copies_are_of_the_domain_of_their_originals(figures, tmp_path):

@@ -138,6 +138,51 @@ def test_what_says_that_nothing_is_known_is_no_identity(tmp_path):
     ]
 
 
+def test_numbers_are_the_same_text_whether_one_is_missing_or_not(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [f"{row}.png" for row in range(4)]
+    whole = pa.table({"file_name": names, "patient": [7, 7, 12, 3], "labels": ["a", "", "b", None]})
+    missing = pa.table(
+        {
+            "file_name": names,
+            "patient": pa.array([7.0, 7.0, float("nan"), None], pa.float64()),
+            "labels": pa.array([1.0, float("nan"), 2.5, None], pa.float64()),
+        }
+    )
+    opened = []
+    for name, table in (("whole", whole), ("missing", missing)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        opened.append(open_images(tmp_path / f"{name}.parquet", identity_column="patient"))
+    assert [one.identity for one in opened[0].records] == ["7", "7", "12", "3"]
+    assert [one.identity for one in opened[1].records] == ["7", "7", "2.png", "3.png"]
+    assert [one.labels for one in opened[1].records] == ["1", "", "2.5", ""]
+    for value in ("7", "7.0"):
+        chosen = open_images(tmp_path / "missing.parquet", where={"patient": value})
+        assert [one.id for one in chosen.records] == names[:2]
+
+
+def test_an_image_may_be_listed_several_times(tmp_path):
+    """As where a table has a row for each finding."""
+    write_pictures(tmp_path, [0, 1])
+    rows = [["000.png", "a"], ["001.png", "b"], ["000.png", "c"], ["000.png", "d"]]
+    source = open_images(write_csv(tmp_path / "t.csv", ["file_name", "labels"], rows))
+    assert [one.id for one in source.records] == ["000.png", "001.png", "000.png#2", "000.png#3"]
+    assert source.encoded(0) == source.encoded(3) and source.records[3].labels == "d"
+
+
+@pytest.mark.parametrize("ending", ["", ",", ",,"])
+def test_rows_that_end_in_a_separator_are_no_other_columns(tmp_path, ending):
+    write_pictures(tmp_path, [0, 1])
+    (tmp_path / "t.csv").write_text(f"file_name,who\n000.png,a{ending}\n001.png,b{ending}\n")
+    found = open_images(tmp_path / "t.csv", identity_column="who").records
+    assert found == [ImageRecord("000.png", "a"), ImageRecord("001.png", "b")]
+    (tmp_path / "u.csv").write_text("file_name,who\n000.png,a,lost\n001.png,b,\n")
+    with pytest.raises(DataError, match="more cells than the header's 2 names"):
+        open_images(tmp_path / "u.csv")
+
+
 @pytest.mark.parametrize("empty", [0, 1])
 def test_a_row_without_an_image_is_one_that_cannot_be_read(tmp_path, empty):
     write_pictures(tmp_path, [0, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -282,12 +283,49 @@ def test_a_copy_stands_out_more_where_the_index_knows_whose_images_are_like_it(t
     for file in sorted((tmp_path / "train").rglob("*.png")):
         shutil.copy(file, tmp_path / "bare" / "train")
     bare = build(tmp_path / "bare", images=30)
-    assert len(set(named.identities.tolist())) < len(set(bare.identities.tolist())) == 30
+    assert named.names_identities and not bare.names_identities
+    rows = torch.arange(30)[None]
+    assert verification._stored(bare, rows, None).identities is None
+    assert torch.equal(verification._stored(named, rows, None).identities, named.identities[None])
     asked = named.latents(torch.arange(30)) + 0.3 * smooth(30, seed=5)
     told, untold = (
         torch.tensor([one.score for one in score_latents(index, asked, "sd")]) for index in (named, bare)
     )
     assert (told >= untold - 1e-3).all() and (told > untold + 0.003).sum() > 3
+
+
+def test_images_of_an_identity_that_no_index_names_do_not_hide_each_other():
+    network, base = head_with("descriptors"), smooth(8, seed=1)
+    stored = torch.cat([base[i : i + 1] + 0.35 * smooth(4, seed=10 + i) for i in range(8)])
+    parts = describe_parts(network, stored, "sd", "descriptors")[None]
+    draw = torch.Generator().manual_seed(0)
+    embedding = torch.nn.functional.normalize(torch.randn(1, 32, 64, generator=draw), dim=2)
+    assert not repeats(embedding).any()
+    for one in range(8):
+        shown = describe_parts(network, base[one : one + 1].expand(2, 1, -1, -1, -1), "sd", "descriptors")
+        query = Query(embedding[:, :1].expand(2, 1, -1), shown, "descriptors")
+        of_first = torch.arange(32).where(torch.arange(32) // 4 != one, 4 * one)[None]
+        plain, named = (compare(query, Candidates(embedding, parts, ids)).score for ids in (None, of_first))
+        concluding = replace(query, same_identity=0.85)  # between those of one picture and of two
+        assert torch.equal(compare(concluding, Candidates(embedding, parts)).score, named)
+        assert (named > plain + 1e-3)[0, 4 * one : 4 * one + 4].any()
+        others = Candidates(embedding, parts, torch.arange(32)[None])  # an index that names them is believed
+        assert torch.equal(compare(concluding, others).score, plain)
+        never = replace(query, same_identity=0.99)
+        assert torch.equal(compare(never, Candidates(embedding, parts)).score, plain)
+
+
+def test_a_head_says_from_which_likeness_on_images_are_of_one_identity():
+    network = LCMemHead.from_pretrained("lcmem-reid")
+    given = smooth(1, side=network.grid)
+    assert Query.of(network, given, "sd", "descriptors").same_identity == network.config.same_identity > 0
+    assert Query.of(head_with("descriptors"), smooth(1), "sd", "descriptors").same_identity == 0
+    changed = LCMemHead.from_pretrained("lcmem-reid", same_identity=0.0)
+    assert changed.fingerprint != network.fingerprint and "same_identity" not in changed._described_config()
+    recipe = TrainingConfig(match_dim=32, match_width=128)
+    assert (
+        with_descriptors(network, ("sd",), recipe).config.same_identity == 0
+    )  # whose may be another likeness
 
 
 def test_the_statistic_rises_with_either_similarity():

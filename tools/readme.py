@@ -441,6 +441,26 @@ def ablations() -> str:
     return _table(["changed", *columns], rows) + f"\nFrom {files}: {' '.join(about)}\n"
 
 
+def identities_concluded() -> str:
+    """What is found where an index names no identities and the head concludes them, from the results file of
+    ``benchmarks/ablations/identities.py``."""
+    path = RESULTS / "ablations-identities.json"
+    if not path.exists():
+        return "Identities that no index names have not been concluded yet.\n"
+    results = json.loads(path.read_text())
+    usual = "never"
+    rows = [
+        f"| {head} | {name} | "
+        + " | ".join(_gained(cells[task], whole=name == usual) for task in TASKS)
+        + " |"
+        for head, variants in results["heads"].items()
+        for name, cells in variants.items()
+        if name != "different identities"
+    ]
+    note = f"\nFrom [{path.name}](benchmarks/results/{path.name}): {results['about']}\n"
+    return _table(["head", "of one identity from", *TASKS.values()], rows) + note
+
+
 def _gained(cell: dict[str, Any] | None, *, whole: bool) -> str:
     """Points gained, with their interval; of what the others are compared with, its own recall."""
     if cell is None:
@@ -640,6 +660,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "filters": filters,
     "found": found,
     "identities": identities,
+    "identities_concluded": identities_concluded,
     "ladder": ladder,
     "overhead": overhead,
     "pairs": pairs,

@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
-from arguments import add_data_arguments, add_rate_argument, open_data
+from arguments import add_data_arguments, add_rate_argument, open_data, run_command
 from data import Images
 from figures import OVERALL, Judge, interval, recalls
 from methods import open_methods
@@ -139,6 +139,8 @@ def main() -> None:
             f"{arguments.head} compares {method.baseline.kind}; variants are of one that compares descriptors"
         )
     design = Design(Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies)
+    unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
+    judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
     tasks = main_tasks(design, keeper)
     plan = [Task("strangers", design.strangers), *tasks]
     test = keeper.kept(method, design.test)
@@ -148,8 +150,6 @@ def main() -> None:
         queries = test[task.rows] if task.images is None else keeper.kept(method, task.images)
         found[task.name] = compared(method.baseline, every, queries, task, design)
         print(f"{task.name}: {len(queries)} queries", flush=True)
-    unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
-    judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
     results = {
         "about": f"recall at {arguments.rate:.0%} false rejection of {int(unseen.sum()):,} unseen validation images, "
         f"mean of domains, in two indexes of about {len(design.index_rows(0)):,} images; what a variant gains over the "
@@ -289,4 +289,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

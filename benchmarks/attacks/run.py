@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
-from arguments import add_data_arguments, add_rate_argument, open_data
+from arguments import add_data_arguments, add_rate_argument, open_data, run_command
 from data import Images
 from figures import Judge
 from methods import open_methods
@@ -201,4 +201,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from data import Images, data_files, open_splits, vae_folder
 from keep import Keeper, grid_for
 
+from lcmem_filter.errors import LcmemFilterError
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import load_encoder
 
@@ -24,8 +27,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, nargs="+", help="folders or tables; default the nine sets of LCMEM_DATA"
     )
-    parser.add_argument("--identity-column", default="id", help="column of identities")
+    add_identity_argument(parser)
     parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
+
+
+def add_identity_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--identity-column",
+        help="column of identities; default identity or id of tables that have one, else each image is its own",
+    )
 
 
 def add_rate_argument(parser: argparse.ArgumentParser) -> None:
@@ -42,3 +52,12 @@ def open_data(arguments: argparse.Namespace) -> tuple[dict[str, Images], Keeper]
     head = LCMemHead.from_pretrained(arguments.head)
     grid = grid_for(head, arguments.space, encoder, arguments.resolution)
     return splits, Keeper(arguments.cache, latents, encoder, arguments.resolution, grid)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a benchmark; what the package refuses ends it with one line and the status of ``lcmem-filter``."""
+    try:
+        main()
+    except LcmemFilterError as error:
+        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None

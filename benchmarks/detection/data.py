@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lcmem_filter.errors import EmptyDataError, MissingColumnError
-from lcmem_filter.images import ImageRecord, ImageSource, open_images
+from lcmem_filter.errors import DataError, EmptyDataError
+from lcmem_filter.images import METADATA_FILES, ImageRecord, ImageSource, columns_of, open_images
+from lcmem_filter.tables import read_table
 
 DOMAINS = {
     "nih_cxr128": "X-rays",
@@ -30,6 +31,8 @@ DOMAINS = {
     "pictures256": "pictures",
 }
 SPLITS = ("train", "validation", "test")
+SPELLED = {**{split: split for split in SPLITS}, "val": "validation", "valid": "validation"}
+"""What may stand in the column ``split``, in small or capital letters, and the split that it means."""
 
 
 @dataclass(frozen=True)
@@ -110,32 +113,79 @@ def vae_folder() -> Path:
 
 
 def open_splits(files: Sequence[Path], identity_column: str | None) -> dict[str, Images]:
-    """Images of each of ``SPLITS``: by the column ``split``, or 60/20/20 of the identities where there is none."""
+    """Images of each of ``SPLITS``: by the column ``split``, or 60/20/20 of the identities where there is none.
+
+    Args:
+        identity_column: Where ``None``, ``identity`` or ``id`` of a table that has such a column; else each image is
+            its own.
+
+    Raises:
+        DataError: a row is of no known split, or an identity stands in two.
+        EmptyDataError: no images, or none of some split.
+        MissingColumnError: a table without the column that was named.
+    """
     parts: dict[str, list[ImageSource]] = {split: [] for split in SPLITS}
     for file in files:
-        for split, source in _split(file, identity_column).items():
+        for split, source in _split(file, identity_column):
             parts[split].append(source)
-    return {split: Images(split, tuple(sources)) for split, sources in parts.items()}
+    splits = {split: Images(split, tuple(sources)) for split, sources in parts.items()}
+    if not all(parts.values()):
+        sizes = ", ".join(f"{len(images)} of {split}" for split, images in splits.items())
+        raise EmptyDataError(
+            f"each split needs images, got {sizes}; give rows of each in a column split, or more identities without one"
+        )
+    _check_apart(splits, "test", ("train", "validation"))
+    _check_apart(splits, "validation", ("train",))
+    return splits
 
 
-def _split(file: Path, identity_column: str | None) -> dict[str, ImageSource]:
-    found = {}
-    try:
-        for split in SPLITS:
-            try:
-                found[split] = open_images(file, identity_column=identity_column, where={"split": split})
-            except EmptyDataError:
-                continue
-        return found
-    except MissingColumnError as error:
-        if "'split'" not in str(error):
-            raise
+def _check_apart(splits: dict[str, Images], split: str, others: Sequence[str]) -> None:
+    """
+    Raises:
+        DataError: identities of a split stand in others too.
+    """
+    there = {identity for other in others for identity in splits[other].identities}
+    both = [identity for identity in dict.fromkeys(splits[split].identities) if identity in there]
+    if both:
+        raise DataError(
+            f"identities of the split {split} that stand in {' or '.join(others)} too: {len(both)} (the first: "
+            f"{both[0]!r}); give all images of an identity one split, and other identities another name"
+        )
+
+
+def _split(file: Path, identity_column: str | None) -> list[tuple[str, ImageSource]]:
+    """Images of a file, and which split they are of."""
+    columns = columns_of(file)
+    if identity_column is None and "id" in columns and "identity" not in columns:
+        identity_column = "id"
+    if "split" in columns:
+        return [
+            (split, open_images(file, identity_column=identity_column, where={"split": spelling}))
+            for spelling, split in _spellings(file).items()
+        ]
+    found = []
     whole = open_images(file, identity_column=identity_column)
     draws = np.array([_draw(record.identity) for record in whole.records])
     for split, low, high in (("train", 0.0, 0.6), ("validation", 0.6, 0.8), ("test", 0.8, 1.0)):
         if len(rows := np.flatnonzero((draws >= low) & (draws < high))):
-            found[split] = choose(whole, rows, split)
+            found.append((split, choose(whole, rows, split)))
     return found
+
+
+def _spellings(file: Path) -> dict[str, str]:
+    """What stands in a table's column ``split``, and the split that each means.
+
+    Raises:
+        DataError: it means none.
+    """
+    table = next(one for one in (file, *(file / name for name in METADATA_FILES)) if one.is_file())
+    spellings = sorted({str(value) for value in read_table(table)["split"]})
+    if unknown := [one for one in spellings if one.lower() not in SPELLED]:
+        raise DataError(
+            f"{file} has rows whose split is {', '.join(map(repr, unknown[:5]))}; a split is one of "
+            f"{', '.join(SPELLED)}: correct or remove these rows, or rename the column"
+        )
+    return {one: SPELLED[one.lower()] for one in spellings}
 
 
 def choose(source: ImageSource, rows: np.ndarray, tag: str) -> ImageSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 from protocol import Answers, Design, Measured, Task
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from lcmem_filter.calibration import fit
+from lcmem_filter.calibration import check_held_out, fit
+from lcmem_filter.errors import CalibrationError
 
 OVERALL = "all domains"
 
@@ -23,6 +24,9 @@ class Judge:
         kept: Which of the strangers set thresholds, (S,); the others are near-duplicates of images in the index.
         rate: Share of unseen images that may be rejected.
         draws: How often identities are drawn again for the intervals.
+
+    Raises:
+        CalibrationError: too few strangers for the rate.
     """
 
     design: Design
@@ -30,6 +34,27 @@ class Judge:
     rate: float
     draws: int
     seed: int
+
+    def __post_init__(self) -> None:
+        self.check_number()
+
+    def check_number(self, domains: Sequence[str] = ()) -> None:
+        """
+        Args:
+            domains: Whose strangers set thresholds; all where empty.
+
+        Raises:
+            CalibrationError: too few of them for the rate.
+        """
+        of = np.isin(self.design.test.domains[self.design.strangers], domains) | (not domains)
+        for half in (0, 1):
+            try:
+                check_held_out(int((self._unseen(half) & of).sum()), self.rate)
+            except CalibrationError as error:
+                raise CalibrationError(
+                    f"one image of each test identity that is not enrolled sets the threshold: {error}; give more "
+                    "test identities, or a higher --rate"
+                ) from None
 
     def weights(self) -> np.ndarray:
         """(draws, identities): how often each test identity is drawn; the same for every method."""

@@ -45,12 +45,12 @@ class Keeper:
         ]
         encode_plans(plans)
         read = [read_plan(plan) for plan in plans]
-        for (_, readable), source in zip(read, images.sources, strict=True):
-            if not readable.all():
+        for one, source in zip(read, images.sources, strict=True):
+            if not one.readable.all():
                 raise SystemExit(
-                    f"{source.name}: {int((~readable).sum())} images cannot be read; mend or remove them"
+                    f"{source.name}: {int((~one.readable).sum())} images cannot be read; mend or remove them"
                 )
-        return torch.cat([latents for latents, _ in read])
+        return torch.cat([one.latents for one in read])
 
     def kept(self, method: Method, images: Images) -> torch.Tensor:
         """What ``method`` keeps of ``images`` (N, D); zeros for domains that it is not measured on."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from arguments import add_data_arguments, open_data
+from arguments import add_data_arguments, open_data, run_command
 from data import Images
 from keep import Keeper
 from methods import Method, open_methods
@@ -117,4 +117,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

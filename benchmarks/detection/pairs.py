@@ -52,7 +52,7 @@ def identity_pairs(images: Images, seed: int, *, same_labels: bool = False) -> P
     names = images.identities.astype(str)
     order = np.argsort(names, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(np.unique(names[order], return_inverse=True)[1])) + 1)
-    right = np.array([draw.choice(group, 2, replace=False) for group in groups if len(group) > 1])
+    right = np.array([draw.choice(group, 2, replace=False) for group in groups if len(group) > 1], int)
     labels = np.array([record.labels for record in images.records]) if same_labels else None
     return _with_wrong(images, images, right.reshape(-1, 2), names[right.reshape(-1, 2)[:, 0]], draw, labels)
 
@@ -112,8 +112,8 @@ def pair_figures(test: Pairs, scores: np.ndarray, held: Pairs, held_scores: np.n
             (pairs.domains == domain) & ~np.isnan(values)
             for pairs, values in ((test, scores), (held, held_scores))
         )
-        if not (test.same[of].any() and held.same[fixed].any()):
-            continue
+        if any(same.all() or not same.any() for same in (test.same[of], held.same[fixed])):
+            continue  # right pairs or wrong ones are missing
         limit = _best_threshold(held.same[fixed], held_scores[fixed])
         result[str(domain)] = _figures(test.same[of], scores[of], test.people[of], limit)
     if len(result) > 1:

@@ -19,14 +19,22 @@ TITLES = {
 COLOURS = [colour for name in ("tab20", "tab20b") for colour in plt.get_cmap(name).colors]  # type: ignore[attr-defined]
 
 
-def draw(results: dict[str, Any], stem: Path) -> None:
-    """Write ``stem``-recall.png, -curves.png and, where robustness was measured, -robustness.png."""
+def draw(results: dict[str, Any], stem: Path, rate: float) -> None:
+    """Write ``stem``-recall.png, -curves.png and, where robustness was measured, -robustness.png.
+
+    Args:
+        rate: Share of unseen images that thresholds reject.
+    """
     labels: dict[str, str] = results["labels"]
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(labels)}
-    _write(_recall(results, labels, colours), stem, "recall")
-    _write(_curves(results, labels, colours), stem, "curves")
+    _write(_recall(results, labels, colours, rate), stem, "recall")
+    _write(_curves(results, labels, colours, rate), stem, "curves")
     if "robustness" in results:
-        _write(_robustness(results["robustness"], labels, colours), stem, "robustness")
+        _write(_robustness(results["robustness"], labels, colours, rate), stem, "robustness")
+
+
+def _at(rate: float) -> str:
+    return f"at {100 * rate:g} % false rejection"
 
 
 def _write(figure: Figure, stem: Path, name: str) -> None:
@@ -34,7 +42,7 @@ def _write(figure: Figure, stem: Path, name: str) -> None:
     plt.close(figure)
 
 
-def _recall(results: dict[str, Any], labels: dict[str, str], colours: dict[str, Any]) -> Figure:
+def _recall(results: dict[str, Any], labels: dict[str, str], colours: dict[str, Any], rate: float) -> Figure:
     tasks = results["deciding"]
     figure, axes = plt.subplots(
         len(tasks), 1, figsize=(11, 3.1 * len(tasks)), layout="constrained", squeeze=False
@@ -51,7 +59,7 @@ def _recall(results: dict[str, Any], labels: dict[str, str], colours: dict[str, 
                 axis.bar(x + offset, cell["recall"], 0.78 / len(labels), color=colours[name], label=shown)
                 axis.plot([x + offset] * 2, [low, high], color="black", linewidth=0.8)
         axis.set_xticks(range(len(domains)), [f"{name}\nn = {one['n']:,}" for name, one in domains.items()])
-        axis.set(ylim=(0, 1.02), ylabel="recall", title=f"{TITLES.get(task, task)}, at 1 % false rejection")
+        axis.set(ylim=(0, 1.02), ylabel="recall", title=f"{TITLES.get(task, task)}, {_at(rate)}")
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8
@@ -59,7 +67,7 @@ def _recall(results: dict[str, Any], labels: dict[str, str], colours: dict[str, 
     return figure
 
 
-def _curves(results: dict[str, Any], labels: dict[str, str], colours: dict[str, Any]) -> Figure:
+def _curves(results: dict[str, Any], labels: dict[str, str], colours: dict[str, Any], rate: float) -> Figure:
     curves = dict(results["curves"])
     rates = curves.pop("rates")
     height = max(4.0, 0.19 * len(labels))  # of the legend
@@ -74,7 +82,7 @@ def _curves(results: dict[str, Any], labels: dict[str, str], colours: dict[str, 
             points = [(rate, share) for rate, share in zip(rates, shares, strict=True) if share is not None]
             width = 2.5 if name == "lcmem" else 1.2
             axis.plot(*zip(*points, strict=True), color=colours[name], label=labels[name], linewidth=width)
-        axis.axvline(0.01, color="grey", linewidth=0.6, linestyle=":")
+        axis.axvline(rate, color="grey", linewidth=0.6, linestyle=":")
         axis.set(xscale="log", ylim=(0, 1.02), xlabel="unseen images rejected", title=TITLES.get(task, task))
         axis.title.set_fontsize(9)
         axis.spines[["top", "right"]].set_visible(False)
@@ -85,7 +93,9 @@ def _curves(results: dict[str, Any], labels: dict[str, str], colours: dict[str, 
     return figure
 
 
-def _robustness(found: dict[str, Any], labels: dict[str, str], colours: dict[str, Any]) -> Figure:
+def _robustness(
+    found: dict[str, Any], labels: dict[str, str], colours: dict[str, Any], rate: float
+) -> Figure:
     kinds = found["strengths"]
     figure, axes = plt.subplots(-(-len(kinds) // 5), 5, figsize=(13, 9), layout="constrained", sharey=True)
     for axis in axes.flat[len(kinds) :]:
@@ -108,7 +118,7 @@ def _robustness(found: dict[str, Any], labels: dict[str, str], colours: dict[str
         axis.set(title=kind, ylim=(-0.02, 1.02))
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[:, 0]:
-        axis.set_ylabel("recall at 1 % false rejection")
+        axis.set_ylabel(f"recall {_at(rate)}")
     figure.legend(
         *axes.flat[0].get_legend_handles_labels(),
         loc="outside lower center",

@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plots
-from arguments import add_data_arguments, add_rate_argument, open_data
+from arguments import add_data_arguments, add_rate_argument, open_data, run_command
 from changes import CHANGES, Change
 from data import Images, one_per_identity
 from figures import Judge, average_precision, curve, deciding
@@ -45,6 +46,8 @@ from provenance import provenance
 from tasks import SEED, main_tasks
 from views import View, heavy, mild
 
+from lcmem_filter.errors import CalibrationError
+
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RATES = np.geomspace(0.002, 0.1, 18)
 HELD_COPIES = 100
@@ -65,17 +68,18 @@ def main() -> None:
     (embedding,), _ = open_methods(["lcmem_embedding"], arguments.head, arguments.space, {}, False)
     base = Images("base", splits["train"].sources + splits["validation"].sources)
     design = Design(base, splits["test"], SEED, arguments.copies)
+    known = known_duplicates(design, arguments.near_duplicates)
+    unseen = ~np.isin(design.strangers, list(known))
+    judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
+    methods = measurable(methods, judge, absent)
+    near = near_duplicates(design, embedding, keeper)
+    alike = np.array([is_near_duplicate(near[row][0]) for row in design.strangers.tolist()])
+    judge = replace(judge, kept=unseen & ~alike)
     tasks = main_tasks(design, keeper)
     measured: dict[str, Measured] = {}
     for method in methods:
         measured[method.row.name] = measure(method, design, tasks, keeper)
         log(f"measured {method.row.label}")
-    near = near_duplicates(design, embedding, keeper)
-    known = known_duplicates(design, arguments.near_duplicates)
-    kept = np.array(
-        [row not in known and not is_near_duplicate(near[row][0]) for row in design.strangers.tolist()]
-    )
-    judge = Judge(design, kept, arguments.rate, arguments.draws, SEED)
     results = {
         "about": about(design, judge),
         "labels": {method.row.name: method.row.label for method in methods},
@@ -97,28 +101,42 @@ def main() -> None:
         "not_run": absent,
         **provenance(arguments, design, keeper),
     }
-    write(arguments.output, results, before)
+    write(arguments, results, before)
     if not arguments.skip_pairs:
         pairwise = [method for method in methods if not method.row.told]  # two images have no shortlist
         results["pairs"] = all_pairs(pairwise, design, splits["validation"], tasks, keeper)
-        write(arguments.output, results, before)
+        write(arguments, results, before)
     if arguments.robustness_images:
         results["robustness"] = robustness(methods, design, judge, keeper, arguments.robustness_images)
-        write(arguments.output, results, before)
+        write(arguments, results, before)
 
 
-def write(path: Path, results: dict[str, Any], before: dict[str, Any] | None) -> None:
+def measurable(methods: Sequence[Method], judge: Judge, absent: dict[str, str]) -> list[Method]:
+    """The methods whose domains have enough strangers; ``absent`` is told why the others are not."""
+    found = []
+    for method in methods:
+        try:
+            judge.check_number(method.row.domains)
+            found.append(method)
+        except CalibrationError as error:
+            absent[method.row.label] = f"of {' and '.join(method.row.domains)} alone: {error}"
+    return found
+
+
+def write(arguments: argparse.Namespace, results: dict[str, Any], before: dict[str, Any] | None) -> None:
+    path = arguments.output
     path.parent.mkdir(parents=True, exist_ok=True)
     results = _rounded(results) if before is None else merged(before, _rounded(results))
     path.write_text(json.dumps(results, indent=1) + "\n")
-    plots.draw(results, path.with_suffix(""))
+    plots.draw(results, path.with_suffix(""), arguments.rate)
     log(f"wrote {path}")
 
 
 def all_pairs(
     methods: Sequence[Method], design: Design, validation: Images, tasks: Sequence[Task], keeper: Keeper
 ) -> dict[str, Any]:
-    """Pair-level figures; the threshold of accuracy is fixed on validation images."""
+    """Pair-level figures; the threshold of accuracy is fixed on validation images. There are none of identities where
+    those of the test images or of validation have no two images."""
     held_rows = one_per_identity(validation, SEED, in_each_set=True)
     held_rows = np.sort(np.random.default_rng(SEED).permutation(held_rows)[:HELD_COPIES])
     made = {"mild_copies": mild(keeper.encoder), "heavy_copies": heavy}
@@ -130,10 +148,11 @@ def all_pairs(
             view = View(f"held_{task.name}", validation, held_rows, made[task.name], keeper.resolution, SEED)
             test = copy_pairs(task.images, task.rows, design.test, SEED)
             held = copy_pairs(view.open(keeper.cache), held_rows, validation, SEED)
-        result[task.name] = {m.row.name: _pairs_of(m, test, held, keeper) for m in methods}
+        if len(test.a) and len(held.a):
+            result[task.name] = {m.row.name: _pairs_of(m, test, held, keeper) for m in methods}
         log(f"pairs of {task.name}")
     test, held = (identity_pairs(images, SEED, same_labels=True) for images in (design.test, validation))
-    if test.same.any() and not test.same.all():
+    if len(held.a) and test.same.any() and not test.same.all():
         result["same_identity_same_labels"] = {m.row.name: _pairs_of(m, test, held, keeper) for m in methods}
     return result
 
@@ -281,4 +300,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
-from arguments import add_data_arguments, add_rate_argument, open_data
+from arguments import add_data_arguments, add_rate_argument, open_data, run_command
 from data import Images
 from figures import OVERALL, Judge, Recalls, interval, recalls
 from keep import Keeper
@@ -281,4 +281,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

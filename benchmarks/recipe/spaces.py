@@ -22,7 +22,7 @@ from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import load_encoder
 from lcmem_filter.training import AddSpaceConfig, add_space
 
-from arguments import add_data_arguments, add_rate_argument  # isort: skip  # `run` puts their folder on the path
+from arguments import add_data_arguments, add_rate_argument, run_command  # isort: skip  # `run` finds them
 from data import Images  # isort: skip
 from figures import Judge, recalls  # isort: skip
 from keep import Keeper  # isort: skip
@@ -153,4 +153,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

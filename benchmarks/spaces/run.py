@@ -29,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
-from arguments import add_rate_argument
+from arguments import add_identity_argument, add_rate_argument, run_command
 from data import Images, data_files, open_splits
 from figures import OVERALL, Judge, interval, recalls
 from keep import Keeper, grid_for
@@ -67,10 +67,10 @@ def main() -> None:
         (methods[name],), _ = open_methods(["lcmem"], arguments.head, space, {}, False)
     base = Images("validation", splits["validation"].sources)
     design = Design(base, splits["test"], SEED, arguments.copies)
-    tasks = main_tasks(design, next(iter(keepers.values())))
-    kept = {name: _Kept(methods[name], keepers[name], design, tasks) for name in keepers}
     unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
     judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
+    tasks = main_tasks(design, next(iter(keepers.values())))
+    kept = {name: _Kept(methods[name], keepers[name], design, tasks) for name in keepers}
     table = []
     for query in keepers:
         for index in keepers:
@@ -209,7 +209,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, nargs="+", help="folders or tables; default the nine sets of LCMEM_DATA"
     )
-    parser.add_argument("--identity-column", default="id", help="column of identities")
+    add_identity_argument(parser)
     parser.add_argument("--sets", nargs="+", help="data sets that are used; all by default")
     parser.add_argument("--trust-remote-code", action="store_true", help="run custom autoencoder classes")
     parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
@@ -221,4 +221,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -8,13 +8,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..errors import EmptyDataError, UnreadableImageError
-from ..images import ImageSource, to_pixels
+from ..errors import EmptyDataError, MissingExtraError, UnreadableImageError
+from ..images import CANNOT_BE_READ, ImageSource, can_be_read, to_pixels
 from ..latents import Encoder, canonical
 from .views import (
     augment_as_visit,
@@ -85,78 +86,148 @@ class CachePlan:
         return range(0, len(self.source), SHARD_ROWS)
 
 
+class Shard(NamedTuple):
+    """Rows of a plan, as they lie in its folder.
+
+    Attributes:
+        latents: (R, C, grid, grid), float16; zero where the image could not be read.
+        unreadable: Why, by row in the shard; one that the encoder could not take is among them.
+        pictures: Of the clean view, the start of the SHA-256 of each image's stored bytes.
+    """
+
+    latents: np.ndarray
+    unreadable: dict[int, str]
+    pictures: list[str]
+
+    @property
+    def readable(self) -> np.ndarray:
+        """Which rows (R,) could be read."""
+        return ~np.isin(np.arange(len(self.latents)), list(self.unreadable))
+
+
+class Encoded(NamedTuple):
+    """A plan's canonical latents (N, C, grid, grid), float16, which rows (N,) could be read, else zero, why others
+    could not, and what tells stored pictures apart (N,), empty where unknown."""
+
+    latents: torch.Tensor
+    readable: torch.Tensor
+    unreadable: dict[int, str]
+    pictures: np.ndarray
+
+
 def encode_plans(
     plans: Sequence[CachePlan], *, rank: int = 0, processes: int = 1, progress: bool = True
 ) -> int:
-    """Encode what is not in the cache yet, every ``processes``-th shard from ``rank``.
+    """Encode what is not in the cache yet, every ``processes``-th shard from ``rank``; again, where an image that could
+    not be read can be by now.
 
     Returns:
         How many shards were encoded.
+
+    Raises:
+        MissingExtraError: images are of a kind that needs one.
     """
     work = [(plan, first) for plan in plans for first in plan.shards][rank::processes]
-    todo = [(plan, first) for plan, first in work if _read_shard(plan, first) is None]
+    todo = [(plan, first) for plan, first in work if _lacks(plan, first)]
     for plan, first in tqdm(todo, desc="encoding", unit="shard", disable=not progress or not todo):
         _encode_shard(plan, first)
     return len(todo)
 
 
-def read_plan(plan: CachePlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """A plan's canonical latents (N, C, grid, grid), float16, and which rows (N,) could be read, else zero.
+def _lacks(plan: CachePlan, first: int) -> bool:
+    """Whether a shard is missing, or an image that it lacks can be read by now."""
+    shard = _read_shard(plan, first)
+    if shard is None:
+        return True
+    broken = [row for row, why in shard.unreadable.items() if not why or CANNOT_BE_READ in why]
+    return any(can_be_read(plan.source, first + row) for row in broken)
+
+
+def read_plan(plan: CachePlan) -> Encoded:
+    """What was encoded.
 
     Raises:
         EmptyDataError: the source is empty, or no image could be read.
     """
-    latents, readable = [], []
+    shards = []
     for first in plan.shards:
         shard = _read_shard(plan, first)
         if shard is None:
             raise EmptyDataError(
                 f"latent cache {plan.path} lacks rows from {first}; run the same command again"
             )
-        latents.append(torch.from_numpy(shard[0]))
-        readable.append(torch.from_numpy(shard[1]))
-    if not latents or not torch.cat(readable).any():
-        raise EmptyDataError(f"no image of {plan.source.name!r} could be read; give a source with images")
-    channels = max(shard.shape[1] for shard in latents)  # a shard without a readable image knows no channels
-    whole = [shard if shard.shape[1] == channels else shard.expand(-1, channels, -1, -1) for shard in latents]
-    return torch.cat(whole), torch.cat(readable)
+        shards.append(shard)
+    readable = [torch.from_numpy(shard.readable) for shard in shards]
+    unreadable = {
+        first + row: why or f"image {plan.source.records[first + row].id!r} {CANNOT_BE_READ}"
+        for first, shard in zip(plan.shards, shards, strict=True)
+        for row, why in shard.unreadable.items()
+    }
+    if not torch.cat(readable).any():
+        raise EmptyDataError(f"no image of {plan.source.name!r} could be read; the first: {unreadable[0]}")
+    channels = max(shard.latents.shape[1] for shard in shards)  # one without a readable image knows none
+    latents = [torch.from_numpy(shard.latents) for shard in shards]
+    whole = [one if one.shape[1] == channels else one.expand(-1, channels, -1, -1) for one in latents]
+    pictures = np.array([one for shard in shards for one in shard.pictures], dtype=object)
+    return Encoded(torch.cat(whole), torch.cat(readable), unreadable, pictures)
+
+
+def pictures_of(plan: CachePlan, encoded: Encoded) -> np.ndarray:
+    """What tells stored pictures apart (N,), also where a cache of before does not say; empty for what cannot be
+    read."""
+    pictures = encoded.pictures.copy()
+    for row in np.flatnonzero(encoded.readable.numpy() & (pictures == "")):
+        try:
+            pictures[row] = _picture(plan.source.encoded(int(row)))
+        except UnreadableImageError:
+            continue
+    return pictures
 
 
 @torch.inference_mode()
 def _encode_shard(plan: CachePlan, first: int) -> None:
-    """Encode the rows from ``first``; write the array, then its receipt, each aside and then renamed.
-
-    An image whose latent is not finite counts as one that cannot be read.
-    """
+    """Encode the rows from ``first``; write the array, then its receipt, each aside and then renamed."""
     count = min(SHARD_ROWS, len(plan.source) - first)
-    readable = np.zeros(count, dtype=bool)
+    unreadable: dict[int, str] = {}
+    pictures = [""] * count
     parts: list[tuple[list[int], torch.Tensor]] = []
     for start in range(0, count, ENCODE_BATCH):
         rows, pixels = [], []
         for row in range(start, min(start + ENCODE_BATCH, count)):
             try:
-                pixels.append(_pixels(plan, first + row))
+                stored = plan.source.encoded(first + row)
+                pictures[row] = _picture(stored)
+                pixels.append(_pixels(plan, first + row, stored))
                 rows.append(row)
-            except UnreadableImageError:
-                continue
+            except UnreadableImageError as error:
+                if isinstance(error.__cause__, MissingExtraError):
+                    raise error.__cause__ from error
+                unreadable[row] = str(error)
         if rows:
             batch = torch.stack(pixels).contiguous(memory_format=torch.channels_last)
             device = next(iter(plan.encoder.vae.parameters())).device
             encoded = canonical(plan.encoder.encode(batch.to(device)), plan.grid).cpu()
             finite = encoded.isfinite().flatten(1).all(1)
-            rows = [row for row, good in zip(rows, finite.tolist(), strict=True) if good]
-            readable[rows] = True
-            encoded = encoded[finite]
+            for row in (row for row, good in zip(rows, finite.tolist(), strict=True) if not good):
+                name = plan.source.records[first + row].id
+                unreadable[row] = (
+                    f"image {name!r} of {plan.source.name!r} has a latent that is not finite; remove it"
+                )
+            rows, encoded = [row for row in rows if row not in unreadable], encoded[finite]
             parts.append((rows, encoded.flip(-2) if plan.kind == TURNED_BACK else encoded))
     channels = parts[0][1].shape[1] if parts else 1
     latents = np.zeros((count, channels, plan.grid, plan.grid), dtype=np.float16)
     for rows, values in parts:
         latents[rows] = values.numpy()
-    _write_shard(plan, first, latents, readable)
+    _write_shard(plan, first, Shard(latents, unreadable, pictures))
 
 
-def _pixels(plan: CachePlan, row: int) -> torch.Tensor:
-    image = plan.source.image(row)
+def _picture(stored: bytes) -> str:
+    return hashlib.sha256(stored).hexdigest()[:20]
+
+
+def _pixels(plan: CachePlan, row: int, stored: bytes) -> torch.Tensor:
+    image = plan.source.decode(stored, row)
     if plan.view:
         key = plan.view if plan.kind == "light" else (plan.kind, plan.view)
         draw = generator_for(VIEWS_SEED, key, plan.source.records[row].id)
@@ -164,31 +235,33 @@ def _pixels(plan: CachePlan, row: int) -> torch.Tensor:
     return to_pixels(image, plan.resolution)
 
 
-def _write_shard(plan: CachePlan, first: int, latents: np.ndarray, readable: np.ndarray) -> None:
+def _write_shard(plan: CachePlan, first: int, shard: Shard) -> None:
     plan.path.mkdir(parents=True, exist_ok=True)
     array, receipt = _files(plan, first)
     aside = array.with_suffix(f".{os.getpid()}.tmp")
     with aside.open("wb") as file:
-        np.save(file, latents, allow_pickle=False)
-    written = {"sha256": _sha256(aside), "unreadable": np.flatnonzero(~readable).tolist()}
+        np.save(file, shard.latents, allow_pickle=False)
+    rows = list(shard.unreadable)
+    told = {"unreadable": rows, "why": shard.unreadable, "pictures": shard.pictures}
+    written = {"sha256": _sha256(aside), **told}
     os.replace(aside, array)
     aside.write_text(json.dumps(written))
     os.replace(aside, receipt)
 
 
-def _read_shard(plan: CachePlan, first: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """A shard's latents and readable rows; ``None`` where it is missing or not what its receipt says."""
+def _read_shard(plan: CachePlan, first: int) -> Shard | None:
+    """What lies there; ``None`` where it is missing or not what its receipt says."""
     array, receipt = _files(plan, first)
     try:
         written = json.loads(receipt.read_text())
         if _sha256(array) != written["sha256"]:
             return None
         latents = np.load(array, allow_pickle=False)
+        why = written.get("why", {})  # receipts of before had neither reasons nor pictures
+        unreadable = {row: str(why.get(str(row), "")) for row in written["unreadable"]}
+        return Shard(latents, unreadable, written.get("pictures") or [""] * len(latents))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    readable = np.ones(len(latents), dtype=bool)
-    readable[written["unreadable"]] = False
-    return latents, readable
 
 
 def _files(plan: CachePlan, first: int) -> tuple[Path, Path]:

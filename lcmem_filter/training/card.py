@@ -8,6 +8,7 @@ from typing import Any
 
 from ..head import LCMemHead
 from .config import TrainingConfig
+from .validation import strangers_needed
 
 _TEMPLATE = """---
 library_name: lcmem_filter
@@ -51,8 +52,8 @@ encodes a fixed set of probe images; how much it costs was not measured here.
 Share of queries found at {rate:.0%} false rejection of unseen identities, by the filter's score
 (`verification.compare`). {compared}
 
-No identity here was trained on. {strangers} of them set the threshold, in two halves that take turns; the index holds
-{index_rows:,} training images and the other half.{chosen}
+{unseen} {strangers} of them set the threshold, in two halves that take turns; the index holds
+{index_rows:,} training images and the other half.{few}{chosen}
 
 {metrics}
 
@@ -102,7 +103,12 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         recipe=_table(("setting", "value"), [*config.items(), ("seconds", round(record["seconds"]))])
         + (f"\n\nWent on from: {record['went_on_from']}" if record.get("went_on_from") else ""),
         compared=_compared(head),
+        unseen="No identity here was trained on."
+        if record.get("unseen_before", True)
+        else "No identity here was trained on in this run; whether one was before, for the head that it\nwent on from, "
+        "is not known.",
         strangers=best["strangers"],
+        few=_too_few(best["strangers"], best["false_rejection_rate"]),
         index_rows=best["index_rows"],
         rate=best["false_rejection_rate"],
         chosen=f" They also chose the checkpoint (step {record['best_step']} of {record['step']}), so the\n"
@@ -117,6 +123,21 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         ),
     )
     (folder / "README.md").write_text(text)
+
+
+def unseen_before(before: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Whether a head that a run of ``plan`` went on from is known to have seen none of its validation identities.
+
+    Args:
+        before: The record of that head; empty where there is none.
+    """
+    if not before:
+        return False
+    was = before["plan"]
+    same = all(was.get(name) == plan[name] for name in ("sources", "validation"))
+    drawn_by = () if plan["validation"] else ("seed", "validation_fraction")
+    same = same and all(was["config"][name] == plan["config"][name] for name in drawn_by)
+    return same and bool(before.get("unseen_before", True))
 
 
 def went_on_from(
@@ -153,6 +174,14 @@ def went_on_from(
     return {**kept, "halvings": halvings} if halvings else kept
 
 
+def _too_few(strangers: int, rate: float) -> str:
+    needed = strangers_needed(rate)
+    if strangers // 2 >= needed:
+        return ""
+    told = f" A rate of {rate:g} takes {needed} in each half:\n"
+    return told + "with fewer, as here, the largest of their scores is the threshold."
+
+
 def _plain(counts: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
     """Counts of sets as a record has them."""
     return {name: list(of) for name, of in counts.items()}
@@ -169,10 +198,16 @@ def _compared(head: LCMemHead) -> str:
         if head.config.match_deformed
         else "cropped, turned and mirrored"
     )
-    return (
+    told = (
         f"In the latent spaces {spaces}, pictures are laid over each other, {how} for the best\n"
         f"fit (`matching`); in any other they are compared by their embeddings and {parts}."
     )
+    if least := head.config.same_identity:
+        told += (
+            f"\nWhere an index names no identities, training images from a likeness of {least:g} on are taken\n"
+            "for images of one, and do not hide each other."
+        )
+    return told
 
 
 def _added(spaces: Mapping[str, Any]) -> str:

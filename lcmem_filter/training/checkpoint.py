@@ -94,17 +94,21 @@ class Checkpoints:
             ArtifactError: it belongs to another plan.
             CorruptArtifactError: it cannot be read.
         """
+        progress = self._standing()
+        if progress is not None:
+            self._same_plan(progress.plan, plan)
+        return progress
+
+    def _standing(self) -> Progress | None:
         complete = sorted(self.work.glob("step-*/progress.json"))
         if not complete:
             return None
         try:
-            progress = Progress(**json.loads(complete[-1].read_text()))
+            return Progress(**json.loads(complete[-1].read_text()))
         except (ValueError, TypeError) as error:
             raise CorruptArtifactError(
                 f"checkpoint {complete[-1]} cannot be read: {error}; remove {self.work} to start over"
             ) from error
-        self._same_plan(progress.plan, plan)
-        return progress
 
     def restore(self, accelerator: Accelerator, step: int) -> None:
         """Give what ``accelerator`` has prepared the state of a checkpoint.
@@ -120,12 +124,28 @@ class Checkpoints:
                 f"training checkpoint {state} cannot be read: {error}; remove it to start afresh"
             ) from error
 
+    def refuse_other(self, plan: dict[str, Any]) -> None:
+        """Let no run begin where a run of another plan is, whatever head that goes on from.
+
+        Raises:
+            ArtifactError: one is in ``output``, or what is no run.
+            CorruptArtifactError: what lies there cannot be read.
+        """
+        self.refuse_foreign()
+        found = self._finished_plan()
+        if found is None and (standing := self._standing()):
+            found = standing.plan
+        if found is not None:
+            self._same_plan({**found, "initial": plan["initial"]}, plan)
+
     def refuse_foreign(self) -> None:
         """Let no run begin in a folder that holds a head or model, but no run.
 
         Raises:
-            ArtifactError: ``output`` does.
+            ArtifactError: ``output`` does, or is no folder.
         """
+        if self.output.exists() and not self.output.is_dir():
+            raise ArtifactError(f"{self.output} is a file; give a folder as --output")
         ours = (self.output / RESULT).exists() or any(self.work.glob("step-*/progress.json"))
         if (self.output / "config.json").exists() and not ours:
             raise ArtifactError(f"{self.output} already holds a head or model; give another --output")
@@ -137,17 +157,22 @@ class Checkpoints:
             ArtifactError: it holds something else.
         """
         self.refuse_foreign()
-        result = self.output / RESULT
-        if not result.exists():  # cut off while it put its head there, it goes on from its checkpoint
+        written = self._finished_plan()
+        if written is None:  # cut off while it put its head there, it goes on from its checkpoint
             return False
+        self._same_plan(written, plan)
+        return True
+
+    def _finished_plan(self) -> dict[str, Any] | None:
+        result = self.output / RESULT
+        if not result.exists():
+            return None
         try:
-            written = json.loads(result.read_text())["plan"]
+            return dict(json.loads(result.read_text())["plan"])
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptArtifactError(
                 f"{result} is no run's record ({error}); give another --output, or remove that folder"
             ) from error
-        self._same_plan(written, plan)
-        return True
 
     def seal(self, progress: Progress) -> None:
         """Complete the checkpoint whose state lies in ``state(progress.step)``, then drop older ones."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from ..errors import ConfigurationError
 from ..head import LCMemHead, check_space_name
+from ..images import ImageSource
 from ..latents import Encoder
+from .checkpoint import Checkpoints
 from .config import Stage, TrainingConfig
+from .data import check_pairs, identity_of
 from .weights import check_initial, check_known
 
 
@@ -49,3 +54,47 @@ def check_run(
     check_initial(initial, config, encoders, trunk=stages[0] < 3)
     if config.keep_spaces:
         check_known(initial, encoders)
+
+
+def check_sources(sources: Sequence[ImageSource], config: TrainingConfig) -> None:
+    """What records tell before anything is encoded.
+
+    Raises:
+        DataError: fewer than two identities, or no labels to go by.
+    """
+    records = [(source, record) for source in sources for record in source.records]
+    identities, labels = (identity_of(*one) for one in records), (one.labels for _, one in records)
+    check_pairs(identities, labels, config.same_labels)
+
+
+def plan_of(
+    sources: Sequence[ImageSource],
+    validation: Sequence[ImageSource],
+    encoders: Mapping[str, Encoder],
+    config: TrainingConfig,
+    leave_out: Collection[str],
+    initial: LCMemHead | None = None,
+) -> dict[str, Any]:
+    """Everything that a stage's result depends on; see ``Progress.plan``."""
+    return {
+        "config": config.to_dict(),
+        "sources": [source.fingerprint for source in sources],
+        "validation": [source.fingerprint for source in validation],
+        "encoders": {space: encoder.source.sha256 for space, encoder in encoders.items()},
+        "processes": PartialState().num_processes,
+        "initial": initial.fingerprint if initial is not None else None,
+        **({"left_out": sorted(leave_out)} if leave_out else {}),
+    }
+
+
+def check_folders(plans: Mapping[Path, dict[str, Any]]) -> None:
+    """What stands in the way of a later stage is told before an earlier one trains for hours.
+
+    Args:
+        plans: Of each stage's folder, whatever head it goes on from.
+
+    Raises:
+        ArtifactError: a folder holds something else.
+    """
+    for folder, plan in plans.items():
+        Checkpoints(folder, TrainingConfig().to_dict()).refuse_other(plan)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import DataError
 from ..images import ImageRecord, ImageSource
-from .cache import CachePlan, read_plan
+from .cache import CachePlan, pictures_of, read_plan
 from .config import TrainingConfig
 from .views import generator_for
 
@@ -31,9 +30,10 @@ class LatentSet:
         identities: (N,) strings; equal where two images are of one identity (``identity_of``).
         sets: (N,) which of ``names`` an image comes from.
         names: One for each source.
-        unreadable: Images that were left out, by ``names_of_images``.
+        unreadable: Why images were left out, by ``names_of_images``.
         labels: (N,) strings, each image's labels with ``|`` between them; ``None`` where there are none.
         ids: (N,) strings, each image's id (``names_of_images``); ``None`` where nobody asks for them.
+        pictures: (N,) strings, equal where the stored bytes are, empty where these are not known; ``None`` likewise.
     """
 
     latents: Mapping[str, torch.Tensor]
@@ -41,9 +41,10 @@ class LatentSet:
     identities: np.ndarray
     sets: np.ndarray
     names: tuple[str, ...]
-    unreadable: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
     labels: np.ndarray | None = None
     ids: np.ndarray | None = None
+    pictures: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -61,7 +62,8 @@ class LatentSet:
         """The images of ``rows`` (integers or booleans)."""
         index = torch.from_numpy(np.flatnonzero(rows) if rows.dtype == bool else rows)
         kept = {space: values[index] for space, values in self.latents.items()}
-        labels, ids = (None if one is None else one[rows] for one in (self.labels, self.ids))
+        known = (self.labels, self.ids, self.pictures)
+        labels, ids, pictures = (None if one is None else one[rows] for one in known)
         return replace(
             self,
             latents=kept,
@@ -69,39 +71,57 @@ class LatentSet:
             sets=self.sets[rows],
             labels=labels,
             ids=ids,
+            pictures=pictures,
         )
 
 
-def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]]) -> LatentSet:
+def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]], part: str = "") -> LatentSet:
     """Read cached latents: for each space, for each source, the plans of its views (the clean one first).
+
+    Args:
+        part: Goes before the name of an identity that is an image of its own, for sets that are given twice.
 
     Raises:
         EmptyDataError: a source has no readable image.
     """
     per_space: dict[str, torch.Tensor] = {}
     readable: list[np.ndarray] = []
+    every = next(iter(plans.values()))
+    pictures: list[np.ndarray] = []
+    names = np.array(names_of_images([views[0].source for views in every]), dtype=object)
+    unreadable: dict[str, str] = {}
     for space, sources in plans.items():
         read = [[read_plan(plan) for plan in views] for views in sources]
-        per_space[space] = torch.cat([torch.stack([latents for latents, _ in views], 1) for views in read])
+        per_space[space] = torch.cat([torch.stack([one.latents for one in views], 1) for views in read])
         readable.append(
-            np.concatenate([torch.stack([ok for _, ok in views]).all(0).numpy() for views in read])
+            np.concatenate([torch.stack([one.readable for one in views]).all(0).numpy() for views in read])
         )
-    sources = next(iter(plans.values()))
-    records = [record for views in sources for record in views[0].source.records]
-    identities = [identity_of(views[0].source, one) for views in sources for one in views[0].source.records]
-    good = np.logical_and.reduce(readable)
-    names = np.array(names_of_images([views[0].source for views in sources]), dtype=object)
+        first = np.cumsum([0, *(len(views[0].source) for views in sources)])
+        unreadable |= {
+            names[start + row]: why
+            for start, views in zip(first, read, strict=False)
+            for one in views
+            for row, why in one.unreadable.items()
+        }
+        pictures = pictures or [pictures_of(of[0], one[0]) for of, one in zip(sources, read, strict=True)]
+    records = [record for views in every for record in views[0].source.records]
+    identities = [
+        part * (one.identity == one.id) + identity_of(views[0].source, one)
+        for views in every
+        for one in views[0].source.records
+    ]
     whole = LatentSet(
         per_space,
-        tuple(plan.kind if plan.view else "clean" for plan in sources[0]),
+        tuple(plan.kind if plan.view else "clean" for plan in every[0]),
         np.array(identities, dtype=object),
-        np.repeat(np.arange(len(sources)), [len(views[0].source) for views in sources]),
-        tuple(views[0].source.name for views in sources),
-        tuple(names[~good]),
+        np.repeat(np.arange(len(every)), [len(views[0].source) for views in every]),
+        tuple(views[0].source.name for views in every),
+        unreadable,
         np.array([record.labels for record in records], dtype=object),
         names,
+        np.concatenate(pictures),
     )
-    return whole.take(good) if whole.unreadable else whole
+    return whole.take(np.logical_and.reduce(readable)) if unreadable else whole
 
 
 def identity_of(source: ImageSource, record: ImageRecord) -> str:
@@ -123,39 +143,6 @@ def check_names(sources: Sequence[ImageSource]) -> None:
         )
 
 
-def split_by_identity(data: LatentSet, fraction: float, seed: int) -> tuple[LatentSet, LatentSet]:
-    """Training and validation images that share no identity; sides depend on identities and ``seed`` only.
-
-    Raises:
-        DataError: fewer than two identities would be left to train on, or to validate on.
-    """
-    names = _drawn_order(data, seed)
-    count = max(2, round(fraction * len(names)))
-    if len(names) - count < 2:
-        raise DataError(
-            f"training needs two identities and two to validate on, got {len(names)}, of which {count} are held out "
-            f"(a share of {fraction:g}, at least two); give images of more, or hold out fewer"
-        )
-    held = np.isin(data.identities, names[:count])
-    return data.take(~held), data.take(held)
-
-
-def some_identities(data: LatentSet, share: float, seed: int) -> LatentSet:
-    """The images of a share of the identities, at least two; a smaller share is part of a larger one."""
-    names = _drawn_order(data, seed)
-    return data.take(np.isin(data.identities, names[: max(2, round(share * len(names)))]))
-
-
-def _drawn_order(data: LatentSet, seed: int) -> list[str]:
-    """The identities in an order that depends on their names and ``seed`` only."""
-    return sorted(set(data.identities), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-
-
-def without_identities(data: LatentSet, of: LatentSet) -> LatentSet:
-    """``data`` less the images whose identity also stands in ``of``."""
-    return data.take(~np.isin(data.identities, list(set(of.identities))))
-
-
 def names_of_images(sources: Sequence[ImageSource]) -> list[str]:
     """The id of every image, ``SET/ID`` where there are several sources."""
     several = len(sources) > 1
@@ -164,11 +151,6 @@ def names_of_images(sources: Sequence[ImageSource]) -> list[str]:
         for source in sources
         for record in source.records
     ]
-
-
-def without_images(data: LatentSet, ids: Collection[str]) -> LatentSet:
-    """``data`` less the images of those ids."""
-    return data.take(~np.isin(data.ids, list(ids))) if ids and data.ids is not None else data
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +175,20 @@ CHANGED_OTHERS = 0.4
 
 NEIGHBOURHOOD = 3
 """A group of hard negatives is drawn from so many times its number of nearest identities."""
+
+
+def check_pairs(identities: Iterable[str], labels: Iterable[str], same_labels: float = 0.0) -> None:
+    """Whether there is something to draw pairs from.
+
+    Raises:
+        DataError: fewer than two identities, or no labels to go by.
+    """
+    if (count := len(set(identities))) < 2:
+        raise DataError(f"training needs at least two identities, got {count}; give images of more")
+    if same_labels and not any(labels):
+        raise DataError(
+            "same_labels needs a column `labels`, which none of the sets has; add it, or leave it out"
+        )
 
 
 class PairSampler:
@@ -232,15 +228,10 @@ class PairSampler:
         self._set = data.sets
         self._changed = np.flatnonzero(np.isin(data.views, CHANGED))
         self._light = len(data.views) - len(self._changed)
-        names, self._identity = np.unique(data.identities.astype(str), return_inverse=True)
-        if len(names) < 2:
-            raise DataError(f"training needs at least two identities, got {len(names)}; give images of more")
+        check_pairs(data.identities, () if data.labels is None else data.labels, same_labels)
+        self._identity = np.unique(data.identities.astype(str), return_inverse=True)[1]
         self._images = _groups(self._identity)
         self._labels = _label_matrix(data.labels, self._identity) if same_labels else None
-        if same_labels and self._labels is None:
-            raise DataError(
-                "same_labels needs a column `labels`, which none of the sets has; add it, or leave it out"
-            )
         self._sets = [_groups(self._identity, np.flatnonzero(data.sets == s)) for s in range(len(data.names))]
         self._sets = [members for members in self._sets if members]
         self._weights = []

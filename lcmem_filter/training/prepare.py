@@ -16,11 +16,10 @@ from ..images import ImageSource
 from ..latents import Encoder
 from .cache import CachePlan, encode_plans
 from .config import TrainingConfig
-from .data import (
-    LatentSet,
-    check_names,
-    load_latents,
-    names_of_images,
+from .data import LatentSet, check_names, identity_of, load_latents, names_of_images
+from .split import (
+    count_to_hold_out,
+    each_picture_once,
     some_identities,
     split_by_identity,
     without_identities,
@@ -53,7 +52,8 @@ def prepare_data(
     Returns:
         Images to train on, and images to validate on that share no identity with them: those of ``validation``,
             or a share of ``sources`` where that is empty. From stage 2 on mild and then strong views come last. Of
-            images whose views are drawn anew, clean latents alone are read.
+            images whose views are drawn anew, clean latents alone are read. A picture that is stored several times is
+            in them once. The latter's ``unreadable`` are all that there are.
 
     Raises:
         EmptyDataError: a source without readable images.
@@ -61,6 +61,9 @@ def prepare_data(
     """
     check_names(sources)
     check_names(validation)
+    if not validation:  # told before anything is encoded
+        identities = {identity_of(source, record) for source in sources for record in source.records}
+        count_to_hold_out(len(identities), config.validation_fraction)
     if unknown := set(leave_out) - set(names_of_images(validation or sources)):
         raise DataError(
             f"no validation image {min(unknown)!r} to leave out ({len(unknown)} such); give ids, or SET/ID where "
@@ -97,12 +100,30 @@ def prepare_data(
     )
     accelerator.wait_for_everyone()
     data = load_latents(train)
+    unreadable, count = dict(data.unreadable), len(data)
+    data = each_picture_once(data)
+    told = [(count - len(data), "images repeat another picture")]
     if not validation:
         data, held_out = split_by_identity(data, config.validation_fraction, config.seed)
     else:
-        held_out = without_identities(load_latents(held), data)
-    if progress and (unreadable := list(dict.fromkeys((*data.unreadable, *held_out.unreadable)))):
-        tqdm.write(f"{len(unreadable)} images cannot be read: {first_of(unreadable)}", file=sys.stderr)
+        given = load_latents(held, "validation ")
+        unreadable |= {f"validation {name}": why for name, why in given.unreadable.items()}
+        others = without_identities(given, data)
+        held_out = each_picture_once(others, data)
+        told += [
+            (len(given) - len(others), "validation images are of identities that are trained on"),
+            (
+                len(others) - len(held_out),
+                "validation images repeat a picture that is trained on, or another",
+            ),
+        ]
+    if unreadable:
+        names, why = first_of(list(unreadable)), next(iter(unreadable.values()))
+        told += [(len(unreadable), f"images cannot be read: {names} ({why})")]
+    for number, what in told:
+        if progress and number:
+            tqdm.write(f"left out: {number} {what}", file=sys.stderr)
+    held_out = replace(held_out, unreadable=unreadable)
     held_out = without_images(held_out, leave_out)
     if config.views_on_device:
         clean = {space: latents[:, :1] for space, latents in data.latents.items()}
@@ -111,7 +132,7 @@ def prepare_data(
         data = some_identities(data, config.identity_share, config.seed)
     if not len(held_out):
         raise DataError(
-            "every validation image is left out or of an identity that is trained on; give images of others"
+            "every validation image is left out, or of an identity, or a picture, that is trained on; give others"
         )
     if len(set(held_out.identities)) < 2:
         raise DataError(

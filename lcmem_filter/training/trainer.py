@@ -23,16 +23,16 @@ from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import Encoder
 from .batches import batch_of, moved_against
-from .card import went_on_from, write_card
+from .card import unseen_before, went_on_from, write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
-from .checks import check_run
+from .checks import check_folders, check_run, check_sources, plan_of
 from .config import Stage, TrainingConfig
 from .data import LatentSet, Pairs, PairSampler, drawn_ahead, sampler_for
 from .fresh import DeviceViews, FreshViews
 from .losses import check_finite
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
-from .validation import MOST_QUERIES, Validator, embed_all
+from .validation import MOST_QUERIES, Validator, embed_all, strangers_needed
 from .views import generator_for
 from .weights import averaged, decay_groups, head_to_train
 
@@ -91,18 +91,18 @@ def train_head(
     output, config = Path(output), config or TrainingConfig()
     check_run(stages, config, encoders, initial)
     folders = [output if stage == stages[-1] else output / f"stage{stage}" for stage in stages]
-    for folder in folders:  # what stands in the way is told before hours of training, not after
-        Checkpoints(folder).refuse_foreign()
-    for stage, folder in zip(
-        stages, folders, strict=True
-    ):  # earlier ones are kept: they say that their stage is done
+    given = _listed(sources), _listed(validation or ())
+    plans = [plan_of(*given, encoders, config.for_stage(stage), leave_out) for stage in stages]
+    check_folders(dict(zip(folders, plans, strict=True)))
+    # folders of earlier stages are kept: they say that their stage is done
+    for stage, folder in zip(stages, folders, strict=True):
         run = _Run(
-            _listed(sources),
+            given[0],
             dict(encoders),
             folder,
             config.for_stage(stage),
             initial,
-            _listed(validation or ()),
+            given[1],
             Path(cache) if cache else output / LATENTS,
             terms,
             record,
@@ -145,21 +145,14 @@ class _Run:
         )
         self.drawn: FreshViews | DeviceViews | None = None
         self.show = progress and self.accelerator.is_main_process
-        self.plan = {
-            "config": config.to_dict(),
-            "sources": [source.fingerprint for source in sources],
-            "validation": [source.fingerprint for source in validation],
-            "encoders": {space: encoder.source.sha256 for space, encoder in encoders.items()},
-            "processes": self.accelerator.num_processes,
-            "initial": initial.fingerprint if initial is not None else None,
-            **({"left_out": sorted(leave_out)} if leave_out else {}),
-        }
+        self.plan = plan_of(sources, validation, encoders, config, leave_out, initial)
 
     def run(self) -> LCMemHead:
         if self.checkpoints.finished(self.plan):
             self._say(f"{self.checkpoints.output} is finished already")
-            return LCMemHead.from_pretrained(self.checkpoints.output)
+            return self._finished()
         standing = self.checkpoints.latest(self.plan) or Progress(self.plan)
+        check_sources(self.sources, self.config)
         train, held_out = prepare_data(
             self.sources,
             self.validation,
@@ -177,6 +170,11 @@ class _Run:
             f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
             f"validation images of {len(set(held_out.identities))} identities"
         )
+        if validator.strangers < strangers_needed(self.config.false_rejection_rate):
+            self._say(
+                f"too few for a false rejection of {self.config.false_rejection_rate:g}, by which checkpoints are "
+                "chosen: the largest score of each half is its threshold"
+            )
         objective, optimizer = self._prepare(standing, train)
         if self.config.views_on_device:
             self.drawn = FreshViews(
@@ -195,6 +193,15 @@ class _Run:
                 )
         self._train(standing, objective, optimizer, train, sampler, validator)
         return self._finish(standing, train, held_out, validator)
+
+    def _finished(self) -> LCMemHead:
+        """The head of a run that ended before, whose card states the terms of today."""
+        output = self.checkpoints.output
+        head, record = LCMemHead.from_pretrained(output), training_record(output)
+        if self.accelerator.is_main_process and record and self.terms not in ("", record["terms"]):
+            write_card(output, head, {**record, "terms": self.terms})
+            write_json(output / RESULT, {**record, "terms": self.terms})
+        return head
 
     def _validator(self, train: LatentSet, held_out: LatentSet, laid_over: bool) -> Validator:
         """What measures heads: laying pictures over each other, or not, since that says nothing of the trunk."""
@@ -364,7 +371,7 @@ class _Run:
                 "data": {
                     "train": train.counts(),
                     "validation": held_out.counts(),
-                    "unreadable": len(train.unreadable),
+                    "unreadable": len(held_out.unreadable),
                     "left_out": len(set(self.leave_out)),
                 },
                 "spaces": {
@@ -375,6 +382,7 @@ class _Run:
                     name: version(name) for name in ("torch", "transformers", "diffusers", "accelerate")
                 },
                 "terms": self.terms,
+                **({} if self.initial is None else {"unseen_before": unseen_before(self.before, self.plan)}),
                 **went_on_from(self.before, self.config, head, train.counts(), self.terms),
             }
             write_card(output, head, record)

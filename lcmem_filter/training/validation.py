@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -116,6 +117,11 @@ class _Half:
     found: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
+def strangers_needed(rate: float) -> int:
+    """How many unseen identities a threshold that rejects this share of them rests on, at least."""
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
 class Validator:
     """Measures a head on identities that it was not trained on.
 
@@ -147,6 +153,11 @@ class Validator:
         self._number = np.unique(self.validation.identities.astype(str), return_inverse=True)[1]
         order = generator_for(seed, "halves").permutation(self._number.max() + 1)
         self._half = order[self._number] % 2
+
+    @property
+    def strangers(self) -> int:
+        """Identities that a threshold rests on, in the smaller half."""
+        return min(len(set(self._number[self._half == half])) for half in (0, 1))
 
     @torch.inference_mode()
     def measure(self, head: LCMemHead, device: torch.device | str = "cpu") -> Validation:

@@ -76,6 +76,11 @@ def _lost_descriptors(initial: LCMemHead, head: LCMemHead) -> list[str]:
         )
     if initial.config.match_deformed and not head.config.match_deformed:
         told.append("pictures are no longer deformed: give deformed to go on as the head did")
+    if initial.config.same_identity and not head.config.same_identity:
+        told.append(
+            "identities that an index does not name are no longer concluded: from which likeness on they would be "
+            "depends on the descriptors"
+        )
     return told
 
 
@@ -284,6 +289,7 @@ def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: Traini
         match_width=config.match_width or initial.config.match_width,
         match_deformed=config.deformed,
         match_spaces=list(spaces),
+        same_identity=0.0,  # other descriptors, another likeness
     )
     assert head.dense is not None
     head.dense.requires_grad_(True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 from PIL import Image
 
-from lcmem_filter.errors import UnreadableImageError
-from lcmem_filter.images import ImageRecord
+from lcmem_filter.images import ImageRecord, ImageSource
 from lcmem_filter.training import TrainingConfig
 
 from tests.tiny import picture
@@ -21,8 +22,8 @@ QUICK = TrainingConfig(
 )
 
 
-class Pictures:
-    """Stands for an ``ImageSource``.
+class Pictures(ImageSource):
+    """Drawn when they are read.
 
     Args:
         name: Of the set, and what its identities' names begin with.
@@ -35,14 +36,16 @@ class Pictures:
     def __init__(
         self, name: str, identities: int, each: int, first: int = 0, broken: tuple[int, ...] = ()
     ) -> None:
-        self.name, self.each, self.first, self.broken = name, each, first, broken
-        self.fingerprint = f"{name}-{identities}-{each}-{first}-{broken}"
-        self.records = [ImageRecord(f"{name}/{i}", f"{name}{i // each}") for i in range(identities * each)]
+        self.each, self.first, self.broken = each, first, broken
+        records = [ImageRecord(f"{name}/{i}", f"{name}{i // each}") for i in range(identities * each)]
+        super().__init__(name, records, self._png, f"{name}-{identities}-{each}-{first}-{broken}")
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def image(self, row: int) -> Image.Image:
+    def _png(self, row: int) -> bytes:
         if row in self.broken:
-            raise UnreadableImageError(f"row {row}")
+            raise OSError(f"row {row}")
+        stored = io.BytesIO()
+        self.drawn(row).save(stored, "png", compress_level=0)
+        return stored.getvalue()
+
+    def drawn(self, row: int) -> Image.Image:
         return picture(self.first + row // self.each).rotate(3 * (row % self.each))

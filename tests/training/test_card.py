@@ -9,6 +9,7 @@ from typing import Any
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import Encoder
 from lcmem_filter.training import train_head, training_record
+from lcmem_filter.training.card import _too_few
 
 from tests.tiny import tiny_vae
 from tests.training.pictures import QUICK, Pictures
@@ -43,3 +44,21 @@ def test_a_checkpoint_is_said_to_be_chosen_where_there_was_a_choice(tmp_path: Pa
     config = replace(QUICK, steps=4, evaluate_every=2)
     train_head(sources, {"sd": Encoder(tiny_vae(), "sd")}, tmp_path / "two", config, progress=False)
     assert chose in (tmp_path / "two" / "README.md").read_text()
+
+
+def test_whom_a_head_saw_before_is_said_to_be_unknown_unless_it_is_known(tmp_path: Path) -> None:
+    sources: list[Any] = [Pictures("theirs", 8, 2)]
+    known, unknown = "No identity here was trained on. ", "whether one was before"
+    told = trained(tmp_path / "first", sources, "", stages=(1, 2))
+    assert known in told and "A rate of 0.01 takes 99 in each half:" in told
+    assert known in trained(tmp_path / "same", sources, "", tmp_path / "first", stages=(2,))
+    for name, before in (("others", "first"), ("later", "others")):
+        told = trained(tmp_path / name, [Pictures("mine", 8, 2)], "", tmp_path / before, stages=(2,))
+        assert unknown in told and known not in told
+    head, record = LCMemHead.from_pretrained(tmp_path / "first"), training_record(tmp_path / "first")
+    config = replace(QUICK, steps=2, stage2_steps=2, evaluate_every=2)
+    for name, seed, its in (("drawn anew", 1, record), ("without a record", 0, None)):
+        given = {"sd": Encoder(tiny_vae(), "sd")}, tmp_path / name, replace(config, seed=seed)
+        train_head(sources, *given, stages=(2,), initial=head, record=its, progress=False)
+        assert unknown in (tmp_path / name / "README.md").read_text()
+    assert _too_few(198, 0.01) == "" and "takes 99" in _too_few(197, 0.01)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lcmem_filter.errors import DataError
-from lcmem_filter.training.data import LatentSet, PairSampler, split_by_identity, without_identities
+from lcmem_filter.training.data import LatentSet, PairSampler
+from lcmem_filter.training.split import split_by_identity, without_identities
 
 
 def latent_set(*sets: list[str], views: tuple[str, ...] = ("clean", "light")) -> LatentSet:

@@ -62,6 +62,13 @@ def test_what_stands_in_the_way_of_a_later_stage_is_told_before_the_first(
     with pytest.raises(ConfigurationError, match="keep_initial needs a head"):
         train(tmp_path / "a", cache, replace(QUICK, keep_initial=0.5))
     assert not (tmp_path / "taken" / "stage1").exists() and not (tmp_path / "a").exists()
+    train(tmp_path / "first", cache, replace(QUICK, steps=2))
+    with pytest.raises(ArtifactError, match=r"another run \(.*stage was 1, is 2"):
+        train(tmp_path / "first", cache, replace(QUICK, steps=2), stages=(1, 2))
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match="file is a file; give a folder"):
+        train(tmp_path / "file", cache)
+    assert not (tmp_path / "first" / "stage1").exists()
 
 
 def test_another_run_is_told_by_what_is_different(tmp_path: Path, cache: Path) -> None:
@@ -125,8 +132,12 @@ def test_sets_and_identities_are_told_apart(tmp_path: Path, cache: Path) -> None
         train(tmp_path / "head", cache, sources=[SOURCES[0], Pictures("twice", 4, 2, first=50)])
     with pytest.raises(DataError, match="validation needs two identities"):
         train(tmp_path / "head", cache, validation=[Pictures("alone", 1, 3, first=70)])
+    empty = tmp_path / "empty"  # both are told before anything is encoded
     with pytest.raises(DataError, match="same_labels needs a column"):
-        train(tmp_path / "head", cache, replace(QUICK, same_labels=0.5))
+        train(tmp_path / "head", empty, replace(QUICK, same_labels=0.5))
+    with pytest.raises(DataError, match="at least two identities, got 1"):
+        train(tmp_path / "head", empty, sources=[Pictures("alone", 1, 3)], validation=SOURCES)
+    assert not empty.exists()
     sources = [open_images(write_pictures(tmp_path / name, range(3))) for name in ("d", "e")]
     named = [identity_of(source, one) for source in sources for one in source.records]
     assert len(set(named)) == 6

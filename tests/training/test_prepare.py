@@ -27,8 +27,8 @@ class Resized(Pictures):
         super().__init__(f"{name}-{side}", 6, 1, broken=(0,))
         self.side = side
 
-    def image(self, row: int) -> Image.Image:
-        return super().image(row).resize((self.side, self.side))
+    def drawn(self, row: int) -> Image.Image:
+        return super().drawn(row).resize((self.side, self.side))
 
 
 @pytest.fixture

@@ -137,6 +137,9 @@ def test_a_finished_run_is_not_repeated_and_not_overwritten(
 ) -> None:
     first = train(tmp_path / "head", cache, replace(QUICK, steps=4))
     monkeypatch.setattr(_Run, "_train", None)
+    train(tmp_path / "head", cache, replace(QUICK, steps=4), terms="Research only.")
+    assert record(tmp_path / "head")["terms"] == "Research only."
+    assert "Terms: Research only." in (tmp_path / "head" / "README.md").read_text()
     assert train(tmp_path / "head", cache, replace(QUICK, steps=4)).fingerprint == first.fingerprint
     with pytest.raises(ArtifactError, match=r"another run .*seed"):
         train(tmp_path / "head", cache, replace(QUICK, steps=4, seed=7))
@@ -310,7 +313,11 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path, capsys: pytest
     data = record(tmp_path / "head")["data"]
     names = [f"twice/{sources[0].records[row].id}" for row in (3, 4)]
     assert data["unreadable"] == 2
-    assert f"2 images cannot be read: {', '.join(names)}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert (
+        f"2 images cannot be read: {', '.join(names)} (image {sources[0].records[3].id!r} of 'twice'" in told
+    )
+    assert "too few for a false rejection of 0.01" in told
     card = (tmp_path / "head" / "README.md").read_text()
     assert "2 images could not be read." in card and names[0] not in card
     assert sum(data[part][name][0] for part in ("train", "validation") for name in ("twice", "once")) == 34
@@ -326,7 +333,7 @@ def test_what_somebody_named_is_part_of_the_plan(tmp_path: Path, cache: Path) ->
 
 def test_data_that_cannot_be_trained_on(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(EmptyDataError, match="no image of 'p'"):
-        train(tmp_path / "a", cache, sources=[Pictures("p", 1, 2, broken=(0, 1))])
+        train(tmp_path / "a", cache, sources=[Pictures("p", 4, 1, broken=(0, 1, 2, 3))])
     with pytest.raises(DataError, match="two identities"):
         train(tmp_path / "b", cache, sources=[Pictures("q", 2, 2)])
     with pytest.raises(DataError, match="every validation image"):

@@ -1,0 +1,201 @@
+"""From which likeness on training images are taken for one identity's, where an index names none.
+
+    python benchmarks/ablations/identities.py --cache CACHE --latents LATENTS --heads lcmem-reid lcmem-xray
+
+Further images of a candidate's identity are its runner-up and its background, and hide it, unless the index names
+identities. A head may conclude them instead, from how alike the most alike candidate and others are (``same_identity``
+of ``LCMemHead``). Index, copies and figure are those of ``benchmarks/ablations``, on validation images. Writes
+``benchmarks/results/ablations-identities.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from run import RESULTS, Answers, Design, Images, Measured, Task, known_duplicates, main_tasks, open_data
+
+from lcmem_filter.baselines.lcmem import LCMem
+from lcmem_filter.index.backends import make_backend
+from lcmem_filter.index.identities import numbered
+from lcmem_filter.matching import alike_under_warps
+from lcmem_filter.standing import background_of, repeats, stand_out, told_apart
+from lcmem_filter.verification import (
+    BACKGROUND_UNDER_WARPS,
+    RUNNER_UP_UNDER_WARPS,
+    SHORTLIST,
+    TAKEN_TOGETHER,
+)
+
+from arguments import add_data_arguments, add_rate_argument  # isort: skip  # `run` puts their folder on the path
+from figures import OVERALL, Judge, interval, recalls  # isort: skip
+from methods import open_methods  # isort: skip
+from provenance import provenance  # isort: skip
+from tasks import SEED  # isort: skip
+
+NEVER, TOLD = "never", "identities told"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of Q queries and their K candidates, those of the upright pose first.
+
+    Attributes:
+        alike: (Q, K) under the best warp, in the better pose.
+        repeated: (Q, K), as of ``standing.repeats``.
+        right: (Q, K): candidates that are to be found.
+        identity: (Q, K): numbers of the candidates' identities.
+        places: (Q, M): the most alike candidates, the first one first.
+        to_first: (Q, M): how alike these are to the first.
+    """
+
+    alike: torch.Tensor
+    repeated: torch.Tensor
+    right: torch.Tensor
+    identity: torch.Tensor
+    places: torch.Tensor
+    to_first: torch.Tensor
+
+
+def main() -> None:
+    arguments = _parse()
+    table: dict[str, Any] = {}
+    for name in arguments.heads or [arguments.head]:
+        arguments.head = name
+        splits, keeper = open_data(arguments)
+        (method,), _ = open_methods(["lcmem"], name, arguments.space, {}, False)
+        design = Design(
+            Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies
+        )
+        tasks = main_tasks(design, keeper)
+        test = keeper.kept(method, design.test)
+        every = torch.cat([keeper.kept(method, design.base), test])
+        found = {}
+        for task in (Task("strangers", design.strangers), *tasks):
+            queries = test[task.rows] if task.images is None else keeper.kept(method, task.images)
+            found[task.name] = compared(method.baseline, every, queries, task, design)
+            print(f"{name}, {task.name}: {len(queries)} queries", flush=True)
+        unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
+        judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
+        table[name] = evaluated(judge, found, tasks, arguments.likeness)
+        results = {
+            "about": f"recall at {arguments.rate:.0%} false rejection of {int(unseen.sum()):,} unseen validation "
+            f"images, mean of domains, at most {arguments.copies} copies of each, in two indexes of about "
+            f"{len(design.index_rows(0)):,} images; what is gained over an index in which no identity is named or "
+            "concluded, with 95 % intervals by identity.",
+            "sets": [source.name for source in splits["train"].sources],
+            "heads": table,
+            **provenance(arguments, design, keeper),
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+@torch.inference_mode()
+def compared(
+    baseline: LCMem, every: torch.Tensor, queries: torch.Tensor, task: Task, design: Design
+) -> Found:
+    """Compare each query with its candidates, and the most alike of these with the first."""
+    parts: dict[int, tuple[torch.Tensor, ...]] = {}
+    identities = numbered(design.identity)
+    for half in (0, 1):
+        rows = design.index_rows(half)
+        side = half if task.name != "strangers" else 1 - half
+        backend = make_backend("exact", baseline.key(every[rows]))
+        for query in np.flatnonzero(design.half[task.rows] == side):
+            kept, own = queries[query : query + 1], len(design.base) + task.rows[query]
+            depth = SHORTLIST + task.itself
+            places = [rows[backend.propose(pose, depth)[0].numpy()] for pose in baseline.query(kept)]
+            if task.itself:
+                places = [pose[pose != own][: depth - 1] for pose in places]
+            chosen = np.concatenate(places)
+            right = design.identity[chosen] == design.identity[own] if task.itself else chosen == own
+            asked, candidates = baseline.asked(kept), baseline.candidates(every[chosen][None])
+            assert asked.parts is not None and candidates.parts is not None
+            alike = torch.cat([alike_under_warps(pose, candidates.parts) for pose in asked.parts]).amax(0)
+            repeated = repeats(candidates.embedding)[0]
+            most = alike.masked_fill(repeated, -torch.inf).topk(TAKEN_TOGETHER).indices
+            among = candidates.parts[0, most]
+            to_first = alike_under_warps(among[:1], among[None])[0]
+            identity = torch.from_numpy(identities[chosen])
+            parts[int(query)] = (alike, repeated, torch.from_numpy(right), identity, most, to_first)
+    return Found(*(torch.stack(one) for one in zip(*(parts[query] for query in sorted(parts)), strict=True)))
+
+
+def concluded(found: Found, likeness: float) -> torch.Tensor:
+    """Numbers (Q, K) of identities: candidates as alike as that to the first have its number."""
+    numbers = torch.arange(found.alike.shape[1]).repeat(len(found.alike), 1)
+    together = found.places[:, :1].where(found.to_first >= likeness, found.places)
+    return numbers.scatter(1, found.places, together)
+
+
+def scores(found: Found, identities: torch.Tensor | None) -> torch.Tensor:
+    """Of each candidate (Q, K)."""
+    told = None if identities is None else told_apart(identities, BACKGROUND_UNDER_WARPS.stop)
+    background = background_of(found.alike, found.repeated, BACKGROUND_UNDER_WARPS, told)
+    return stand_out(found.alike, background, found.repeated, RUNNER_UP_UNDER_WARPS, told)
+
+
+def evaluated(
+    judge: Judge, found: dict[str, Found], tasks: list[Task], likeness: list[float]
+) -> dict[str, Any]:
+    """For each likeness and task: recall of each domain, and what is gained, with its interval."""
+    weights = judge.weights()
+
+    def measured(name: str) -> Measured:
+        answers = {}
+        for task, one in found.items():
+            identities = {NEVER: None, TOLD: one.identity}.get(name)
+            if name not in (NEVER, TOLD):
+                identities = concluded(one, float(name))
+            of = scores(one, identities)
+            answers[task] = Answers(
+                of.amax(1).numpy(), of.masked_fill(~one.right, -torch.inf).amax(1).numpy()
+            )
+        return Measured(answers["strangers"].top, {task.name: answers[task.name] for task in tasks})
+
+    variants = {name: measured(name) for name in (NEVER, TOLD, *map(str, likeness))}
+    table: dict[str, Any] = {"different identities": _quantiles(found), **{name: {} for name in variants}}
+    for task in tasks:
+        of = {name: recalls(judge, one, task, weights) for name, one in variants.items()}
+        for name, one in of.items():
+            overall = OVERALL if OVERALL in one.share else next(iter(one.share))
+            table[name][task.name] = {
+                "recall": {str(domain): share for domain, share in one.share.items()},
+                "gained": one.share[overall] - of[NEVER].share[overall],
+                "gained_interval": interval(one.drawn[overall] - of[NEVER].drawn[overall]),
+            }
+    return table
+
+
+def _quantiles(found: dict[str, Found]) -> dict[str, float]:
+    """How alike candidates of another identity are to the first one, in the queries that set thresholds."""
+    one = found["strangers"]
+    identity = one.identity.gather(1, one.places)
+    others = one.to_first[identity != identity[:, :1]]
+    return {str(share): float(others.quantile(share)) for share in (0.5, 0.95, 0.99)}
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_data_arguments(parser)
+    add_rate_argument(parser)
+    parser.add_argument("--heads", nargs="+", help="several, in place of --head")
+    parser.add_argument(
+        "--likeness", nargs="+", type=float, default=[0.5, 0.55, 0.6, 0.65, 0.7, 0.75], help="what is tried"
+    )
+    parser.add_argument("--copies", type=int, default=150, help="images of a domain that are copied, at most")
+    parser.add_argument("--draws", type=int, default=500, help="draws of identities for the intervals")
+    parser.add_argument("--output", type=Path, default=RESULTS.with_name("ablations-identities.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
