@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from run import RESULTS, Answers, Design, Images, Measured, Task, known_duplicates, main_tasks, open_data
+from run import RESULTS, found_by, shortlists
 
 from lcmem_filter.baselines.lcmem import LCMem
-from lcmem_filter.index.backends import make_backend
 from lcmem_filter.index.identities import numbered
 from lcmem_filter.matching import alike_under_warps
 from lcmem_filter.standing import background_of, repeats, stand_out, told_apart
@@ -32,11 +30,10 @@ from lcmem_filter.verification import (
     TAKEN_TOGETHER,
 )
 
-from arguments import add_data_arguments, add_rate_argument  # isort: skip  # `run` puts their folder on the path
+from arguments import add_data_arguments, add_rate_argument, run_command  # isort: skip  # `run` puts their folder on the path
 from figures import OVERALL, Judge, interval, recalls  # isort: skip
-from methods import open_methods  # isort: skip
+from protocol import Answers, Design, Measured, Task  # isort: skip
 from provenance import provenance  # isort: skip
-from tasks import SEED  # isort: skip
 
 NEVER, TOLD = "never", "identities told"
 
@@ -67,30 +64,16 @@ def main() -> None:
     table: dict[str, Any] = {}
     for name in arguments.heads or [arguments.head]:
         arguments.head = name
-        splits, keeper = open_data(arguments)
-        (method,), _ = open_methods(["lcmem"], name, arguments.space, {}, False)
-        design = Design(
-            Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies
-        )
-        tasks = main_tasks(design, keeper)
-        test = keeper.kept(method, design.test)
-        every = torch.cat([keeper.kept(method, design.base), test])
-        found = {}
-        for task in (Task("strangers", design.strangers), *tasks):
-            queries = test[task.rows] if task.images is None else keeper.kept(method, task.images)
-            found[task.name] = compared(method.baseline, every, queries, task, design)
-            print(f"{name}, {task.name}: {len(queries)} queries", flush=True)
-        unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
-        judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
+        judge, tasks, keeper, found = found_by(compared, arguments)
         table[name] = evaluated(judge, found, tasks, arguments.likeness)
         results = {
-            "about": f"recall at {arguments.rate:.0%} false rejection of {int(unseen.sum()):,} unseen validation "
+            "about": f"recall at {arguments.rate:.0%} false rejection of {int(judge.kept.sum()):,} unseen validation "
             f"images, mean of domains, at most {arguments.copies} copies of each, in two indexes of about "
-            f"{len(design.index_rows(0)):,} images; what is gained over an index in which no identity is named or "
-            "concluded, with 95 % intervals by identity.",
-            "sets": [source.name for source in splits["train"].sources],
+            f"{len(judge.design.index_rows(0)):,} images; what is gained over an index in which no identity is named "
+            "or concluded, with 95 % intervals by identity.",
+            "sets": [source.name for source in judge.design.base.sources],
             "heads": table,
-            **provenance(arguments, design, keeper),
+            **provenance(arguments, judge.design, keeper),
         }
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")
@@ -103,27 +86,16 @@ def compared(
     """Compare each query with its candidates, and the most alike of these with the first."""
     parts: dict[int, tuple[torch.Tensor, ...]] = {}
     identities = numbered(design.identity)
-    for half in (0, 1):
-        rows = design.index_rows(half)
-        side = half if task.name != "strangers" else 1 - half
-        backend = make_backend("exact", baseline.key(every[rows]))
-        for query in np.flatnonzero(design.half[task.rows] == side):
-            kept, own = queries[query : query + 1], len(design.base) + task.rows[query]
-            depth = SHORTLIST + task.itself
-            places = [rows[backend.propose(pose, depth)[0].numpy()] for pose in baseline.query(kept)]
-            if task.itself:
-                places = [pose[pose != own][: depth - 1] for pose in places]
-            chosen = np.concatenate(places)
-            right = design.identity[chosen] == design.identity[own] if task.itself else chosen == own
-            asked, candidates = baseline.asked(kept), baseline.candidates(every[chosen][None])
-            assert asked.parts is not None and candidates.parts is not None
-            alike = torch.cat([alike_under_warps(pose, candidates.parts) for pose in asked.parts]).amax(0)
-            repeated = repeats(candidates.embedding)[0]
-            most = alike.masked_fill(repeated, -torch.inf).topk(TAKEN_TOGETHER).indices
-            among = candidates.parts[0, most]
-            to_first = alike_under_warps(among[:1], among[None])[0]
-            identity = torch.from_numpy(identities[chosen])
-            parts[int(query)] = (alike, repeated, torch.from_numpy(right), identity, most, to_first)
+    for query, kept, chosen, right in shortlists(baseline, every, queries, task, design, SHORTLIST):
+        asked, candidates = baseline.asked(kept), baseline.candidates(every[chosen][None])
+        assert asked.parts is not None and candidates.parts is not None
+        alike = torch.cat([alike_under_warps(pose, candidates.parts) for pose in asked.parts]).amax(0)
+        repeated = repeats(candidates.embedding)[0]
+        most = alike.masked_fill(repeated, -torch.inf).topk(TAKEN_TOGETHER).indices
+        among = candidates.parts[0, most]
+        to_first = alike_under_warps(among[:1], among[None])[0]
+        identity = torch.from_numpy(identities[chosen])
+        parts[query] = (alike, repeated, torch.from_numpy(right), identity, most, to_first)
     return Found(*(torch.stack(one) for one in zip(*(parts[query] for query in sorted(parts)), strict=True)))
 
 
@@ -198,4 +170,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

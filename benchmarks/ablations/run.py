@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 from arguments import add_data_arguments, add_rate_argument, open_data, run_command
 from data import Images
 from figures import OVERALL, Judge, interval, recalls
+from keep import Keeper
 from methods import open_methods
 from protocol import Answers, Design, Measured, Task, known_duplicates
 from provenance import provenance
@@ -47,6 +49,7 @@ from lcmem_filter.standing import (
 )
 from lcmem_filter.verification import BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS, SHORTLIST, Query
 
+F = TypeVar("F")
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablations.json"
 DEPTH = 2 * SHORTLIST
 """Candidates of each pose that are compared, for variants with a longer shortlist."""
@@ -128,6 +131,22 @@ class Found:
 
 def main() -> None:
     arguments = _parse()
+    judge, tasks, keeper, found = found_by(compared, arguments)
+    results = {
+        "about": f"recall at {arguments.rate:.0%} false rejection of {int(judge.kept.sum()):,} unseen validation "
+        f"images, mean of domains, in two indexes of about {len(judge.design.index_rows(0)):,} images; what a "
+        "variant gains over the filter with 95 % intervals by identity.",
+        "variants": evaluated(judge, found, tasks),
+        **provenance(arguments, judge.design, keeper),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def found_by(
+    compared: Callable[[LCMem, torch.Tensor, torch.Tensor, Task, Design], F], arguments: argparse.Namespace
+) -> tuple[Judge, list[Task], Keeper, dict[str, F]]:
+    """Who decides, what is asked of validation images, what read them, and what ``compared`` finds for each task."""
     splits, keeper = open_data(arguments)
     (method,), _ = open_methods(["lcmem"], arguments.head, arguments.space, {}, False)
     if not method.baseline.head.has_descriptors(arguments.space):
@@ -142,32 +161,21 @@ def main() -> None:
     unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
     judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
     tasks = main_tasks(design, keeper)
-    plan = [Task("strangers", design.strangers), *tasks]
     test = keeper.kept(method, design.test)
     every = torch.cat([keeper.kept(method, design.base), test])
-    found: dict[str, Found] = {}
-    for task in plan:
+    found = {}
+    for task in (Task("strangers", design.strangers), *tasks):
         queries = test[task.rows] if task.images is None else keeper.kept(method, task.images)
         found[task.name] = compared(method.baseline, every, queries, task, design)
-        print(f"{task.name}: {len(queries)} queries", flush=True)
-    results = {
-        "about": f"recall at {arguments.rate:.0%} false rejection of {int(unseen.sum()):,} unseen validation images, "
-        f"mean of domains, in two indexes of about {len(design.index_rows(0)):,} images; what a variant gains over the "
-        "filter with 95 % intervals by identity.",
-        "variants": evaluated(judge, found, tasks),
-        **provenance(arguments, design, keeper),
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{arguments.head}, {task.name}: {len(queries)} queries", flush=True)
+    return judge, tasks, keeper, found
 
 
-@torch.inference_mode()
-def compared(
-    baseline: LCMem, every: torch.Tensor, queries: torch.Tensor, task: Task, design: Design
-) -> Found:
-    """Compare each query with its candidates in every way."""
-    parts: dict[int, Found] = {}
-    identities = numbered(design.identity)
+def shortlists(
+    baseline: LCMem, every: torch.Tensor, queries: torch.Tensor, task: Task, design: Design, depth: int
+) -> Iterator[tuple[int, torch.Tensor, np.ndarray, np.ndarray]]:
+    """Each query's place, what is kept of it (1, D), rows of its ``depth`` candidates for each pose, and which of these
+    are right."""
     for half in (0, 1):
         rows = design.index_rows(half)
         side = half if task.name != "strangers" else 1 - half
@@ -175,13 +183,25 @@ def compared(
         for query in np.flatnonzero(design.half[task.rows] == side):
             kept = queries[query : query + 1]
             own = len(design.base) + task.rows[query]
-            depth = min(DEPTH + task.itself, len(rows))
-            places = [rows[backend.propose(pose, depth)[0].numpy()] for pose in baseline.query(kept)]
+            most = min(depth + task.itself, len(rows))
+            places = [rows[backend.propose(pose, most)[0].numpy()] for pose in baseline.query(kept)]
             if task.itself:
-                places = [pose[pose != own][: depth - 1] for pose in places]
+                places = [pose[pose != own][: most - 1] for pose in places]
             chosen = np.concatenate(places)
             right = design.identity[chosen] == design.identity[own] if task.itself else chosen == own
-            parts[int(query)] = _one(baseline, kept, every[chosen], right, identities[chosen])
+            yield int(query), kept, chosen, right
+
+
+@torch.inference_mode()
+def compared(
+    baseline: LCMem, every: torch.Tensor, queries: torch.Tensor, task: Task, design: Design
+) -> Found:
+    """Compare each query with its candidates in every way."""
+    identities = numbered(design.identity)
+    parts = {
+        query: _one(baseline, kept, every[chosen], right, identities[chosen])
+        for query, kept, chosen, right in shortlists(baseline, every, queries, task, design, DEPTH)
+    }
     ordered = [parts[query] for query in sorted(parts)]
     return Found(
         torch.stack([one.alike for one in ordered], 1),
