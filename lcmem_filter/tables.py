@@ -54,9 +54,8 @@ def _read_csv(path: Path) -> Any:
 
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    if not isinstance(
-        frame.index, pandas.RangeIndex
-    ):  # rows end in a separator: pandas took the first cells for names
+    # where rows end in a separator, pandas takes their first cells for names of rows
+    if not isinstance(frame.index, pandas.RangeIndex):
         cells, names = frame.reset_index(), frame.columns
         if cells.iloc[:, len(names) :].fillna("").ne("").any(axis=None):
             raise ValueError(f"rows have more cells than the header's {len(names)} names")
