@@ -335,6 +335,11 @@ def resolutions() -> str:
     return _across("resolutions.json", "resolution")
 
 
+def resolutions_reid() -> str:
+    """The same with ``lcmem-reid``, from another results file of ``benchmarks/spaces``."""
+    return _across("resolutions-reid.json", "resolution")
+
+
 def _across(name: str, what: str) -> str:
     path = RESULTS / name
     if not path.exists():
@@ -669,6 +674,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "recipe_latents": recipe_latents,
     "recipe_spaces": recipe_spaces,
     "resolutions": resolutions,
+    "resolutions_reid": resolutions_reid,
     "robustness": robustness,
     "spaces": spaces,
     "spaces_256": spaces_256,
