@@ -202,16 +202,11 @@ def compare(query: Query, candidates: Candidates) -> Compared:
     if query.parts is not None and query.kind is not None and candidates.parts is not None:
         parts = torch.stack([_parts_alike(query.kind, pose, candidates.parts) for pose in query.parts])
     alike = likeness(cosine, parts).amax(0)
+    identities = candidates.identities
     if parts is not None and query.kind in LAID_OVER:
         alike, ranks, runner_up = parts.amax(0), BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
-    identities = candidates.identities
-    if (
-        identities is None
-        and candidates.parts is not None
-        and query.kind in LAID_OVER
-        and query.same_identity
-    ):
-        identities = _taken_together(alike, repeated, candidates.parts, query)
+        if identities is None and query.same_identity:
+            identities = _taken_together(query, candidates, alike, repeated)
     if identities is not None:
         identities = told_apart(identities, ranks.stop)
     background = background_of(alike, repeated, ranks, identities)
@@ -220,7 +215,7 @@ def compare(query: Query, candidates: Candidates) -> Compared:
 
 
 def _taken_together(
-    alike: torch.Tensor, repeated: torch.Tensor, parts: torch.Tensor, query: Query
+    query: Query, candidates: Candidates, alike: torch.Tensor, repeated: torch.Tensor
 ) -> torch.Tensor:
     """Numbers (B, K) as ``Candidates.identities``: those of the most alike candidates that look like images of the
     first one's identity have its number, since they would hide each other as named ones do not.
@@ -228,12 +223,11 @@ def _taken_together(
     Args:
         alike: (B, K).
         repeated: (B, K), as of ``repeats``.
-        parts: (B, K, E, g, g).
     """
+    assert query.kind is not None and candidates.parts is not None
     count = min(TAKEN_TOGETHER, alike.shape[1])
     most, places = alike.masked_fill(repeated, -torch.inf).topk(count, 1)
-    among = parts[torch.arange(len(parts), device=parts.device)[:, None], places]
-    assert query.kind in LAID_OVER
+    among = candidates.parts[torch.arange(len(places), device=places.device)[:, None], places]
     found = _parts_alike(query.kind, among[:, 0], among) >= query.same_identity
     numbers = torch.arange(alike.shape[1], device=alike.device).repeat(len(alike), 1)
     return numbers.scatter(1, places, places[:, :1].where(found & most.isfinite(), places))

@@ -54,6 +54,10 @@ class Build:
         """First row of each shard of the source."""
         return range(0, len(self.source), SHARD_ROWS)
 
+    def rows_of(self, first: int) -> range:
+        """Rows of the shard that begins with ``first``."""
+        return range(first, min(first + SHARD_ROWS, len(self.source)))
+
     def plan(self) -> dict[str, Any]:
         """Everything that the finished index depends on."""
         return {
@@ -109,7 +113,7 @@ def build_index(build: Build, *, progress: bool = True) -> None:
         (number, first) for number, first in own if number in mended or _newest(build.output, number) is None
     ]
     show = progress and state.is_main_process
-    total = sum(min(SHARD_ROWS, len(build.source) - first) for _, first in todo)
+    total = sum(len(build.rows_of(first)) for _, first in todo)
     with tqdm(total=total, desc="indexing", unit="image", disable=not show) as bar:
         for number, first in todo:
             _write_shard(build, _free_folder(build.output, number), first, bar)
@@ -155,9 +159,8 @@ def _shows_the_same(build: Build) -> bool:
         if shard is None:
             continue
         name, receipt = shard
-        rows = range(first, min(first + SHARD_ROWS, len(build.source)))
         known = _known(build.output / name) if receipt["rows"] else {}
-        for row in rows:
+        for row in build.rows_of(first):
             id_ = build.source.records[row].id
             if id_ not in receipt["unreadable"] and known.get(id_) != _described(build.source, row):
                 return False
@@ -210,7 +213,7 @@ def _mended(build: Build, newest: Sequence[Shard | None]) -> list[int]:
     found = []
     for number, (first, shard) in enumerate(zip(build.shards, newest, strict=True)):
         lacking = shard[1]["unreadable"] if shard else {}
-        rows = range(first, min(first + SHARD_ROWS, len(build.source))) if lacking else ()
+        rows = build.rows_of(first) if lacking else ()
         broken = [row for row in rows if CANNOT_BE_READ in lacking.get(build.source.records[row].id, "")]
         if any(can_be_read(build.source, row) for row in broken):
             found.append(number)
@@ -245,7 +248,7 @@ def _mend_head(build: Build) -> None:
 
 
 def _write_shard(build: Build, name: str, first: int, bar: Any) -> None:
-    rows = range(first, min(first + SHARD_ROWS, len(build.source)))
+    rows = build.rows_of(first)
     latents, embeddings, records, size = [], [], [], None
     unreadable: dict[str, str] = {}
     device = next(iter(build.encoder.vae.parameters())).device
