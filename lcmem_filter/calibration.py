@@ -225,6 +225,11 @@ def _reason_to_drop(index: MemorizationIndex, judged: Judged) -> str:
     return ""
 
 
+def held_out_needed(rate: float) -> int:
+    """How many unseen images a threshold that rejects this share of them rests on, at least."""
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
 def check_held_out(n: int, rate: float) -> None:
     """
     Raises:
@@ -238,7 +243,7 @@ def _check_number(n: int, rate: float, dropped: Counter[str]) -> int:
     allowed = rejectable(n, rate)
     if allowed >= 1:
         return allowed
-    needed = math.ceil(1 / rate - 1e-9) - 1
+    needed = held_out_needed(rate)
     low, high = realised_rate(needed, rate)
     better = 10 * (needed + 1) - 1
     low_better, high_better = realised_rate(better, rate)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..calibration import held_out_needed
 from ..head import LCMemHead
 from .config import TrainingConfig
-from .validation import strangers_needed
 
 _TEMPLATE = """---
 library_name: lcmem_filter
@@ -175,7 +175,7 @@ def went_on_from(
 
 
 def _too_few(strangers: int, rate: float) -> str:
-    needed = strangers_needed(rate)
+    needed = held_out_needed(rate)
     if strangers // 2 >= needed:
         return ""
     told = f" A rate of {rate:g} takes {needed} in each half:\n"

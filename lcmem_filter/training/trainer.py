@@ -18,6 +18,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from tqdm.auto import tqdm
 
+from ..calibration import held_out_needed
 from ..errors import DataError, TrainingFailedError
 from ..head import LCMemHead
 from ..images import ImageSource
@@ -32,7 +33,7 @@ from .fresh import DeviceViews, FreshViews
 from .losses import check_finite
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
-from .validation import MOST_QUERIES, Validator, embed_all, strangers_needed
+from .validation import MOST_QUERIES, Validator, embed_all
 from .views import generator_for
 from .weights import averaged, decay_groups, head_to_train
 
@@ -133,9 +134,8 @@ class _Run:
         if not sources or not encoders:
             raise DataError("training needs at least one data source and one encoder")
         self.sources, self.encoders, self.validation, self.config = sources, encoders, validation, config
-        self.terms, self.leave_out = terms, leave_out
-        self.checkpoints = Checkpoints(output, TrainingConfig().to_dict())
-        self.initial, self.before, self.cache = initial, before or {}, cache
+        self.leave_out, self.checkpoints = leave_out, Checkpoints(output, TrainingConfig().to_dict())
+        self.initial, self.before, self.cache, self.terms = initial, before or {}, cache, terms
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation,
@@ -170,7 +170,7 @@ class _Run:
             f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
             f"validation images of {len(set(held_out.identities))} identities"
         )
-        if validator.strangers < strangers_needed(self.config.false_rejection_rate):
+        if validator.strangers < held_out_needed(self.config.false_rejection_rate):
             self._say(
                 f"too few for a false rejection of {self.config.false_rejection_rate:g}, by which checkpoints are "
                 "chosen: the largest score of each half is its threshold"

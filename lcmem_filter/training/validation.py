@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -115,11 +114,6 @@ class _Half:
     threshold: float
     nearest: np.ndarray
     found: Mapping[str, tuple[np.ndarray, np.ndarray]]
-
-
-def strangers_needed(rate: float) -> int:
-    """How many unseen identities a threshold that rejects this share of them rests on, at least."""
-    return math.ceil(1 / rate - 1e-9) - 1
 
 
 class Validator:

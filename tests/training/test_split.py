@@ -11,13 +11,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from lcmem_filter.calibration import held_out_needed
 from lcmem_filter.errors import DataError
 from lcmem_filter.images import open_images
 from lcmem_filter.latents import Encoder
 from lcmem_filter.training.data import LatentSet
 from lcmem_filter.training.prepare import prepare_data
 from lcmem_filter.training.split import each_picture_once
-from lcmem_filter.training.validation import Validator, strangers_needed
+from lcmem_filter.training.validation import Validator
 
 from tests.tiny import tiny_vae, write_pictures
 from tests.training.pictures import QUICK
@@ -90,6 +91,6 @@ def test_too_few_identities_are_told_before_anything_is_encoded(
 
 
 def test_how_many_strangers_a_threshold_rests_on() -> None:
-    assert strangers_needed(0.01) == 99 and strangers_needed(0.05) == 19 and strangers_needed(0.03) == 33
+    assert held_out_needed(0.01) == 99 and held_out_needed(0.05) == 19 and held_out_needed(0.03) == 33
     held = latent_set("aabbbcdefg", "0123456789")
     assert Validator(held, held, false_rejection_rate=0.01, seed=0).strangers == 3
