@@ -67,10 +67,8 @@ def main() -> None:
         judge, tasks, keeper, found = found_by(compared, arguments)
         table[name] = evaluated(judge, found, tasks, arguments.likeness)
         results = {
-            "about": f"recall at {arguments.rate:.0%} false rejection of {int(judge.kept.sum()):,} unseen validation "
-            f"images, mean of domains, at most {arguments.copies} copies of each, in two indexes of about "
-            f"{len(judge.design.index_rows(0)):,} images; what is gained over an index in which no identity is named "
-            "or concluded, with 95 % intervals by identity.",
+            "about": f"{judge.about()}; what is gained over an index in which no identity is named or concluded, with "
+            "95 % intervals by identity.",
             "sets": [source.name for source in judge.design.base.sources],
             "heads": table,
             **provenance(arguments, judge.design, keeper),

@@ -24,14 +24,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
-from arguments import add_data_arguments, add_rate_argument, open_data, run_command
-from data import Images
+from arguments import add_data_arguments, add_rate_argument, run_command
 from figures import OVERALL, Judge, interval, recalls
 from keep import Keeper
 from methods import open_methods
-from protocol import Answers, Design, Measured, Task, known_duplicates
+from protocol import Answers, Design, Measured, Task
 from provenance import provenance
-from tasks import SEED, main_tasks
+from tasks import main_tasks, open_validation
 
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.index.backends import make_backend
@@ -133,9 +132,7 @@ def main() -> None:
     arguments = _parse()
     judge, tasks, keeper, found = found_by(compared, arguments)
     results = {
-        "about": f"recall at {arguments.rate:.0%} false rejection of {int(judge.kept.sum()):,} unseen validation "
-        f"images, mean of domains, in two indexes of about {len(judge.design.index_rows(0)):,} images; what a "
-        "variant gains over the filter with 95 % intervals by identity.",
+        "about": f"{judge.about()}; what a variant gains over the filter with 95 % intervals by identity.",
         "variants": evaluated(judge, found, tasks),
         **provenance(arguments, judge.design, keeper),
     }
@@ -147,7 +144,8 @@ def found_by(
     compared: Callable[[LCMem, torch.Tensor, torch.Tensor, Task, Design], F], arguments: argparse.Namespace
 ) -> tuple[Judge, list[Task], Keeper, dict[str, F]]:
     """Who decides, what is asked of validation images, what read them, and what ``compared`` finds for each task."""
-    splits, keeper = open_data(arguments)
+    _, keeper, judge = open_validation(arguments)
+    design = judge.design
     (method,), _ = open_methods(["lcmem"], arguments.head, arguments.space, {}, False)
     if not method.baseline.head.has_descriptors(arguments.space):
         raise SystemExit(
@@ -157,9 +155,6 @@ def found_by(
         raise SystemExit(
             f"{arguments.head} compares {method.baseline.kind}; variants are of one that compares descriptors"
         )
-    design = Design(Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies)
-    unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
-    judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
     tasks = main_tasks(design, keeper)
     test = keeper.kept(method, design.test)
     every = torch.cat([keeper.kept(method, design.base), test])

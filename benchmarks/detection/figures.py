@@ -38,6 +38,14 @@ class Judge:
     def __post_init__(self) -> None:
         self.check_number()
 
+    def about(self) -> str:
+        """What is measured on validation images, in words."""
+        return (
+            f"recall at {self.rate:.0%} false rejection of {int(self.kept.sum()):,} unseen validation images, mean of "
+            f"domains, at most {self.design.copies} copies of each, in two indexes of about "
+            f"{len(self.design.index_rows(0)):,} images"
+        )
+
     def check_number(self, domains: Sequence[str] = ()) -> None:
         """
         Args:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+
+import numpy as np
+from arguments import open_data
+from data import Images
+from figures import Judge
 from keep import Keeper
-from protocol import Design, Task
+from protocol import Design, Task, known_duplicates
 from views import View, heavy, mild
 
 SEED = 0
@@ -21,3 +27,12 @@ def main_tasks(design: Design, keeper: Keeper) -> list[Task]:
     ]
     others = Task("same_identity", design.with_others, itself=True)
     return [*copies, others] if len(design.with_others) else copies
+
+
+def open_validation(arguments: argparse.Namespace) -> tuple[dict[str, Images], Keeper, Judge]:
+    """Images of each split, what reads their latents, and who decides on validation images in an index of training
+    images; test images are not touched."""
+    splits, keeper = open_data(arguments)
+    design = Design(Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies)
+    unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
+    return splits, keeper, Judge(design, unseen, arguments.rate, arguments.draws, SEED)

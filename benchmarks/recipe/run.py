@@ -24,18 +24,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 
-from arguments import add_data_arguments, add_rate_argument, open_data, run_command
+from arguments import add_data_arguments, add_rate_argument, run_command
 from data import Images
 from figures import OVERALL, Judge, Recalls, interval, recalls
 from keep import Keeper
-from protocol import Answers, Design, Measured, Task, known_duplicates, search_tasks
+from protocol import Answers, Design, Measured, Task, search_tasks
 from provenance import provenance
-from tasks import SEED, main_tasks
+from tasks import main_tasks, open_validation
 
 from lcmem_filter.baselines import Baseline, Searcher
 from lcmem_filter.baselines.lcmem import LCMem, LCMemEmbedding
 from lcmem_filter.head import SIZES, LCMemHead
 from lcmem_filter.training import TrainingConfig, train_head, training_record
+from lcmem_filter.training.config import Stage
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RECIPE = "the recipe"
@@ -69,7 +70,8 @@ SCORES: dict[str, Callable[..., Baseline]] = {"filter": LCMem, "embedding": LCMe
 
 def main() -> None:
     arguments = _parse()
-    splits, keeper, design, judge = opened(arguments)
+    splits, keeper, judge = open_validation(arguments)
+    design = judge.design
     measured: dict[str, dict[int, dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
         for name in arguments.variants:
@@ -81,7 +83,7 @@ def main() -> None:
             measured.setdefault(name, {})[seed] = {"found": found, "record": training_record(output)}
             print(f"{name}, seed {seed}", flush=True)
             results = {
-                "about": f"{figure(arguments, judge)}; "
+                "about": f"{judge.about()}; "
                 f"{arguments.steps:,} steps of {arguments.pairs} pairs{then(arguments)}; strongly changed views of "
                 f"each image: {arguments.strong_views}; the mean of the seeds, and what is gained over the recipe of "
                 "the same seeds with 95 % intervals by identity, seeds not drawn again.",
@@ -90,23 +92,6 @@ def main() -> None:
             }
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def opened(arguments: argparse.Namespace) -> tuple[dict[str, Images], Keeper, Design, Judge]:
-    """Images of each split, what reads their latents, what is asked of validation images, and by which figure."""
-    splits, keeper = open_data(arguments)
-    design = Design(Images("train", splits["train"].sources), splits["validation"], SEED, arguments.copies)
-    unseen = ~np.isin(design.strangers, list(known_duplicates(design)))
-    return splits, keeper, design, Judge(design, unseen, arguments.rate, arguments.draws, SEED)
-
-
-def figure(arguments: argparse.Namespace, judge: Judge) -> str:
-    """What is measured, in words."""
-    return (
-        f"recall at {arguments.rate:.0%} false rejection of {int(judge.kept.sum()):,} unseen validation images, mean "
-        f"of domains, at most {arguments.copies} copies of each, in two indexes of about "
-        f"{len(judge.design.index_rows(0)):,} images"
-    )
 
 
 def _keeper_for(changes: dict[str, Any], usual: Keeper) -> Keeper:
@@ -124,23 +109,6 @@ def trained(
     arguments: argparse.Namespace,
 ) -> tuple[LCMemHead, Path]:
     """The head that a variant ends with, with descriptors where they are asked for, and its folder."""
-    head = _trained(output, changes, splits, keeper, seed, arguments)
-    if arguments.descriptors:
-        output = output.with_name(f"{output.name}-descriptors")
-        head = _trained(output, changes, splits, keeper, seed, arguments, head)
-    return head, output
-
-
-def _trained(
-    output: Path,
-    changes: dict[str, Any],
-    splits: dict[str, Images],
-    keeper: Keeper,
-    seed: int,
-    arguments: argparse.Namespace,
-    initial: LCMemHead | None = None,
-) -> LCMemHead:
-    """The head that a run ends with; one that goes on from ``initial`` trains descriptors."""
     usual = {
         "resolution": keeper.resolution,
         "image_views": 0,
@@ -151,19 +119,25 @@ def _trained(
         "evaluate_every": arguments.steps,  # once, at the end: validation images choose nothing
         "seed": seed,
     }
-    if initial is not None:
-        steps = arguments.descriptors
-        usual |= {"stage3_steps": steps, "upside_down_views": 0, "evaluate_every": steps}
-    return train_head(
-        list(splits["train"].sources),
-        {arguments.space: keeper.encoder},
-        output,
-        TrainingConfig(**{**usual, **changes}),
-        stages=(2,) if initial is None else (3,),
-        initial=initial,
-        validation=list(splits["validation"].sources),
-        cache=keeper.latents_cache,
-    )
+
+    def run(folder: Path, stage: Stage, own: dict[str, Any], initial: LCMemHead | None = None) -> LCMemHead:
+        return train_head(
+            list(splits["train"].sources),
+            {arguments.space: keeper.encoder},
+            folder,
+            TrainingConfig(**{**usual, **own, **changes}),
+            stages=(stage,),
+            initial=initial,
+            validation=list(splits["validation"].sources),
+            cache=keeper.latents_cache,
+        )
+
+    head = run(output, 2, {})
+    if steps := arguments.descriptors:
+        output = output.with_name(f"{output.name}-descriptors")
+        own = {"stage3_steps": steps, "upside_down_views": 0, "evaluate_every": steps}
+        head = run(output, 3, own, head)
+    return head, output
 
 
 def then(arguments: argparse.Namespace) -> str:

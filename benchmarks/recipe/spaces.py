@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from run import RESULTS, add_recipe_arguments, cell, figure, measured_by, opened, then, trained
+from run import RESULTS, add_recipe_arguments, cell, measured_by, then, trained
 
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import load_encoder
@@ -28,12 +28,13 @@ from figures import Judge, recalls  # isort: skip
 from keep import Keeper  # isort: skip
 from protocol import Measured, Task  # isort: skip
 from provenance import provenance  # isort: skip
-from tasks import main_tasks  # isort: skip
+from tasks import main_tasks, open_validation  # isort: skip
 
 
 def main() -> None:
     arguments = _parse()
-    splits, first, design, judge = opened(arguments)
+    splits, first, judge = open_validation(arguments)
+    design = judge.design
     keepers = {arguments.space: first}
     for space, folder in arguments.further:
         encoder = load_encoder(folder, trust_remote_code=arguments.trust_remote_code)
@@ -53,7 +54,7 @@ def main() -> None:
             )
             print(f"{space}, seed {seed}", flush=True)
             results = {
-                "about": f"{figure(arguments, judge)}, samples and index of one latent space; a head of its own: "
+                "about": f"{judge.about()}, samples and index of one latent space; a head of its own: "
                 f"{arguments.steps:,} steps of {arguments.pairs} pairs{then(arguments)} in that space; the shared one: "
                 f"those of {arguments.space}, then {heads.stem.steps:,} steps of {heads.stem.batch_images} images for "
                 "a stem, all else frozen; the mean of the seeds, and what the shared one gains over the own one of "
