@@ -85,7 +85,7 @@ def main() -> None:
             print(kind, bound, table[kind][f"{bound:g}/255"], flush=True)
     results = {
         "about": f"share of {len(rows)} copies of indexed images, one an identity, that are still found when "
-        f"{arguments.rate:.0%} of unseen images are rejected, with 95 % intervals; "
+        f"{100 * arguments.rate:.3g}% of unseen images are rejected, with 95 % intervals; "
         f"{arguments.steps} steps of projected gradient descent; an index of {len(indexed):,} images.",
         "found": table,
         **provenance(arguments, design, keeper),

@@ -41,8 +41,8 @@ class Judge:
     def about(self) -> str:
         """What is measured on validation images, in words."""
         return (
-            f"recall at {self.rate:.0%} false rejection of {int(self.kept.sum()):,} unseen validation images, mean of "
-            f"domains, at most {self.design.copies} copies of each, in two indexes of about "
+            f"recall at {100 * self.rate:.3g}% false rejection of {int(self.kept.sum()):,} unseen validation images, "
+            f"mean of domains, at most {self.design.copies} copies of each, in two indexes of about "
             f"{len(self.design.index_rows(0)):,} images"
         )
 

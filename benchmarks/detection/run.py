@@ -244,8 +244,9 @@ def about(design: Design, judge: Judge) -> str:
     unseen = int(judge.kept.sum())
     return (
         f"two indexes of {size[0]:,} and {size[1]:,} images of all domains (train, validation, and one half of the "
-        f"test identities each); thresholds reject {judge.rate:.0%} of {unseen:,} unseen images, one an identity, of "
-        f"the other half; 95 % intervals by identity from {judge.draws:,} draws, thresholds drawn again with them."
+        f"test identities each); thresholds reject {100 * judge.rate:.3g}% of {unseen:,} unseen images, one an "
+        f"identity, of the other half; 95 % intervals by identity from {judge.draws:,} draws, thresholds drawn again "
+        "with them."
     )
 
 

@@ -88,7 +88,7 @@ def main() -> None:
     results = {
         "about": "samples of one latent space or resolution in an index of another; two halves of the test identities "
         f"take turns; an index of about {len(design.index_rows(0)):,} images; at most {arguments.copies} images of a "
-        f"domain copied; recall at {arguments.rate:.0%} false rejection of "
+        f"domain copied; recall at {100 * arguments.rate:.3g}% false rejection of "
         f"{int(unseen.sum()):,} unseen images, 95 % intervals by identity; area under the curve over pairs of one "
         "domain.",
         "encoders": {

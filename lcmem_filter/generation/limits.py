@@ -84,8 +84,8 @@ class Limits:
             and (found := tally.rejection).low > self.rejection_rate
         ):
             return (
-                f"{found.count} of {found.of} first draws match training images ({found.share:.0%}, surely more than "
-                f"{self.rejection_rate:.0%}): the model copies, or the index is calibrated wrongly; see "
+                f"{found.count} of {found.of} first draws match training images ({100 * found.share:.3g}%, surely more "
+                f"than {100 * self.rejection_rate:.3g}%): the model copies, or the index is calibrated wrongly; see "
                 "report/report.html, or go on with a higher --stop-rejection-rate"
             )
         delivered = tally.drawn - tally.withheld

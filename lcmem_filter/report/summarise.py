@@ -82,7 +82,7 @@ def false_discovery(checked: Sequence[Sample], calibration: Calibration, rate: f
     fewest, needed = smallest_group(m, n, rate), held_out_for(1, m, rate)
     if ids:
         conclusion = (
-            f"{_images(len(ids))} stand out from the whole set; on average at most {rate:.0%} of such a "
+            f"{_images(len(ids))} stand out from the whole set; on average at most {100 * rate:.3g}% of such a "
             "list are false alarms."
         )
         if len(ids) == 1:
@@ -101,7 +101,7 @@ def false_discovery(checked: Sequence[Sample], calibration: Calibration, rate: f
         )
     else:
         conclusion = (
-            f"No image stands out from the whole set, and a single copy could have (rate {rate:.0%})."
+            f"No image stands out from the whole set, and a single copy could have (rate {100 * rate:.3g}%)."
         )
     return FalseDiscovery(rate, m, n, ids, fewest, needed, conclusion)
 

@@ -49,7 +49,7 @@ encodes a fixed set of probe images; how much it costs was not measured here.
 
 ## Metrics
 
-Share of queries found at {rate:.0%} false rejection of unseen identities, by the filter's score
+Share of queries found at {rate:.3g}% false rejection of unseen identities, by the filter's score
 (`verification.compare`). {compared}
 
 {unseen} {strangers} of them set the threshold, in two halves that take turns; the index holds
@@ -110,7 +110,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         strangers=best["strangers"],
         few=_too_few(best["strangers"], best["false_rejection_rate"]),
         index_rows=best["index_rows"],
-        rate=best["false_rejection_rate"],
+        rate=100 * best["false_rejection_rate"],
         chosen=f" They also chose the checkpoint (step {record['best_step']} of {record['step']}), so the\n"
         "figures are slightly optimistic."
         if len(record["history"]) > 1

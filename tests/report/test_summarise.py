@@ -80,6 +80,8 @@ def test_a_small_group_cannot_be_certified_and_nothing_is_ever_called_clean():
     enough = of(sample(0, 0.5), n=999)
     assert enough.false_discovery is not None
     assert enough.false_discovery.conclusion.startswith("No image stands out")
+    strict = of(sample(0, 0.5), n=999, rate=0.004)
+    assert strict.false_discovery is not None and "(rate 0.4%)" in strict.false_discovery.conclusion
     for found in (few, hopeless, enough, of(UNREADABLE)):
         assert "clean" not in found.to_json().lower()
 
