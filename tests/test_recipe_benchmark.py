@@ -87,8 +87,7 @@ def test_a_stem_of_the_shared_head_is_compared_with_a_head_of_the_space(tmp_path
     )
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
-    first = output.read_text()
-    spaces = json.loads(first)["spaces"]
+    spaces = json.loads(output.read_text())["spaces"]
     assert {name: list(heads) for name, heads in spaces.items()} == {
         "sd": ["own"],
         "other": ["own", "shared"],
@@ -105,7 +104,16 @@ def test_a_stem_of_the_shared_head_is_compared_with_a_head_of_the_space(tmp_path
     assert set(taught.spaces) == {"sd", "other"} and taught.has_descriptors("other")
     assert taught.fingerprint_of("sd") == trunk.fingerprint_of("sd")
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    results = json.loads(output.read_text())
+    results["spaces"]["another"] = results["spaces"].pop("other")
+    output.write_text(json.dumps(results))
+    done = subprocess.run([*command, "--add"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr.count("is finished already") == 4 and "stem of other" not in done.stderr
-    assert output.read_text() == first
+    assert json.loads(output.read_text())["spaces"] == {**spaces, "another": spaces["other"]}
+
+    results["spaces"]["sd"]["own"]["filter"]["mild_copies"]["gained"] = 0.5
+    output.write_text(json.dumps(results))
+    done = subprocess.run([*command, "--add"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and "other figures for sd" in done.stderr
+    assert json.loads(output.read_text()) == results

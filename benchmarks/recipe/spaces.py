@@ -1,6 +1,7 @@
 """What one head for every latent space costs: its stems beside heads that were trained in one space each.
 
     python benchmarks/recipe/spaces.py --cache CACHE --latents LATENTS --descriptors 1200 --further sdxl=FOLDER
+    python benchmarks/recipe/spaces.py --cache CACHE --latents LATENTS --descriptors 1200 --further flux=FOLDER --add
 
 A head is trained in each space from drawn weights by the recipe of ``benchmarks/recipe``. The first of them is then
 taught the other spaces, its trunk frozen, as the shipped heads were (``lcmem-filter train --add-space``). Within each
@@ -33,6 +34,7 @@ from tasks import main_tasks, open_validation  # isort: skip
 
 def main() -> None:
     arguments = _parse()
+    before = json.loads(arguments.output.read_text()) if arguments.add else None
     splits, first, judge = open_validation(arguments)
     design = judge.design
     keepers = {arguments.space: first}
@@ -63,8 +65,26 @@ def main() -> None:
                 "spaces": {name: compared(judge, of, tasks) for name, of in runs.items() if of},
                 **provenance(arguments, design, first),
             }
+            if before is not None:
+                results = with_others(before, results)
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def with_others(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """``now`` with the spaces that ``before`` has alone.
+
+    Raises:
+        SystemExit: another recipe, or other figures for a space that stands in both, as that of the trunk does.
+    """
+    now = json.loads(json.dumps(now))
+    both = before["spaces"].keys() & now["spaces"].keys()
+    if before["about"] != now["about"] or any(before["spaces"][name] != now["spaces"][name] for name in both):
+        raise SystemExit(
+            f"the file that spaces are added to has other figures for {' and '.join(sorted(both))}, or another recipe: "
+            "images, options or code differ; measure all spaces anew"
+        )
+    return {**now, **{part: {**before[part], **now[part]} for part in ("encoders", "spaces")}}
 
 
 @dataclass(frozen=True)
@@ -149,8 +169,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--stem-steps", type=int, default=AddSpaceConfig().steps, help="optimiser steps of a stem"
     )
+    parser.add_argument(
+        "--add", action="store_true", help="keep the other spaces of --output, measured on the same terms"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "recipe-spaces.json")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.add and not arguments.output.exists():
+        parser.error("--add needs a results file at --output")
+    return arguments
 
 
 if __name__ == "__main__":
