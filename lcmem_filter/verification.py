@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -49,6 +50,9 @@ AT_ONCE = {"cpu": 1}
 """Samples that are compared at once, elsewhere ``AT_ONCE_ELSEWHERE``: more would not fit a processor's cache."""
 
 AT_ONCE_ELSEWHERE = 32
+
+DESCRIBED_AT_ONCE = 16
+"""Training images that are described at once, always so many: what rounding makes of one then depends on no others."""
 
 STATISTIC = (
     "likeness under the best warp, beyond background and runner-up of other identities in equal parts, "
@@ -170,6 +174,8 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
         LatentSpaceError: the head has no stem for ``space``, or latents of another shape.
     """
     _check(latents)
+    if not len(latents):
+        return []
     with torch.autocast(latents.device.type, enabled=False):  # another precision is another threshold
         kind = compared_by(index, space)
         query = Query.of(index.head, index.head.canonical(latents, space), space, kind)
@@ -299,8 +305,17 @@ def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) ->
     if kind is None:
         return Candidates(embedding, None, identities)
     once, where = rows.unique(return_inverse=True)  # samples of one prompt have most candidates in common
-    parts = describe_parts(index.head, index.latents(once).to(index.head.device), index.space, kind)
+    what = (index.head, index.head.device, kind)
+    parts = index.recent.get(once.tolist(), what, functools.partial(_described, index, kind))
     return Candidates(embedding, parts[where.to(parts.device)], identities)
+
+
+def _described(index: MemorizationIndex, kind: Parts, rows: list[int]) -> torch.Tensor:
+    """Parts of ``rows``, (n, ...)."""
+    filled = rows + rows[-1:] * (-len(rows) % DESCRIBED_AT_ONCE)
+    latents = index.latents(torch.tensor(filled)).to(index.head.device)
+    portions = latents.split(DESCRIBED_AT_ONCE)
+    return torch.cat([describe_parts(index.head, one, index.space, kind) for one in portions])[: len(rows)]
 
 
 def _parts_alike(kind: Parts, samples: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

@@ -402,6 +402,30 @@ def test_scores_depend_neither_on_batch_nor_on_scale_and_shift(tmp_path):
         np.testing.assert_allclose(other, whole, atol=1e-4)
 
 
+def test_scores_do_not_depend_on_what_was_judged_before(tmp_path, monkeypatch):
+    pictures(tmp_path / "train", range(40))
+    asked = build(tmp_path, images=40).latents(torch.arange(40)) + 0.3 * smooth(40, seed=5)
+    before, fresh = (MemorizationIndex.load(tmp_path / "index") for _ in range(2))
+    for row in range(30):
+        score_latents(before, asked[row : row + 1], "sd")
+    described = []
+
+    def counted(index, kind, rows):
+        described.append(rows)
+        return make(index, kind, rows)
+
+    make = verification._described
+    monkeypatch.setattr(verification, "_described", counted)
+    assert score_latents(before, asked[30:], "sd") == score_latents(fresh, asked[30:], "sd")
+    assert sum(map(len, described)) == 40, "the fresh index alone describes its rows, each once"
+
+
+def test_of_no_samples_nothing_is_said(tmp_path):
+    pictures(tmp_path / "train", range(4))
+    index = build(tmp_path, images=4)
+    assert score_latents(index, index.latents(torch.arange(0)), "sd") == []
+
+
 def test_what_cannot_be_judged_raises(tmp_path):
     index = build(tmp_path)
     for bad, message in ((float("nan"), "NaN or infinity"), (float("inf"), "NaN or infinity")):

@@ -1,4 +1,5 @@
-"""What shipped heads take to judge a batch: the same latents and indexed images, in turns, in one process.
+"""What shipped heads take to judge a batch: the same pictures and indexed images, in turns, in one process; where
+nothing of the index was compared before, and where the pictures' neighbours were.
 
     python benchmarks/overhead/heads.py --cache CACHE/heads --device cpu
 
@@ -13,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from run import RESULTS, clock_of, drawn_latents, index_of, parser_of, provenance, vae_folder, write
+from run import RESULTS, clock_of, index_of, parser_of, provenance, split_of, vae_folder, write
 
 from lcmem_filter import MemorizationFilter, load_encoder
+from lcmem_filter.index.recent import Recent
+from lcmem_filter.latents import encode_images
 
 from overhead import in_turns, shares  # isort: skip  # `run` puts its folder on the path
 
@@ -28,20 +31,32 @@ def main() -> None:
         own = {**vars(arguments), "head": head, "cache": arguments.cache / Path(head).name}
         judges[head] = MemorizationFilter(index_of(argparse.Namespace(**own), device))
     index = judges[arguments.heads[0]].index
-    side = load_encoder(arguments.vae).side_at(arguments.resolution)
-    latents = drawn_latents(index, arguments.batch, side)
+    held_out = split_of(arguments, "validation")
+    encoder = load_encoder(arguments.vae).to(device)
+    latents = encode_images(held_out, range(arguments.batch), encoder, arguments.resolution).latents
+    clock = clock_of(device)
 
-    def judging(judge: MemorizationFilter) -> Callable[[int], None]:
+    def first(judge: MemorizationFilter) -> Callable[[int], float]:
+        def judged(number: int) -> float:
+            judge.index.recent = Recent()
+            since = clock()
+            judge.judge(latents)
+            return since
+
+        return judged
+
+    def again(judge: MemorizationFilter) -> Callable[[int], None]:
         def judged(number: int) -> None:
             judge.judge(latents)
 
         return judged
 
-    seconds = in_turns(
-        {head: judging(judge) for head, judge in judges.items()}, arguments.repeats, clock_of(device)
-    )
+    ways: dict[str, Callable[[int], float | None]] = {}
+    for head, judge in judges.items():
+        ways |= {head: first(judge), f"{head}, their neighbours compared before": again(judge)}
+    seconds = in_turns(ways, arguments.repeats, clock)
     results = {
-        "about": f"wall time to judge {arguments.batch} latents of {side}x{side} in an index of {len(index):,} images",
+        "about": f"wall time to judge {arguments.batch} pictures in an index of {len(index):,} images",
         **provenance(device),
         "seconds": {head: round(statistics.median(values), 5) for head, values in seconds.items()},
         "extra": shares(seconds),

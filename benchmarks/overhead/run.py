@@ -32,8 +32,9 @@ from overhead import overhead
 
 from lcmem_filter import LCMemHead, MemorizationFilter, MemorizationIndex, calibrate, load_encoder
 from lcmem_filter.demo.run import WEIGHTS
-from lcmem_filter.images import open_images
+from lcmem_filter.images import ImageSource, open_images
 from lcmem_filter.index.exact import ExactBackend
+from lcmem_filter.index.recent import Recent
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "overhead.json"
 SEED = 0
@@ -110,16 +111,15 @@ def judging(
     index: MemorizationIndex, arguments: argparse.Namespace, side: int, clock: Callable[[], float]
 ) -> dict[str, Any]:
     """Seconds that the filter takes for a batch of latents of the pipeline's size, ``side`` cells a side."""
-    judge = MemorizationFilter(index)
-    latents = drawn_latents(index, arguments.batch, side)
-    return {"batch_size": arguments.batch, **_timed(lambda: judge.judge(latents), arguments.repeats, clock)}
+    judge, draw = MemorizationFilter(index), torch.Generator().manual_seed(SEED)
+    shape = (arguments.batch, index.head.config.spaces[index.space], side, side)
+    latents = torch.randn(shape, generator=draw).to(index.head.device)
 
+    def judged() -> None:
+        index.recent = Recent()  # as if none of their neighbours had been compared before
+        judge.judge(latents)
 
-def drawn_latents(index: MemorizationIndex, batch: int, side: int) -> torch.Tensor:
-    """Noise (batch, C, side, side) of the index's space, on its device."""
-    draw = torch.Generator().manual_seed(SEED)
-    shape = (batch, index.head.config.spaces[index.space], side, side)
-    return torch.randn(shape, generator=draw).to(index.head.device)
+    return {"batch_size": arguments.batch, **_timed(judged, arguments.repeats, clock)}
 
 
 def searching(
@@ -174,10 +174,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 def index_of(arguments: argparse.Namespace, device: torch.device) -> MemorizationIndex:
     """The training images of one set, calibrated on its validation images."""
     folder = arguments.cache / "index"
-    table = arguments.data or next(file for file in data_files() if file.stem == "ham10000")
-    train, held_out = (
-        open_images(table, identity_column="id", where={"split": split}) for split in ("train", "validation")
-    )
+    train, held_out = (split_of(arguments, split) for split in ("train", "validation"))
     encoder = load_encoder(arguments.vae).to(device)
     head = LCMemHead.from_pretrained(arguments.head).to(device)
     # unless it is there
@@ -185,6 +182,12 @@ def index_of(arguments: argparse.Namespace, device: torch.device) -> Memorizatio
     index = MemorizationIndex.load(folder).to(device)
     calibrate(index, held_out, false_rejection_rate=0.01, encoder=encoder)
     return index
+
+
+def split_of(arguments: argparse.Namespace, split: str) -> ImageSource:
+    """Images of one split of the set."""
+    table = arguments.data or next(file for file in data_files() if file.stem == "ham10000")
+    return open_images(table, identity_column="id", where={"split": split})
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

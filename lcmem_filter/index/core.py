@@ -30,6 +30,7 @@ from . import folder as files
 from .backends import Backend, make_backend
 from .build import Build, build_index, default_resolution
 from .identities import classes_among, numbered
+from .recent import Recent
 from .reembed import reembed_index
 from .shards import Shards, records_of
 
@@ -60,6 +61,7 @@ class MemorizationIndex:
         resolution: Side in pixels that they were squashed to before.
         latent_size: (h, w) of their latents before these were resized to the head's grid.
         unreadable: Training images that could not be read, with what was wrong; copies of them are not found.
+        recent: What was computed of its rows lately.
         allow_unindexed: Whether whoever loaded it accepted that.
     """
 
@@ -80,6 +82,7 @@ class MemorizationIndex:
             )
         self._records = records_of(path, manifest)
         self._calibrations = _calibrations_of(path, manifest)
+        self.recent = Recent()
         self.backend = backend
         self._backend: Backend = make_backend(backend, self._embeddings)
 
