@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 
 from ..calibration import NEAR_DUPLICATE
+from ..head import LCMemHead
 from ..index import MemorizationIndex
 from ..index.exact import ExactBackend
+from ..index.recent import Recent
 from ..report import DuplicateGroup
 from ..verification import (
     SHORTLIST,
     Candidates,
+    Parts,
     Query,
     compare,
     compared_by,
@@ -71,7 +75,7 @@ def _alike(
     batches = [part.to(head.device).float() for part in canonical.split(EMBED_BATCH)]
     embeddings = torch.cat([head.embed(part, space) for part in batches])
     backend = ExactBackend(embeddings.half())
-    links = []
+    links, recent = [], Recent()
     for number, part in enumerate(batches):
         query = Query.of(head, part, space, kind)
         count = min(SHORTLIST + 1, len(embeddings))
@@ -83,13 +87,19 @@ def _alike(
                 continue
             parts = None
             if kind:
-                stored = canonical[others.cpu()].to(head.device).float()
-                parts = describe_parts(head, stored, space, kind)[None]
+                describe = functools.partial(_described, head, canonical, space, kind)
+                parts = recent.get(others.tolist(), kind, describe)[None]
             candidates = Candidates(embeddings[others][None], parts)
             score = compare(query.of_rows(slice(place, place + 1)), candidates).score[0]
             least = threshold if len(others) >= FEW else max(threshold, NEAR_DUPLICATE)
             links += [(row, int(o), float(s)) for o, s in zip(others, score, strict=True) if s > least]
     return links
+
+
+def _described(
+    head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts, rows: list[int]
+) -> torch.Tensor:
+    return describe_parts(head, canonical[rows].to(head.device).float(), space, kind)
 
 
 def _components(n: int, links: Sequence[tuple[int, int, float]]) -> list[tuple[list[int], float]]:
