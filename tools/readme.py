@@ -624,8 +624,9 @@ def _heads_in_turns() -> str:
     results = json.loads(path.read_text())
     first = next(iter(results["seconds"]))
     extra = ", ".join(
-        f"`{head}` {1 + one['median']:.2f} times as long ({1 + one['interval'][0]:.2f} to {1 + one['interval'][1]:.2f})"
-        for head, one in results["extra"].items()
+        f"{_head_and_when(way)} {1 + one['median']:.2f} times as long ({1 + one['interval'][0]:.2f} to "
+        f"{1 + one['interval'][1]:.2f})"
+        for way, one in results["extra"].items()
     )
     hardware, rounds = results["hardware"], next(iter(results["extra"].values()))["n"]
     return (
@@ -633,6 +634,11 @@ def _heads_in_turns() -> str:
         f"{hardware['device']}: {results['about']}, in turns. `{first}` takes "
         f"{1000 * results['seconds'][first]:.0f} ms, {extra}; medians of {rounds} rounds.\n"
     )
+
+
+def _head_and_when(way: str) -> str:
+    head, _, when = way.partition(", ")
+    return f"`{head}`" + (f", {when}," if when else "")
 
 
 def _milliseconds(timed: dict[str, Any]) -> str:
