@@ -61,7 +61,7 @@ def main() -> None:
                 f"those of {arguments.space}, then {heads.stem.steps:,} steps of {heads.stem.batch_images} images for "
                 "a stem, all else frozen; the mean of the seeds, and what the shared one gains over the own one of "
                 "the same seed with 95 % intervals by identity, seeds not drawn again.",
-                "encoders": {name: one.encoder.described() for name, one in keepers.items()},
+                "encoders": {name: keepers[name].encoder.described() for name, of in runs.items() if of},
                 "spaces": {name: compared(judge, of, tasks) for name, of in runs.items() if of},
                 **provenance(arguments, design, first),
             }
