@@ -318,6 +318,7 @@ class MemorizationIndex:
         if device != self.head.device:
             self.head.to(device)
             self._backend.to(device)
+            self.recent = Recent()  # lets go of the other device's memory
         return self
 
     def search(self, embeddings: torch.Tensor, k: int) -> Hits:
