@@ -158,8 +158,8 @@ def _unit(descriptors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _norms(descriptors: torch.Tensor) -> torch.Tensor:
-    """(N, 1, ...); sums of squares, since PyTorch's norm along this axis takes twenty times as long on a CPU. Not quite
-    0 where nothing is, so that gradients are numbers there."""
+    """(N, 1, ...); from sums of squares, since PyTorch's norm along this axis is slow on a CPU. Not quite 0 where
+    nothing is, so that gradients are numbers there."""
     return (descriptors.float().square().sum(1, keepdim=True) + 1e-24).sqrt()
 
 
