@@ -262,6 +262,14 @@ def describe_parts(head: LCMemHead, canonical: torch.Tensor, space: str, kind: P
     return parts.unflatten(0, canonical.shape[:-3])
 
 
+def describe_each(head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts) -> torch.Tensor:
+    """As ``describe_parts`` of (n, C, g, g), each picture's to the last bit whichever others it is described with."""
+    missing = -len(canonical) % DESCRIBED_AT_ONCE
+    filled = torch.cat([canonical, canonical[-1:].expand(missing, -1, -1, -1)])
+    parts = [describe_parts(head, one, space, kind) for one in filled.split(DESCRIBED_AT_ONCE)]
+    return torch.cat(parts)[: len(canonical)]
+
+
 def compared_by(index: MemorizationIndex, space: str) -> Parts | None:
     """``parts_between`` for samples of ``space`` and an index; ``None`` too where it keeps no latents."""
     return parts_between(index.head, space, index.space) if index.has_latents else None
@@ -312,10 +320,8 @@ def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) ->
 
 def _described(index: MemorizationIndex, kind: Parts, rows: list[int]) -> torch.Tensor:
     """Parts of ``rows``, (n, ...)."""
-    filled = rows + rows[-1:] * (-len(rows) % DESCRIBED_AT_ONCE)
-    latents = index.latents(torch.tensor(filled)).to(index.head.device)
-    portions = latents.split(DESCRIBED_AT_ONCE)
-    return torch.cat([describe_parts(index.head, one, index.space, kind) for one in portions])[: len(rows)]
+    latents = index.latents(torch.tensor(rows)).to(index.head.device)
+    return describe_each(index.head, latents, index.space, kind)
 
 
 def _parts_alike(kind: Parts, samples: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from ..verification import (
     Query,
     compare,
     compared_by,
-    describe_parts,
+    describe_each,
 )
 
 EMBED_BATCH = 64
@@ -99,7 +99,7 @@ def _alike(
 def _described(
     head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts, rows: list[int]
 ) -> torch.Tensor:
-    return describe_parts(head, canonical[rows].to(head.device).float(), space, kind)
+    return describe_each(head, canonical[rows].to(head.device).float(), space, kind)
 
 
 def _components(n: int, links: Sequence[tuple[int, int, float]]) -> list[tuple[list[int], float]]:
