@@ -107,11 +107,19 @@ def test_the_lead_is_paired(figures):
     same = SimpleNamespace(strangers=measured.strangers * 2, tasks={})  # another scale, the same order
     answers = measured.tasks["copies"]
     same.tasks["copies"] = SimpleNamespace(top=answers.top * 2, own=answers.own * 2)
-    row = figures.deciding(judge, {"lcmem": measured, "other": same}, task, "lcmem")["faces"]["methods"][
-        "other"
-    ]
-    assert row["lead_of_reference"] == 0 and row["lead_interval"] == [0, 0]
-    assert row["interval"][0] < row["recall"] < row["interval"][1]
+    worse = SimpleNamespace(
+        strangers=measured.strangers,
+        tasks={"copies": SimpleNamespace(top=answers.top, own=np.full_like(answers.own, -np.inf))},
+    )
+    compared = {"first": measured, "second": worse, "other": same}
+    rows = figures.deciding(judge, compared, task, ("first", "second", "absent"))["faces"]["methods"]
+    assert rows["other"]["leads"]["first"] == [0, 0, 0]
+    assert rows["other"]["interval"][0] < rows["other"]["recall"] < rows["other"]["interval"][1]
+    low, high = rows["other"]["interval"]  # of one that never finds anything
+    assert rows["other"]["leads"]["second"] == pytest.approx([-rows["other"]["recall"], -high, -low])
+    assert {name: list(row["leads"]) for name, row in rows.items()} == {
+        "first": ["second"], "second": ["first"], "other": ["first", "second"]
+    }  # fmt: skip
 
 
 def test_average_precision_counts_queries_whose_best_match_is_wrong(figures):

@@ -121,13 +121,9 @@ def detection() -> str:
         "query",
         "domain",
         "n",
-        "LCMem",
         "raw latents",
         "strongest other",
-        "lead of LCMem over that",
-        "LCMem, told identities",
-        "lcmem-reid",
-        "lcmem-reid, told identities",
+        *(what.format(head=head) for head in COMPARED.values() for what in OF_HEAD),
     ]
     rows = [
         _detection_row(DETECTION_TASKS[task], domain, row, results["labels"])
@@ -147,6 +143,7 @@ def detection() -> str:
         f"{dropped} further ones, whose picture or person stands in the index under another name "
         f"([list](benchmarks/detection/near_duplicates.csv)), set no threshold.{beside} "
         "LCMem's scores are relative to each query's background; so are those of rows called relative. "
+        f"{_leads(results['deciding'])}"
         f"Not measured: {', '.join(results['not_run'])}; the file says why. "
         "Plots: [recall](benchmarks/results/detection-recall.png), "
         "[curves](benchmarks/results/detection-curves.png).\n"
@@ -161,25 +158,56 @@ DETECTION_TASKS = {
 }
 
 
+COMPARED = {"lcmem": "lcmem-small", "lcmem_lcmem_reid": "lcmem-reid"}
+"""Heads that have columns, by their methods."""
+
+OF_HEAD = ("{head}", "lead of {head} over the strongest other", "{head}, told identities")
+"""Their columns."""
+
+
 def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str, str]) -> str:
     cells = row["methods"]
     best = _strongest_other(cells)
-    lead, strongest = "-", "-"
-    if best is not None:
-        lead = _interval(cells[best]["lead_of_reference"], cells[best]["lead_interval"])
-        strongest = f"{labels[best]} {_recall(cells[best])}"
-    return (
-        f"| {task} | {domain} | {row['n']:,} | {_recall(cells.get('lcmem'))} | {_recall(cells.get('raw_latents'))} "
-        f"| {strongest} | {lead} | {_recall(cells.get('lcmem_told'))} "
-        f"| {_recall(cells.get('lcmem_lcmem_reid'))} | {_recall(cells.get('lcmem_lcmem_reid_told'))} |"
-    )
+    found = [
+        _recall(cells.get("raw_latents")),
+        "-" if best is None else f"{labels[best]} {_recall(cells[best])}",
+    ]
+    for name in COMPARED:
+        lead = None if best is None else cells[best]["leads"].get(name)
+        found += [
+            _recall(cells.get(name)),
+            "-" if lead is None else _interval(lead[0], lead[1:]),
+            _recall(cells.get(f"{name}_told")),
+        ]
+    return f"| {task} | {domain} | {row['n']:,} | {' | '.join(found)} |"
 
 
 def _strongest_other(cells: dict[str, Any]) -> str | None:
     """The filter that finds most, of those that are not LCMem and have no column or line of their own."""
-    apart = ("raw_latents", "dlib_faces")
-    others = [name for name in cells if name not in apart and not name.startswith("lcmem")]
+    others = [name for name in _others(cells) if name != "raw_latents"]
     return max(others, key=lambda name: cells[name]["recall"], default=None)
+
+
+def _others(cells: dict[str, Any]) -> list[str]:
+    """Filters that are not LCMem, but for dlib, which was trained on millions of faces and stands beside."""
+    return [name for name in cells if name != "dlib_faces" and not name.startswith("lcmem")]
+
+
+def _leads(tasks: dict[str, Any]) -> str:
+    """Over how many of the others, in how many of the domains, each head leads beyond doubt."""
+    told = []
+    for name, head in COMPARED.items():
+        leads = [
+            row["methods"][other]["leads"].get(name)
+            for domains in tasks.values()
+            for row in domains.values()
+            for other in _others(row["methods"])
+        ]
+        known = [lead for lead in leads if lead]
+        sure = sum(low > 0 for _, low, _ in known)
+        if known:
+            told.append(f"{head} leads over every other in {sure} of {len(known)} comparisons beyond doubt")
+    return f"{'; '.join(told)}. " if told else ""
 
 
 def found() -> str:

@@ -144,9 +144,10 @@ def recalls(judge: Judge, measured: Measured, task: Task, weights: np.ndarray) -
 
 
 def deciding(
-    judge: Judge, measured: Mapping[str, Measured], task: Task, reference: str
+    judge: Judge, measured: Mapping[str, Measured], task: Task, references: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """For each domain: queries, and for each method recall with its interval, and the reference's lead over it."""
+    """For each domain: queries, and for each method recall with its interval, and the lead of each of ``references``
+    over it with the paired interval."""
     weights = judge.weights()
     found = {name: recalls(judge, one, task, weights) for name, one in measured.items()}
     domains = dict.fromkeys(domain for one in found.values() for domain in one.share)
@@ -159,10 +160,14 @@ def deciding(
             row["n"], row["identities"] = one.n[domain]
             cell = {"recall": one.share[domain], "interval": interval(one.drawn[domain])}
             cell["rejected"] = one.rejected[domain]
-            if reference in found and name != reference:
-                lead = found[reference].drawn[domain] - one.drawn[domain]
-                cell["lead_of_reference"] = found[reference].share[domain] - one.share[domain]
-                cell["lead_interval"] = interval(lead)
+            cell["leads"] = {
+                by: [
+                    found[by].share[domain] - one.share[domain],
+                    *interval(found[by].drawn[domain] - one.drawn[domain]),
+                ]
+                for by in references
+                if by in found and by != name
+            }
             row["methods"][name] = cell
         result[str(domain)] = row
     return result

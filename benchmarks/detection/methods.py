@@ -15,7 +15,7 @@ from lcmem_filter.errors import LcmemFilterError
 from lcmem_filter.head import shipped_heads
 
 REFERENCE = "lcmem"
-"""What the others are compared with."""
+"""What has to come out the same where rows are added to a results file."""
 
 ONLY_FROM_PATHS = ("sscd", "packhaeuser", "dar", "dar_unsupervised")
 """What no hub has."""
@@ -152,6 +152,9 @@ ROWS = (
     Row("byol", "BYOL", weights=True),
     Row("inception", "Inception-v3", weights=True),
 )
+
+REFERENCES = tuple(row.name for row in ROWS if row.baseline == "lcmem" and not row.told)
+"""What the others are compared with: the filter, with each of the heads."""
 
 
 def open_methods(

@@ -29,7 +29,7 @@ from data import Images, one_per_identity
 from figures import Judge, average_precision, curve, deciding
 from keep import Keeper
 from merge import merged
-from methods import REFERENCE, Method, open_methods
+from methods import REFERENCE, REFERENCES, Method, open_methods
 from pairs import Pairs, copy_pairs, identity_pairs, pair_figures, score_pairs
 from PIL import Image
 from protocol import (
@@ -84,7 +84,7 @@ def main() -> None:
         "about": about(design, judge),
         "labels": {method.row.name: method.row.label for method in methods},
         "notes": {method.row.label: method.row.note for method in methods if method.row.note},
-        "deciding": {task.name: deciding(judge, measured, task, REFERENCE) for task in tasks},
+        "deciding": {task.name: deciding(judge, measured, task, REFERENCES) for task in tasks},
         "unseen_rejected": {name: judge.rejected_strangers(one) for name, one in measured.items()},
         "index_level": {
             task.name: {name: average_precision(judge, one, task) for name, one in measured.items()}

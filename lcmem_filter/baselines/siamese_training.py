@@ -278,7 +278,8 @@ class _Run:
             network = SiameseNetwork(
                 config.method, config.resolution, config.widths, config.depths, config.features
             )
-        network.train().to(memory_format=torch.channels_last)  # a sixth faster on a CPU
+        network.train()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a sixth faster on a CPU
         optimizer = torch.optim.AdamW(
             decay_groups(network.parameters(), config.weight_decay), lr=config.learning_rate
         )
@@ -333,9 +334,7 @@ class _Run:
         )
         for batch in shown:
             device = self.accelerator.device
-            a, b = (
-                pictures.to(device, memory_format=torch.channels_last) for pictures in (batch.a, batch.b)
-            )
+            a, b = (pictures.to(device, memory_format=torch.channels_last) for pictures in (batch.a, batch.b))
             yield Batch(a, b, batch.identities.to(device), batch.offsets.to(device), batch.left_out)
 
     def _checkpoint(self, standing: Progress) -> None:

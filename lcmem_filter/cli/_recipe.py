@@ -135,7 +135,7 @@ RECIPE: dict[str, dict[str, Any]] = {
     },
     "mixed_precision": {
         "choices": ["no", "fp16", "bf16"],
-        "help": "of the trunk while training (default: no)",
+        "help": "of the trunk while training; of a baseline no or bf16 (default: no)",
     },
     "validation_fraction": {
         "type": float,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from lcmem_filter.baselines import make_baseline
@@ -178,6 +179,25 @@ def test_an_interrupted_run_ends_in_the_same_weights(method, tmp_path, monkeypat
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_mixed_precision_is_for_training_alone(method, tmp_path):
+    """The network computes in bfloat16 while it learns; losses, and what it became, are float32."""
+    whole = train(method, tmp_path / "whole")
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    mixed = train(method, tmp_path / "mixed", mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    losses = [
+        json.loads((tmp_path / name / "training.json").read_text())["history"][0]["loss"]
+        for name in ("whole", "mixed")
+    ]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        saved = SiameseNetwork.load(tmp_path / "mixed")(pixels)
+        torch.testing.assert_close(mixed(pixels), saved, rtol=0, atol=1e-5)
+    assert not equal(whole, mixed) and {value.dtype for value in mixed.parameters()} == {torch.float32}
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_workers_change_nothing(tmp_path):
     alone = train("dar", tmp_path / "alone")
@@ -252,7 +272,9 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
 
 
 def test_recipes_and_data_that_cannot_be(tmp_path):
-    for wrong in ({"steps": 0}, {"batch_pairs": 1}, {"temperature": 0.0}, {"same_image": 1.5}):
+    for wrong in (
+        {"steps": 0}, {"batch_pairs": 1}, {"temperature": 0.0}, {"same_image": 1.5}, {"mixed_precision": "fp16"}
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):
             quick("dar", **wrong)
     with pytest.raises(DataError, match="at least one data source"):
