@@ -236,6 +236,49 @@ def found() -> str:
     return _table(columns, rows)
 
 
+def heads() -> str:
+    """What the shipped heads find and take, from the results files of ``benchmarks/detection`` and ``overhead``."""
+    paths = [RESULTS / "detection.json", RESULTS / "overhead-heads.json"]
+    if not all(path.exists() for path in paths):
+        return "The heads have not been compared yet.\n"
+    results, timed = (json.loads(path.read_text()) for path in paths)
+    asked = (("mild_copies", "all domains"), ("heavy_copies", "all domains"), ("same_identity", "X-rays"))
+    rows = []
+    for method, head in {
+        "lcmem_lcmem_reid": "lcmem-reid",
+        "lcmem": "lcmem-small",
+        "lcmem_lcmem_xray": "lcmem-xray",
+    }.items():
+        shares = [
+            [
+                results["deciding"][task][domain]["methods"][name]["recall"]
+                for name in (method, f"{method}_told")
+            ]
+            for task, domain in asked
+        ]
+        times = [
+            timed["seconds"][f"{head}{when}"] / timed["seconds"][f"lcmem-small{when}"] for when in ("", AGAIN)
+        ]
+        card = f"[{head}](lcmem_filter/heads/{head}/README.md)"
+        rows.append(
+            f"| {card} | "
+            + " | ".join(f"{plain:.1%}, {told:.1%}" for plain, told in shares)
+            + f" | {times[0]:.1f}, {times[1]:.1f} |"
+        )
+    columns = [
+        "head",
+        "mild copies; identities named",
+        "heavily transformed copies; identities named",
+        "a patient's other X-rays; patients named",
+        "time to judge on a CPU, at first and later",
+    ]
+    return _table(columns, rows)
+
+
+AGAIN = ", their neighbours compared before"
+"""How a results file calls the second time that samples of the same neighbours are judged."""
+
+
 def _recall(cell: dict[str, Any] | None) -> str:
     return "-" if cell is None else _interval(cell["recall"], cell["interval"])
 
@@ -698,6 +741,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "early_stop": early_stop,
     "filters": filters,
     "found": found,
+    "heads": heads,
     "identities": identities,
     "identities_concluded": identities_concluded,
     "ladder": ladder,
