@@ -136,6 +136,8 @@ def detection() -> str:
         if "dlib_faces" in domains.get("faces", {"methods": {}})["methods"]
     ]
     beside = f" dlib, trained on 3 million faces, finds of faces: {', '.join(dlib)}." if dlib else ""
+    siamese = next((note for label, note in results["notes"].items() if "Packhaeuser" in label), "")
+    trained = f"Siamese networks: {siamese}. " if siamese else ""
     near = results["near_duplicates"]
     dropped = sum(one["dropped_0.98"] for one in near["by_domain"].values()) + len(near["seen_by_eye"])
     note = (
@@ -143,7 +145,7 @@ def detection() -> str:
         f"{dropped} further ones, whose picture or person stands in the index under another name "
         f"([list](benchmarks/detection/near_duplicates.csv)), set no threshold.{beside} "
         "LCMem's scores are relative to each query's background; so are those of rows called relative. "
-        f"{_leads(results['deciding'])}"
+        f"{trained}{_leads(results['deciding'])}"
         f"Not measured: {', '.join(results['not_run'])}; the file says why. "
         "Plots: [recall](benchmarks/results/detection-recall.png), "
         "[curves](benchmarks/results/detection-curves.png).\n"

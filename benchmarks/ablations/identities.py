@@ -1,10 +1,13 @@
 """From which likeness on training images are taken for one identity's, where an index names none.
 
     python benchmarks/ablations/identities.py --cache CACHE --latents LATENTS --heads lcmem-reid lcmem-xray
+    python benchmarks/ablations/identities.py --cache CACHE --latents LATENTS --heads lcmem-reid \
+        --index-share 0.1 --index-draws 3 --output benchmarks/results/ablations-identities-small.json
 
 Further images of a candidate's identity are its runner-up and its background, and hide it, unless the index names
 identities. A head may conclude them instead, from how alike the most alike candidate and others are (``same_identity``
-of ``LCMemHead``). Index, copies and figure are those of ``benchmarks/ablations``, on validation images. Writes
+of ``LCMemHead``). Index, copies and figure are those of ``benchmarks/ablations``, on validation images. The second
+measures in smaller indexes, several drawn in turn, whose figures are averaged. Writes
 ``benchmarks/results/ablations-identities.json``.
 """
 
@@ -12,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from run import RESULTS, found_by, shortlists
 
@@ -31,9 +36,10 @@ from lcmem_filter.verification import (
 )
 
 from arguments import add_data_arguments, add_rate_argument, run_command  # isort: skip  # `run` puts their folder on the path
-from figures import OVERALL, Judge, interval, recalls  # isort: skip
+from figures import OVERALL, Judge, Recalls, interval, recalls  # isort: skip
 from protocol import Answers, Design, Measured, Task  # isort: skip
 from provenance import provenance  # isort: skip
+from tasks import SEED  # isort: skip
 
 NEVER, TOLD = "never", "identities told"
 
@@ -64,11 +70,17 @@ def main() -> None:
     table: dict[str, Any] = {}
     for name in arguments.heads or [arguments.head]:
         arguments.head = name
-        judge, tasks, keeper, found = found_by(compared, arguments)
-        table[name] = evaluated(judge, found, tasks, arguments.likeness)
+        every = []
+        for draw in range(arguments.index_draws):
+            within = partial(compared_within, arguments.index_share, draw)
+            judge, tasks, keeper, found = found_by(within, arguments)
+            every.append(found)
+        judge = replace(judge, design=drawn(judge.design, arguments.index_share, draw))
+        table[name] = evaluated(judge, every, tasks, arguments.likeness)
+        times = f", {len(every)} times with other training images" if len(every) > 1 else ""
         results = {
-            "about": f"{judge.about()}; what is gained over an index in which no identity is named or concluded, with "
-            "95 % intervals by identity.",
+            "about": f"{judge.about()}{times}; what is gained over an index in which no identity is named or "
+            "concluded, with 95 % intervals by identity.",
             "sets": [source.name for source in judge.design.base.sources],
             "heads": table,
             **provenance(arguments, judge.design, keeper),
@@ -97,6 +109,26 @@ def compared(
     return Found(*(torch.stack(one) for one in zip(*(parts[query] for query in sorted(parts)), strict=True)))
 
 
+def compared_within(
+    share: float,
+    draw: int,
+    baseline: LCMem,
+    every: torch.Tensor,
+    queries: torch.Tensor,
+    task: Task,
+    design: Design,
+) -> Found:
+    """The same where a share of the training identities alone stands in the index."""
+    return compared(baseline, every, queries, task, drawn(design, share, draw))
+
+
+def drawn(design: Design, share: float, draw: int) -> Design:
+    """The images of a share of the training identities stand in its indexes."""
+    people, inverse = np.unique(design.base.identities.astype(str), return_inverse=True)
+    chosen = np.random.default_rng((SEED, draw)).permutation(len(people)) < round(share * len(people))
+    return replace(design, indexed=np.flatnonzero(chosen[inverse]))
+
+
 def concluded(found: Found, likeness: float) -> torch.Tensor:
     """Numbers (Q, K) of identities: candidates as alike as that to the first have its number."""
     numbers = torch.arange(found.alike.shape[1]).repeat(len(found.alike), 1)
@@ -112,12 +144,13 @@ def scores(found: Found, identities: torch.Tensor | None) -> torch.Tensor:
 
 
 def evaluated(
-    judge: Judge, found: dict[str, Found], tasks: list[Task], likeness: list[float]
+    judge: Judge, every: list[dict[str, Found]], tasks: list[Task], likeness: list[float]
 ) -> dict[str, Any]:
-    """For each likeness and task: recall of each domain, and what is gained, with its interval."""
+    """For each likeness and task: recall of each domain, and what is gained, with its interval; means over
+    ``every``."""
     weights = judge.weights()
 
-    def measured(name: str) -> Measured:
+    def measured(name: str, found: dict[str, Found]) -> Measured:
         answers = {}
         for task, one in found.items():
             identities = {NEVER: None, TOLD: one.identity}.get(name)
@@ -129,26 +162,41 @@ def evaluated(
             )
         return Measured(answers["strangers"].top, {task.name: answers[task.name] for task in tasks})
 
-    variants = {name: measured(name) for name in (NEVER, TOLD, *map(str, likeness))}
-    table: dict[str, Any] = {"different identities": _quantiles(found), **{name: {} for name in variants}}
+    variants = {
+        name: [measured(name, found) for found in every] for name in (NEVER, TOLD, *map(str, likeness))
+    }
+    table: dict[str, Any] = {"different identities": _quantiles(every), **{name: {} for name in variants}}
     for task in tasks:
-        of = {name: recalls(judge, one, task, weights) for name, one in variants.items()}
-        for name, one in of.items():
-            overall = OVERALL if OVERALL in one.share else next(iter(one.share))
+        of = {
+            name: _mean([recalls(judge, one, task, weights) for one in ones])
+            for name, ones in variants.items()
+        }
+        for name, (share, drawn_shares) in of.items():
+            overall = OVERALL if OVERALL in share else next(iter(share))
             table[name][task.name] = {
-                "recall": {str(domain): share for domain, share in one.share.items()},
-                "gained": one.share[overall] - of[NEVER].share[overall],
-                "gained_interval": interval(one.drawn[overall] - of[NEVER].drawn[overall]),
+                "recall": {str(domain): value for domain, value in share.items()},
+                "gained": share[overall] - of[NEVER][0][overall],
+                "gained_interval": interval(drawn_shares[overall] - of[NEVER][1][overall]),
             }
     return table
 
 
-def _quantiles(found: dict[str, Found]) -> dict[str, float]:
+def _mean(ones: list[Recalls]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Recall of each domain over several indexes, as measured and in every draw of identities."""
+    domains = list(ones[0].share)
+    return (
+        {domain: float(np.mean([one.share[domain] for one in ones])) for domain in domains},
+        {domain: np.mean([one.drawn[domain] for one in ones], axis=0) for domain in domains},
+    )
+
+
+def _quantiles(every: list[dict[str, Found]]) -> dict[str, float]:
     """How alike candidates of another identity are to the first one, in the queries that set thresholds."""
-    one = found["strangers"]
-    identity = one.identity.gather(1, one.places)
-    others = one.to_first[identity != identity[:, :1]]
-    return {str(share): float(others.quantile(share)) for share in (0.5, 0.95, 0.99)}
+    others = []
+    for one in (found["strangers"] for found in every):
+        identity = one.identity.gather(1, one.places)
+        others.append(one.to_first[identity != identity[:, :1]])
+    return {str(share): float(torch.cat(others).quantile(share)) for share in (0.5, 0.95, 0.99)}
 
 
 def _parse() -> argparse.Namespace:
@@ -160,6 +208,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--heads", nargs="+", help="several, in place of --head")
     parser.add_argument(
         "--likeness", nargs="+", type=float, default=[0.5, 0.55, 0.6, 0.65, 0.7, 0.75], help="what is tried"
+    )
+    parser.add_argument(
+        "--index-share",
+        type=float,
+        default=1.0,
+        help="share of the training identities in the index (default: 1)",
+    )
+    parser.add_argument(
+        "--index-draws", type=int, default=1, help="how often this share is drawn (default: 1)"
     )
     parser.add_argument("--copies", type=int, default=150, help="images of a domain that are copied, at most")
     parser.add_argument("--draws", type=int, default=500, help="draws of identities for the intervals")

@@ -37,12 +37,14 @@ class Design:
         base: Images that always stand in the index: train and validation.
         test: Images of other identities; the identities of half h are enrolled in index h, the others unseen there.
         copies: Test images of each domain that copies are made of, at most.
+        indexed: Rows of ``base`` that do stand in the index, ascending; all by default.
     """
 
     base: Images
     test: Images
     seed: int
     copies: int
+    indexed: np.ndarray | None = None
 
     @cached_property
     def identity(self) -> np.ndarray:
@@ -79,7 +81,8 @@ class Design:
 
     def index_rows(self, half: int) -> np.ndarray:
         """Rows of base and test together that stand in the index of ``half``."""
-        return np.concatenate([np.arange(len(self.base)), len(self.base) + np.flatnonzero(self.half == half)])
+        base = np.arange(len(self.base)) if self.indexed is None else self.indexed
+        return np.concatenate([base, len(self.base) + np.flatnonzero(self.half == half)])
 
     def test_identity(self) -> np.ndarray:
         return self.identity[len(self.base) :]
