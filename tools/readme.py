@@ -310,6 +310,7 @@ def _attacked(found: dict[str, list[float]] | None, how: str) -> str:
 
 ATTACKED = {
     "": "lcmem-small",
+    "reid": "lcmem-reid",
     "recipe": "short recipe",
     "adversarial": "short recipe, copies moved against the head",
 }
@@ -513,7 +514,16 @@ def ablations() -> str:
 def identities_concluded() -> str:
     """What is found where an index names no identities and the head concludes them, from the results file of
     ``benchmarks/ablations/identities.py``."""
-    path = RESULTS / "ablations-identities.json"
+    return _concluded("ablations-identities.json")
+
+
+def identities_concluded_small() -> str:
+    """The same in small indexes, from another results file of that script."""
+    return _concluded("ablations-identities-small.json")
+
+
+def _concluded(name: str) -> str:
+    path = RESULTS / name
     if not path.exists():
         return "Identities that no index names have not been concluded yet.\n"
     results = json.loads(path.read_text())
@@ -737,6 +747,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "heads": heads,
     "identities": identities,
     "identities_concluded": identities_concluded,
+    "identities_concluded_small": identities_concluded_small,
     "ladder": ladder,
     "overhead": overhead,
     "pairs": pairs,

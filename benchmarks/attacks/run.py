@@ -1,6 +1,8 @@
 """White-box attacks: how little must somebody who has the head change a copy, for the filter to pass it?
 
     python benchmarks/attacks/run.py --cache CACHE --latents LATENTS
+    python benchmarks/attacks/run.py --cache CACHE --latents LATENTS --head lcmem-reid --bounds 4 \
+        --output benchmarks/results/attacks-reid.json
 
 Projected gradient descent (Madry et al., arXiv 1706.06083) on copies of indexed images, against what the filter
 compares: the cosine of embeddings and the likeness of descriptors, or else tokens, with the original. ``image``:
