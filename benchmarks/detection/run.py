@@ -6,7 +6,8 @@
 The second measures a user's own images: a column ``split`` (train, validation, test) divides them, else identities are
 divided 60/20/20. ``--weights clip=FOLDER`` adds a network whose weights are at hand, and ``--weights
 packhaeuser=FOLDER dar=FOLDER dar_unsupervised=FOLDER`` what ``lcmem-filter train --baseline`` trained on the training
-split; ``pip install 'lcmem-filter[bench]'`` brings the packages that some rows need. Writes
+split (here with ``--where split=train --resolution 64 --steps 1500 --mixed-precision bf16``);
+``pip install 'lcmem-filter[bench]'`` brings the packages that some rows need. Writes
 ``benchmarks/results/detection.json`` and plots beside it. What was computed lies in ``--cache``, outside the
 repository, and is not computed again.
 """
