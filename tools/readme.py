@@ -160,8 +160,11 @@ DETECTION_TASKS = {
 }
 
 
-COMPARED = {"lcmem": "lcmem-small", "lcmem_lcmem_reid": "lcmem-reid"}
-"""Heads that have columns, by their methods."""
+HEADS = {"lcmem": "lcmem-small", "lcmem_lcmem_reid": "lcmem-reid", "lcmem_lcmem_xray": "lcmem-xray"}
+"""The heads that ship, by their methods in ``benchmarks/detection``."""
+
+COMPARED = {name: HEADS[name] for name in ("lcmem", "lcmem_lcmem_reid")}
+"""Those that have columns."""
 
 OF_HEAD = ("{head}", "lead of {head} over the strongest other", "{head}, told identities")
 """Their columns."""
@@ -222,14 +225,8 @@ def found() -> str:
     results = json.loads(path.read_text())
     domains = list(dict.fromkeys(domain for task in results["deciding"].values() for domain in task))
     rows = []
-    for method, head, named in (
-        ("lcmem", "lcmem-small", "no"),
-        ("lcmem_told", "lcmem-small", "yes"),
-        ("lcmem_lcmem_reid", "lcmem-reid", "no"),
-        ("lcmem_lcmem_reid_told", "lcmem-reid", "yes"),
-        ("lcmem_lcmem_xray", "lcmem-xray", "no"),
-        ("lcmem_lcmem_xray_told", "lcmem-xray", "yes"),
-    ):
+    for name, told in ((name, told) for name in HEADS for told in ("", "_told")):
+        method, head, named = name + told, HEADS[name], "yes" if told else "no"
         for task, of in results["deciding"].items() if method in results["labels"] else ():
             shares = [f"{of[one]['methods'][method]['recall']:.1%}" if one in of else "-" for one in domains]
             cells = of[domains[-1]]["methods"]
@@ -254,11 +251,8 @@ def heads() -> str:
         "the same, patients named": ("same_identity", "X-rays", "_told"),
     }
     rows = []
-    for method, head in {
-        "lcmem_lcmem_reid": "lcmem-reid",
-        "lcmem": "lcmem-small",
-        "lcmem_lcmem_xray": "lcmem-xray",
-    }.items():
+    for method in ("lcmem_lcmem_reid", "lcmem", "lcmem_lcmem_xray"):  # the one to take first
+        head = HEADS[method]
         cells = [f"[{head}](lcmem_filter/heads/{head}/README.md)"]
         for task, domain, told in shown.values():
             cells.append(f"{results['deciding'][task][domain]['methods'][method + told]['recall']:.1%}")

@@ -70,14 +70,11 @@ def main() -> None:
     table: dict[str, Any] = {}
     for name in arguments.heads or [arguments.head]:
         arguments.head = name
-        every = []
-        for draw in range(arguments.index_draws):
-            within = partial(compared_within, arguments.index_share, draw)
-            judge, tasks, keeper, found = found_by(within, arguments)
-            every.append(found)
-        judge = replace(judge, design=drawn(judge.design, arguments.index_share, draw))
-        table[name] = evaluated(judge, every, tasks, arguments.likeness)
-        times = f", {len(every)} times with other training images" if len(every) > 1 else ""
+        in_turn = partial(compared_in_turn, arguments.index_share, arguments.index_draws)
+        judge, tasks, keeper, found = found_by(in_turn, arguments)
+        judge = replace(judge, design=drawn(judge.design, arguments.index_share, 0))
+        table[name] = evaluated(judge, found, tasks, arguments.likeness)
+        times = f", {arguments.index_draws} times with other training images" * (arguments.index_draws > 1)
         results = {
             "about": f"{judge.about()}{times}; what is gained over an index in which no identity is named or "
             "concluded, with 95 % intervals by identity.",
@@ -109,17 +106,17 @@ def compared(
     return Found(*(torch.stack(one) for one in zip(*(parts[query] for query in sorted(parts)), strict=True)))
 
 
-def compared_within(
+def compared_in_turn(
     share: float,
-    draw: int,
+    draws: int,
     baseline: LCMem,
     every: torch.Tensor,
     queries: torch.Tensor,
     task: Task,
     design: Design,
-) -> Found:
-    """The same where a share of the training identities alone stands in the index."""
-    return compared(baseline, every, queries, task, drawn(design, share, draw))
+) -> list[Found]:
+    """The same in several indexes, in each of which a share of the training identities stands."""
+    return [compared(baseline, every, queries, task, drawn(design, share, draw)) for draw in range(draws)]
 
 
 def drawn(design: Design, share: float, draw: int) -> Design:
@@ -144,15 +141,16 @@ def scores(found: Found, identities: torch.Tensor | None) -> torch.Tensor:
 
 
 def evaluated(
-    judge: Judge, every: list[dict[str, Found]], tasks: list[Task], likeness: list[float]
+    judge: Judge, found: dict[str, list[Found]], tasks: list[Task], likeness: list[float]
 ) -> dict[str, Any]:
-    """For each likeness and task: recall of each domain, and what is gained, with its interval; means over
-    ``every``."""
+    """For each likeness and task: recall of each domain, and what is gained, with its interval; means over the indexes
+    that its queries were compared in."""
     weights = judge.weights()
 
-    def measured(name: str, found: dict[str, Found]) -> Measured:
+    def measured(name: str, place: int) -> Measured:
         answers = {}
-        for task, one in found.items():
+        for task, ones in found.items():
+            one = ones[place]
             identities = {NEVER: None, TOLD: one.identity}.get(name)
             if name not in (NEVER, TOLD):
                 identities = concluded(one, float(name))
@@ -163,37 +161,39 @@ def evaluated(
         return Measured(answers["strangers"].top, {task.name: answers[task.name] for task in tasks})
 
     variants = {
-        name: [measured(name, found) for found in every] for name in (NEVER, TOLD, *map(str, likeness))
+        name: [measured(name, place) for place in range(len(found["strangers"]))]
+        for name in (NEVER, TOLD, *map(str, likeness))
     }
-    table: dict[str, Any] = {"different identities": _quantiles(every), **{name: {} for name in variants}}
+    table: dict[str, Any] = {"different identities": _quantiles(found), **{name: {} for name in variants}}
     for task in tasks:
         of = {
             name: _mean([recalls(judge, one, task, weights) for one in ones])
             for name, ones in variants.items()
         }
-        for name, (share, drawn_shares) in of.items():
-            overall = OVERALL if OVERALL in share else next(iter(share))
+        for name, one in of.items():
+            overall = OVERALL if OVERALL in one.share else next(iter(one.share))
             table[name][task.name] = {
-                "recall": {str(domain): value for domain, value in share.items()},
-                "gained": share[overall] - of[NEVER][0][overall],
-                "gained_interval": interval(drawn_shares[overall] - of[NEVER][1][overall]),
+                "recall": {str(domain): share for domain, share in one.share.items()},
+                "gained": one.share[overall] - of[NEVER].share[overall],
+                "gained_interval": interval(one.drawn[overall] - of[NEVER].drawn[overall]),
             }
     return table
 
 
-def _mean(ones: list[Recalls]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Recall of each domain over several indexes, as measured and in every draw of identities."""
-    domains = list(ones[0].share)
-    return (
-        {domain: float(np.mean([one.share[domain] for one in ones])) for domain in domains},
-        {domain: np.mean([one.drawn[domain] for one in ones], axis=0) for domain in domains},
+def _mean(ones: list[Recalls]) -> Recalls:
+    """Recall of the same queries in several indexes."""
+    return Recalls(
+        {domain: float(np.mean([one.share[domain] for one in ones])) for domain in ones[0].share},
+        {domain: float(np.mean([one.rejected[domain] for one in ones])) for domain in ones[0].rejected},
+        {domain: np.mean([one.drawn[domain] for one in ones], axis=0) for domain in ones[0].drawn},
+        ones[0].n,
     )
 
 
-def _quantiles(every: list[dict[str, Found]]) -> dict[str, float]:
+def _quantiles(found: dict[str, list[Found]]) -> dict[str, float]:
     """How alike candidates of another identity are to the first one, in the queries that set thresholds."""
     others = []
-    for one in (found["strangers"] for found in every):
+    for one in found["strangers"]:
         identity = one.identity.gather(1, one.places)
         others.append(one.to_first[identity != identity[:, :1]])
     return {str(share): float(torch.cat(others).quantile(share)) for share in (0.5, 0.95, 0.99)}
@@ -221,7 +221,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--copies", type=int, default=150, help="images of a domain that are copied, at most")
     parser.add_argument("--draws", type=int, default=500, help="draws of identities for the intervals")
     parser.add_argument("--output", type=Path, default=RESULTS.with_name("ablations-identities.json"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 0 < arguments.index_share <= 1:
+        parser.error(f"--index-share must be above 0 and at most 1, got {arguments.index_share}")
+    if arguments.index_draws < 1:
+        parser.error(f"--index-draws must be at least 1, got {arguments.index_draws}")
+    return arguments
 
 
 if __name__ == "__main__":

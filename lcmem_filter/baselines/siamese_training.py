@@ -248,7 +248,8 @@ class _Run:
         progress: bool,
     ) -> None:
         self.config, self.accelerator, self.terms, self.show = config, accelerator, terms, progress
-        self.sources, self.checkpoints = list(sources), Checkpoints(output)
+        self.sources = list(sources)
+        self.checkpoints = Checkpoints(output, SiameseConfig(config.method).to_dict())
         self.plan = {"config": config.to_dict(), "sources": [source.fingerprint for source in sources]}
 
     def run(self, workers: int) -> SiameseNetwork:

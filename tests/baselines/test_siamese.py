@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from lcmem_filter.baselines import make_baseline
@@ -180,12 +179,11 @@ def test_an_interrupted_run_ends_in_the_same_weights(method, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_mixed_precision_is_for_training_alone(method, tmp_path):
+def test_mixed_precision_is_for_training_alone(method, tmp_path, forget_precision):
     """The network computes in bfloat16 while it learns; losses, and what it became, are float32."""
     whole = train(method, tmp_path / "whole")
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    forget_precision()
     mixed = train(method, tmp_path / "mixed", mixed_precision="bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)
     losses = [
         json.loads((tmp_path / name / "training.json").read_text())["history"][0]["loss"]
         for name in ("whole", "mixed")
@@ -269,6 +267,17 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
     assert equal(train("dar", tmp_path), SiameseNetwork.load(tmp_path))
     with pytest.raises(ArtifactError, match="holds another run"):
         train("packhaeuser", tmp_path)
+
+
+def test_a_run_from_before_an_option_was_there_is_the_same(tmp_path):
+    trained = train("dar", tmp_path)
+    file = tmp_path / "training.json"
+    record = json.loads(file.read_text())
+    del record["plan"]["config"]["mixed_precision"]
+    file.write_text(json.dumps(record))
+    assert equal(train("dar", tmp_path), trained)
+    with pytest.raises(ArtifactError, match="holds another run"):
+        train("dar", tmp_path, learning_rate=1e-4)
 
 
 def test_recipes_and_data_that_cannot_be(tmp_path):

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from lcmem_filter.errors import ArtifactError, CorruptArtifactError, DataError, EmptyDataError
 from lcmem_filter.head import LCMemHead
@@ -264,11 +264,12 @@ def test_two_spaces_train_together(tmp_path: Path) -> None:
     assert head.identify_space(tiny_vae(seed=1, latent_channels=6)).space == "b"
 
 
-def test_mixed_precision_and_accumulation(tmp_path: Path, cache: Path) -> None:
+def test_mixed_precision_and_accumulation(
+    tmp_path: Path, cache: Path, forget_precision: Callable[[], None]
+) -> None:
     config = replace(QUICK, steps=4, mixed_precision="bf16", gradient_accumulation=2)
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    forget_precision()
     head = train(tmp_path / "head", cache, config)
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert {p.dtype for p in head.parameters()} == {torch.float32}
     assert record(tmp_path / "head")["history"][0]["loss"] > 0
 
