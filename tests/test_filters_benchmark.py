@@ -13,7 +13,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from tests.tiny import tiny_pipeline
+from lcmem_filter.head import LCMemHead
+
+from tests.index import material
+from tests.tiny import tiny_pipeline, tiny_vae
 from tools import readme
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "filters"
@@ -242,12 +245,40 @@ def test_efficientnet_finds_the_nearest_picture_and_keeps_its_features(benchmark
 def test_where_the_extra_is_missing_the_results_say_why(benchmark, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     run = importlib.import_module("run")
-    for name in ("LCMemEmbedding", "RawLatents"):
-        monkeypatch.setattr(run, name, lambda index: None)
+    monkeypatch.setattr(run, "RawLatents", lambda index: SimpleNamespace(label=f"raw latents of {index}"))
     monkeypatch.setattr(run, "read_pictures", lambda rows: np.zeros((1, 8, 8, 3), np.uint8))
-    others, not_run = run.make_others(None, [SimpleNamespace(key="a")], tmp_path)
-    assert len(others) == 3
+    lcmem = [SimpleNamespace(label=name, filter=SimpleNamespace(index=f"index of {name}")) for name in "ab"]
+    others, not_run = run.make_others(lcmem, [SimpleNamespace(key="a")], tmp_path)
+    assert [other.label for other in others] == [
+        "a, embedding only",
+        "b, embedding only",
+        "raw latents of index of a",
+        benchmark.filters.Pixels.label,
+    ]
     assert "pip install 'lcmem-filter[bench]'" in not_run[benchmark.filters.EfficientNetLite0.label]
+
+
+def test_indexes_of_several_heads_hold_the_same_images_encoded_once(benchmark, tmp_path, monkeypatch):
+    sources, encoder = importlib.import_module("sources"), material.saved_encoder(tmp_path)
+    monkeypatch.setattr(sources, "RESOLUTION", SIDE)
+    heads, encoded = [tmp_path / "a", tmp_path / "b"], []
+    material.head().save_pretrained(heads[0])
+    torch.manual_seed(1)
+    other = LCMemHead.create("micro", {"sd": 4})
+    other.add_probes("sd", tiny_vae())
+    other.save_pretrained(heads[1])
+    source, plain = material.pictures(tmp_path / "train", range(6)), encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda pixels: encoded.append(len(pixels)) or plain(pixels))
+    for _ in range(2):
+        found = sources.build_indexes(source, encoder, [str(head) for head in heads], tmp_path / "cache")
+        assert list(found) == ["a", "b"] and encoded.count(6) == 1
+    one, two = found.values()
+    assert one.records == two.records and torch.equal(
+        one.latents(torch.arange(6)), two.latents(torch.arange(6))
+    )
+    assert two.head.fingerprint == other.fingerprint != one.head.fingerprint
+    with pytest.raises(SystemExit, match="of another head"):
+        sources.build_index(source, encoder, str(heads[0]), sources.index_folder(tmp_path / "cache", "b"))
 
 
 def test_the_safety_checker_is_run_in_its_place_and_leaves_nothing_behind(benchmark):
@@ -278,17 +309,22 @@ def test_everything_that_is_timed_gets_its_own_place_in_the_pipeline(benchmark):
     checker.checker.register_forward_hook(lambda *_: calls.append(1))
     seconds = measure.seconds_an_image(pipe, rows, some_samples(benchmark, 2 * benchmark.drawing.BATCH), 2)
     assert list(seconds) == [row.label for row in rows]
-    assert seconds["none"]["time_ratio"] == 1.0 and len(calls) == 2
+    assert seconds["none"]["time_ratio"] == 1.0 and len(calls) == 3, "two rounds, after one to warm up"
+    for label, found in seconds.items():
+        low, high = found.get("time_ratio_interval", (1.0, 1.0))
+        assert low <= found["time_ratio"] <= high and found.get("rounds", 2) == 2, label
     assert not pipe.unet._forward_hooks and pipe.safety_checker is None
 
 
 def test_the_readme_shows_prompts_apart_what_was_only_timed_and_what_was_not_run(tmp_path, monkeypatch):
     share = {"count": 1, "n": 2, "share": 0.5, "interval": [0.1, 0.9]}
-    row = {"label": "noise", "time_ratio": 1.0, "held_out_rejected": None, "note": "Calibrated on prompts."}
+    row = {"label": "noise", "time_ratio": 1.04, "time_ratio_interval": [0.9, 1.2]}
+    row |= {"held_out_rejected": None, "note": "Calibrated on prompts."}
     row |= {"memorised_returned": share, "other_generations_rejected": share}
     named = {"memorised_returned": {**share, "n": 77}, "other_generations_rejected": {**share, "n": 83}}
     row |= {"held_out_prompts_rejected": share, "named_prompts": named}
-    run = {"on_memorized": "reject", "memorised_with_filter": share, "memorised_without_filter": share}
+    run = {"head": "h", "on_memorized": "reject"}
+    run |= {"memorised_with_filter": share, "memorised_without_filter": share}
     results = {
         "about": "About.",
         "filters": [row],
@@ -299,7 +335,8 @@ def test_the_readme_shows_prompts_apart_what_was_only_timed_and_what_was_not_run
     (tmp_path / "filters.json").write_text(json.dumps(results))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     shown, half = readme.filters(), "1 of 2: 50.0% (10.0% to 90.0%)"
-    assert f"| noise | {half} | - | {half} | 1.00x |" in shown
+    assert f"| noise | {half} | - | {half} | 1.04x (0.90 to 1.20) |" in shown
+    assert '1 of 2 without the filter; 1 with `h` and `on_memorized="reject"`.' in shown
     assert "| checker (time only) | - | - | - | 1.50x |" in shown
     assert f"Of unseen images' captions, detectors of prompts reject: noise {half}." in shown
     assert "77 copies and 83 others. Copies returned and others rejected: noise: 1 and 1." in shown

@@ -55,15 +55,12 @@ def filters() -> str:
     ]
     rows = [
         f"| {row['label']} | {_share(row['memorised_returned'])} | {_share(row['held_out_rejected'])} "
-        f"| {_share(row['other_generations_rejected'])} | {_ratio(row['time_ratio'])} |"
+        f"| {_share(row['other_generations_rejected'])} | {_time(row)} |"
         for row in results["filters"]
     ]
-    rows += [
-        f"| {row['label']} | - | - | - | {_ratio(row['time_ratio'])} |"
-        for row in results.get("time_only", ())
-    ]
+    rows += [f"| {row['label']} | - | - | - | {_time(row)} |" for row in results.get("time_only", ())]
     attached = "; ".join(
-        f'{run["memorised_with_filter"]["count"]} with `on_memorized="{run["on_memorized"]}"`'
+        f'{run["memorised_with_filter"]["count"]} with `{run["head"]}` and `on_memorized="{run["on_memorized"]}"`'
         for run in results["pipeline_with_lcmem"]
     )
     before = results["pipeline_with_lcmem"][0]["memorised_without_filter"]
@@ -76,6 +73,12 @@ def filters() -> str:
 
 
 NAMED_SHARES = ("memorised_returned", "other_generations_rejected")
+
+
+def _time(row: dict[str, Any]) -> str:
+    """How many times as long as without a filter, with its interval."""
+    low, high = row.get("time_ratio_interval", (None, None))
+    return _ratio(row["time_ratio"]) + ("" if low is None else f" ({low:.2f} to {high:.2f})")
 
 
 def _by_prompts(rows: list[dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "filters"))
 from copies import CopyJudge
 from data import read_image, read_pictures, split_rows, vae_folder
 from provenance import provenance
-from sources import open_rows
+from sources import head_name, index_folder, open_rows
 
 import lcmem_filter
 from lcmem_filter.audit import audit_images
@@ -73,7 +73,7 @@ def main() -> None:
         read_pictures(rows["calibration"]),
     )
     copied = judge(images).copied
-    index = lcmem_filter.MemorizationIndex.load(arguments.filters / "index")
+    index = lcmem_filter.MemorizationIndex.load(index_folder(arguments.filters, arguments.head))
     unseen = open_rows(rows["held_out"], arguments.cache / "held_out.parquet")
     decisions = lcmem_filter.MemorizationFilter(index).judge(plain["latents"])
     accepted = np.array([decision.accepted is True for decision in decisions])
@@ -97,7 +97,7 @@ def main() -> None:
         "the calibrated threshold.",
         "sets": table,
         "resolution": RESOLUTION,
-        **provenance(arguments.pipeline, index),
+        **provenance(arguments.pipeline, {head_name(arguments.head): index}),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -150,6 +150,11 @@ def _parse() -> argparse.Namespace:
         "--filters", type=Path, required=True, help="cache of benchmarks/filters, which has run"
     )
     parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
+    parser.add_argument(
+        "--head",
+        default="lcmem-reid",
+        help="shipped name or folder of a head that benchmarks/filters ran with",
+    )
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """How many denoising steps early stop saves on memorised prompts, and how many innocent samples it loses.
 
     python benchmarks/filters/train_pipeline.py --output CACHE/pipeline
-    python benchmarks/early_stop/run.py --pipeline CACHE/pipeline --head lcmem-small --cache CACHE/ladder
+    python benchmarks/early_stop/run.py --pipeline CACHE/pipeline --head lcmem-reid --cache CACHE/ladder
 
 For each scheduler, thresholds are fitted on prompts that are not memorised, and measured on other seeds. Shares the
 index of ``benchmarks/ladder``, kept in ``--cache``; what was fitted and measured is kept there too and not repeated.
@@ -29,7 +29,7 @@ from copies import CopyJudge
 from data import RESOLUTION, Row, read_pictures, split_rows, vae_folder
 from drawing import BATCH, GUIDANCE, STEPS, Sample, choose_samples, load_pipeline
 from provenance import provenance
-from sources import small_index
+from sources import head_name, small_index
 
 import lcmem_filter
 
@@ -75,7 +75,7 @@ def main() -> None:
         "prompt.",
         "bound": BOUND,
         "judge": {"threshold": judge.threshold},
-        **provenance(arguments.pipeline, index),
+        **provenance(arguments.pipeline, {head_name(arguments.head): index}),
     }
     for name, size in sizes.items():
         row: dict[str, Any] = {"label": name}
@@ -182,7 +182,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--pipeline", type=Path, required=True, help="folder that train_pipeline.py wrote")
     parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
-    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
+    parser.add_argument("--head", default="lcmem-reid", help="shipped name or folder of the head")
     parser.add_argument("--schedulers", nargs="+", choices=list(SCHEDULERS), default=list(SCHEDULERS))
     sizes = "samples to fit on, innocent samples, memorised prompts, e.g. 399,240,24"
     parser.add_argument("--first", type=_size, default=Size(399, 480, 24), help=f"first scheduler: {sizes}")

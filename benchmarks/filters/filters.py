@@ -42,11 +42,13 @@ class Nothing:
 
 
 class LCMem:
-    """The package's filter as it ships: embedding, shortlist, verification, its own stored calibration."""
+    """The package's filter as it ships: embedding, shortlist, verification, its own stored calibration.
 
-    label = "LCMem"
+    ``head`` is what its rows are called, and ``held_out`` the images that calibrate it.
+    """
 
-    def __init__(self, index: lcmem_filter.MemorizationIndex, held_out: object) -> None:
+    def __init__(self, head: str, index: lcmem_filter.MemorizationIndex, held_out: object) -> None:
+        self.label = head
         self.calibration = lcmem_filter.calibrate(index, held_out, false_rejection_rate=RATE)
         self.filter = lcmem_filter.MemorizationFilter(index)
         self.threshold = self.filter.calibration.threshold
@@ -58,9 +60,8 @@ class LCMem:
 class LCMemEmbedding:
     """The head alone: cosine with the nearest embedding of the index, no verification."""
 
-    label = "LCMem, embedding only"
-
-    def __init__(self, index: lcmem_filter.MemorizationIndex) -> None:
+    def __init__(self, head: str, index: lcmem_filter.MemorizationIndex) -> None:
+        self.label = f"{head}, embedding only"
         self.index = index
         self.threshold = float("nan")
 

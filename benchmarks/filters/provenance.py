@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 
-def provenance(pipeline: Path, index: Any) -> dict[str, Any]:
-    """Versions, hardware, the head, and how the pipeline was trained."""
+def provenance(pipeline: Path, indexes: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions, hardware, the heads, whose ``indexes`` are by their names, and how the pipeline was trained."""
     training = json.loads((pipeline / "training.json").read_text())
     losses = training.pop("losses")
     return {
         "seed": 0,
-        "head_fingerprint_of_space": index.head.fingerprint_of(index.space),
+        "heads": {name: index.head.fingerprint_of(index.space) for name, index in indexes.items()},
         "pipeline_training": {**training, "last_loss": losses[-1], "device": "cpu"},
         "versions": {
             "python": platform.python_version(),

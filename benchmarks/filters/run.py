@@ -1,7 +1,7 @@
 """Compare filters on one pipeline that memorised: the same prompts, seeds and calibration images for each.
 
     python benchmarks/filters/train_pipeline.py --output CACHE/pipeline
-    python benchmarks/filters/run.py --pipeline CACHE/pipeline --head lcmem-small --cache CACHE/filters
+    python benchmarks/filters/run.py --pipeline CACHE/pipeline --heads lcmem-small lcmem-reid --cache CACHE/filters
 
 Writes ``benchmarks/results/filters.json``; the index, what was drawn and the contact sheets go to ``--cache``, which
 must lie outside the repository. Slow stages are kept there and not repeated. The row of EfficientNet-Lite0 needs
@@ -37,7 +37,7 @@ from noise_magnitude import noise_rows
 from provenance import provenance
 from safety_checker import SafetyChecker
 from sheets import contact_sheet
-from sources import build_index, open_rows
+from sources import build_indexes, open_rows
 
 import lcmem_filter
 from lcmem_filter.errors import MissingExtraError
@@ -71,21 +71,24 @@ def main() -> None:
     real["copies"] = through_vae(encoder, copied)
     indexed = [*trial.rows["pipeline"], *trial.rows["distractors"]]
     source = open_rows(indexed, trial.cache / "indexed.parquet")
-    index = build_index(source, encoder, arguments.head, trial.cache / "index")
-    lcmem = LCMem(index, open_rows(trial.rows["calibration"], trial.cache / "calibration.parquet"))
+    indexes = build_indexes(source, encoder, arguments.heads, trial.cache)
+    held_out = open_rows(trial.rows["calibration"], trial.cache / "calibration.parquet")
+    lcmem = [LCMem(head, index, held_out) for head, index in indexes.items()]
     results = {
-        "about": about(trial.generated.samples, trial.rows, len(index)),
+        "about": about(trial.generated.samples, trial.rows, len(indexed)),
         **compare(trial, lcmem, real, indexed, arguments.repeats),
         "pipeline_with_lcmem": [
-            measure.through_the_pipeline(trial.pipe, index, mode, trial.generated, trial.judge, log)
+            {"head": head}
+            | measure.through_the_pipeline(trial.pipe, index, mode, trial.generated, trial.judge, log)
+            for head, index in indexes.items()
             for mode in ("reject", "resample")
         ],
         "judge": measure.describe_judge(trial.judge, trial.pictures["held_out"], copied, trial.generated),
-        **describe_data(trial, len(index)),
+        **describe_data(trial, len(indexed)),
         "calibration": measure.describe_calibration(
-            lcmem, len(trial.rows["calibration"]), len(trial.rows["held_out"])
+            lcmem[0], len(trial.rows["calibration"]), len(trial.rows["held_out"])
         ),
-        **provenance(arguments.pipeline, index),
+        **provenance(arguments.pipeline, indexes),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
@@ -132,14 +135,14 @@ def write_sheets(trial: Trial) -> None:
 
 
 def compare(
-    trial: Trial, lcmem: LCMem, real: measure.Real, indexed: list[Row], repeats: int
+    trial: Trial, lcmem: list[LCMem], real: measure.Real, indexed: list[Row], repeats: int
 ) -> dict[str, Any]:
     """The table of filters, the ones that could not be run and why, and what is only timed beside them."""
-    others, not_run = make_others(lcmem.filter.index, indexed, trial.cache)
+    others, not_run = make_others(lcmem, indexed, trial.cache)
     for candidate in others:
         fit_threshold(candidate, *real["calibration"])
         log(f"calibrated: {candidate.label}")
-    filters: list[Filter] = [Nothing(), lcmem, *others]
+    filters: list[Filter] = [Nothing(), *lcmem, *others]
     table = [measure.offline(candidate, real, trial.generated, trial.named) for candidate in filters]
     detectors = noise_rows(trial.pipe, trial.rows, trial.generated, trial.named, trial.cache, log)
     checker = SafetyChecker()
@@ -152,10 +155,11 @@ def compare(
     }
 
 
-def make_others(index: Any, indexed: list[Row], cache: Path) -> tuple[list[Filter], dict[str, str]]:
+def make_others(lcmem: list[LCMem], indexed: list[Row], cache: Path) -> tuple[list[Filter], dict[str, str]]:
     """The filters that LCMem is compared with, not yet calibrated, and those whose packages are missing: why."""
     pictures = read_pictures(indexed)
-    others: list[Filter] = [LCMemEmbedding(index), RawLatents(index), Pixels(pictures)]
+    others: list[Filter] = [LCMemEmbedding(one.label, one.filter.index) for one in lcmem]
+    others += [RawLatents(lcmem[0].filter.index), Pixels(pictures)]
     try:
         keys = [row.key for row in indexed]
         others.append(EfficientNetLite0(pictures, keys, cache / "efficientnet_lite0.pt"))
@@ -208,10 +212,12 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--pipeline", type=Path, required=True, help="folder that train_pipeline.py wrote")
     parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
-    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
+    parser.add_argument(
+        "--heads", nargs="+", default=["lcmem-small", "lcmem-reid"], help="shipped names or folders of heads"
+    )
     parser.add_argument("--seeds", type=int, default=6, help="seeds for each duplicated image's prompt")
     parser.add_argument("--generic", type=int, default=240, help="samples of the other images' prompts")
-    parser.add_argument("--repeats", type=int, default=5, help="timed batches")
+    parser.add_argument("--repeats", type=int, default=9, help="timed rounds")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the results file")
     parser.add_argument(
         "--only-draw", action="store_true", help="stop after the unfiltered samples and their sheets"

@@ -37,20 +37,39 @@ def open_rows(rows: Sequence[Row], path: Path) -> Any:
 
 def small_index(rows: dict[str, list[Row]], encoder: Any, head: str, cache: Path) -> Any:
     """The index of the pipeline's training images alone, calibrated; kept in ``cache``."""
-    index = build_index(
-        open_rows(rows["pipeline"], cache / "pipeline.parquet"), encoder, head, cache / "index"
-    )
+    source = open_rows(rows["pipeline"], cache / "pipeline.parquet")
+    index = build_index(source, encoder, head, index_folder(cache, head))
     if index.calibration is None or index.calibration.statistic != STATISTIC:
         held_out = open_rows(rows["calibration"][:HELD_OUT], cache / "calibration.parquet")
         lcmem_filter.calibrate(index, held_out, false_rejection_rate=RATE)
     return index
 
 
-def build_index(source: Any, encoder: Any, head: str, output: Path) -> Any:
-    """Build, or finish, the index of ``source``; the head by its shipped name or folder.
+def build_indexes(source: Any, encoder: Any, heads: Sequence[str], cache: Path) -> dict[str, Any]:
+    """The index of ``source`` for each head, by the head's name: the first is built, the others are embedded anew from
+    the latents that it keeps."""
+    found: dict[str, Any] = {}
+    for head in heads:
+        output = index_folder(cache, head)
+        if found and not (output / "CURRENT").exists():
+            first = next(iter(found.values()))
+            first.reembed(lcmem_filter.LCMemHead.from_pretrained(head), output)
+        found[head_name(head)] = build_index(source, encoder, head, output)
+    return found
 
-    An index that is there already is used, so that one which ``lcmem-filter index reembed`` made will do.
-    """
+
+def head_name(head: str) -> str:
+    """What a head is called: its shipped name, or that of its folder."""
+    return Path(head).name
+
+
+def index_folder(cache: Path, head: str) -> Path:
+    """Where the index of a head lies."""
+    return cache / f"index-{head_name(head)}"
+
+
+def build_index(source: Any, encoder: Any, head: str, output: Path) -> Any:
+    """Build, or finish, the index of ``source``, or use what is there; ``head`` is a shipped name or a folder."""
     network = lcmem_filter.LCMemHead.from_pretrained(head)
     if not (output / "CURRENT").exists():
         return lcmem_filter.MemorizationIndex.build(source, encoder, network, output, resolution=RESOLUTION)

@@ -1,7 +1,7 @@
 """What each rung of the ladder does for prompts whose image the pipeline memorised, and what the whole ladder does.
 
     python benchmarks/filters/train_pipeline.py --output CACHE/pipeline
-    python benchmarks/ladder/run.py --pipeline CACHE/pipeline --head lcmem-small --cache CACHE/ladder
+    python benchmarks/ladder/run.py --pipeline CACHE/pipeline --head lcmem-reid --cache CACHE/ladder
 
 Every ladder draws the same prompts from the same first seeds, through the attached filter; a sample is freed where the
 filter accepts it and the judge in pixel space of ``benchmarks/filters/copies.py``, which knows nothing of the filter,
@@ -29,7 +29,7 @@ from copies import CopyJudge
 from data import Row, read_pictures, split_rows, vae_folder
 from drawing import Drawn, Sample, draw, load_pipeline
 from provenance import provenance
-from sources import RATE, small_index
+from sources import RATE, head_name, small_index
 from stats import share
 from worth import Worth
 
@@ -77,7 +77,7 @@ def main() -> None:
             "false_rejection_rate": RATE,
             "images": index.calibration.n if index.calibration else 0,
         },
-        **provenance(arguments.pipeline, index),
+        **provenance(arguments.pipeline, {head_name(arguments.head): index}),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -171,7 +171,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pipeline", type=Path, required=True, help="folder that train_pipeline.py wrote")
     parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
     parser.add_argument("--prompts", type=int, default=40, help="how many prompts, the most memorised first")
-    parser.add_argument("--head", default="lcmem-small", help="shipped name or folder of the head")
+    parser.add_argument("--head", default="lcmem-reid", help="shipped name or folder of the head")
     return parser.parse_args()
 
 
