@@ -42,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         required=True,
-        help="folder of the head; an interrupted run goes on from there (with --add-space and --add-halving, what was "
-        "encoded is kept)",
+        help="folder of the head; an interrupted run goes on from there",
     )
     parser.add_argument(
         "--space",

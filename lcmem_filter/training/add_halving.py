@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,18 +16,16 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from ..errors import ArtifactError, ConfigurationError
 from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import NORMALISED_STD, Encoder
-from .checkpoint import LATENTS
+from .checkpoint import LATENTS, Checkpoints
 from .config import TrainingConfig, check_fractions, check_positive
 from .data import LatentSet
 from .distil import apart
-from .extend import refuse_occupied, save_extended
-from .losses import check_finite
+from .extend import plan_of_part, refuse_occupied, save_extended, train_part
 from .prepare import prepare_data
 from .views import generator_for
 from .weights import extended
@@ -86,7 +84,7 @@ def add_halving(
     Without, they are averaged over areas, which makes neighbours of what was apart: cells of larger latents do not say
     what those of smaller ones do. Latents of four times the grid's side are halved twice, and so on. Everything else
     stays as it was to the last bit, and so does what the head makes of latents of less than twice the grid's side.
-    Encoding is resumable; the training, minutes, is not.
+    Interrupted, the same call goes on where it was.
 
     Args:
         initial: A trained head.
@@ -104,14 +102,15 @@ def add_halving(
         The head, in float32, on the CPU.
 
     Raises:
-        ArtifactError: the head halves latents of that space already, or a head lies in ``output``.
+        ArtifactError: the head halves latents of that space already, or ``output`` holds something else than the
+            beginning of this.
         ConfigurationError: latents of ``config.resolution`` are not about as fine as the head's grid.
         TrainingFailedError: the loss is no longer finite.
         LatentSpaceError: the head does not know the encoder's space.
         EmptyDataError: a source without readable images.
         DataError: no such image to leave out.
     """
-    config, output, since = config or AddHalvingConfig(), Path(output), time.monotonic()
+    config, output = config or AddHalvingConfig(), Path(output)
     refuse_occupied(output)
     space = initial.identify_space(encoder.vae).space
     if space in initial.halvings:
@@ -123,6 +122,10 @@ def add_halving(
             f"{grid}x{grid}; give resolution {config.resolution * grid // once}"
         )
     accelerator = Accelerator()
+    plan = plan_of_part(
+        initial, f"halving of {space}", {space: encoder}, sources, validation, asdict(config), leave_out
+    )
+    Checkpoints(output).latest(plan)  # what else lies there is told before anything is encoded
     recipe = TrainingConfig(image_views=0, validation_fraction=config.validation_fraction, seed=config.seed)
     train, held = prepare_data(
         sources,
@@ -139,7 +142,15 @@ def add_halving(
     head = extended(initial, config.seed, halved_spaces=[*initial.config.halved_spaces, space])
     head.halvings[space].requires_grad_(True)
     head.to(accelerator.device)
-    _train(head, space, train, config, progress=progress)
+    standing = train_part(
+        head.halvings[space],
+        functools.partial(_loss, head, space, train, config),
+        output,
+        plan,
+        accelerator,
+        weight_decay=0.01,
+        progress=progress and accelerator.is_main_process,
+    )
     head = head.eval()
     found = {
         "averaged": _alike(initial.to(accelerator.device), space, held),
@@ -156,37 +167,26 @@ def add_halving(
             "added_to": initial.fingerprint_of(space),
             "recipe": asdict(config),
             "images": train.counts(),
-            "seconds": time.monotonic() - since,
+            "seconds": standing.seconds,
+            "history": standing.history,
             "validation": {"images": len(held), **found},
         }
         save_extended(head, output, "halvings", space, added, record)
     return head
 
 
-def _train(
-    head: LCMemHead, space: str, train: LatentSet, config: AddHalvingConfig, *, progress: bool
-) -> None:
+def _loss(head: LCMemHead, space: str, train: LatentSet, config: AddHalvingConfig, step: int) -> torch.Tensor:
     """Same picture, same latents, embedding, tokens and descriptors, at either size."""
-    network = list(head.halvings[space].parameters())
-    optimizer = torch.optim.AdamW(network, lr=config.learning_rate, weight_decay=0.01)
-    schedule = get_cosine_schedule_with_warmup(optimizer, config.steps // 20, config.steps)
-    for step in tqdm(range(config.steps), desc=f"halving of {space}", unit="step", disable=not progress):
-        draw = generator_for(config.seed, "halving", step)
-        rows = torch.from_numpy(draw.choice(len(train), min(config.batch_images, len(train)), replace=False))
-        mirrored = torch.from_numpy(draw.random(len(rows)) < 0.5)[:, None, None, None]
-        large, wanted = (
-            torch.where(mirrored, one.flip(-1), one).to(head.device)
-            for one in (train.latents[kind][rows, 0].float() for kind in (TWICE, ONCE))
-        )
-        given = head.canonical(large, space)
-        loss, _, _ = apart(head, given, space, wanted, space)
-        loss = loss + AS_IT_LIES * F.mse_loss(given, wanted) / NORMALISED_STD**2
-        check_finite(loss.item(), step + 1)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network, 1.0)
-        optimizer.step()
-        schedule.step()
+    draw = generator_for(config.seed, "halving", step)
+    rows = torch.from_numpy(draw.choice(len(train), min(config.batch_images, len(train)), replace=False))
+    mirrored = torch.from_numpy(draw.random(len(rows)) < 0.5)[:, None, None, None]
+    large, wanted = (
+        torch.where(mirrored, one.flip(-1), one).to(head.device)
+        for one in (train.latents[kind][rows, 0].float() for kind in (TWICE, ONCE))
+    )
+    given = head.canonical(large, space)
+    loss, _, _ = apart(head, given, space, wanted, space)
+    return loss + AS_IT_LIES * F.mse_loss(given, wanted) / NORMALISED_STD**2
 
 
 @torch.no_grad()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,18 +14,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from ..errors import ArtifactError, ConfigurationError, LatentSpaceError
 from ..head import LCMemHead, SpaceMatch, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder, canonical
-from .checkpoint import LATENTS
+from .checkpoint import LATENTS, Checkpoints
 from .config import TrainingConfig, check_fractions, check_positive
 from .data import LatentSet
 from .distil import apart
-from .extend import refuse_occupied, save_extended
-from .losses import check_finite, nt_xent
+from .extend import plan_of_part, refuse_occupied, save_extended, train_part
+from .losses import nt_xent
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator
 from .views import augment_latents, generator_for
@@ -87,7 +86,7 @@ def add_space(
     """Teach a head a latent space so that an image lands where it does through a space that the head knows.
 
     Everything but the new stem stays as it was to the last bit, so indexes of the other spaces keep their meaning, and
-    an index in one space answers for pipelines of another. Encoding is resumable; the training, minutes, is not.
+    an index in one space answers for pipelines of another. Interrupted, the same call goes on where it was.
 
     Args:
         initial: A trained head.
@@ -106,8 +105,8 @@ def add_space(
         The head, in float32, on the CPU.
 
     Raises:
-        ArtifactError: the head has a stem of that name already, or knows the space by another, or a head lies in
-            ``output``.
+        ArtifactError: the head has a stem of that name already, or knows the space by another, or ``output`` holds
+            something else than the beginning of this.
         ConfigurationError: a name that a latent space cannot have, or pictures of the reference so large that the
             filter would halve their latents.
         TrainingFailedError: the loss is no longer finite.
@@ -115,7 +114,7 @@ def add_space(
         EmptyDataError: a source without readable images.
         DataError: no such image to leave out.
     """
-    config, output, since = config or AddSpaceConfig(), Path(output), time.monotonic()
+    config, output = config or AddSpaceConfig(), Path(output)
     check_space_name(space)
     refuse_occupied(output)
     known = initial.identify_space(reference.vae).space
@@ -129,6 +128,9 @@ def add_space(
         )
     check_sizes(initial, {known: reference}, {known: (config.reference_resolution or config.resolution,)})
     accelerator = Accelerator()
+    encoders = {known: reference, space: encoder}
+    plan = plan_of_part(initial, f"stem of {space}", encoders, sources, validation, asdict(config), leave_out)
+    Checkpoints(output).latest(plan)  # what else lies there is told before anything is encoded
     recipe = replace(
         TrainingConfig(size="small", resolution=config.resolution, image_views=0, seed=config.seed),
         validation_fraction=config.validation_fraction,
@@ -136,7 +138,7 @@ def add_space(
     train, held = prepare_data(
         sources,
         validation,
-        {known: reference, space: encoder},
+        encoders,
         recipe,
         Path(cache) if cache else output / LATENTS,
         accelerator,
@@ -147,7 +149,16 @@ def add_space(
     )
     head = _with_stem(initial, space, known, train.latents[space].shape[2], config.seed)
     head.add_probes(space, encoder.vae)
-    _train_stem(head.to(accelerator.device), space, known, train, config, progress=progress)
+    head.to(accelerator.device)
+    standing = train_part(
+        head.stems[space],
+        functools.partial(_loss, head, space, known, train, config),
+        output,
+        plan,
+        accelerator,
+        weight_decay=0.05,
+        progress=progress and accelerator.is_main_process,
+    )
     validator = Validator(
         train,
         held,
@@ -169,7 +180,8 @@ def add_space(
             "reference": known,
             "recipe": asdict(config),
             "images": len(train),
-            "seconds": time.monotonic() - since,
+            "seconds": standing.seconds,
+            "history": standing.history,
             "validation": between,
         }
         save_extended(head, output, "added_spaces", space, added, record)
@@ -200,27 +212,15 @@ def _with_stem(initial: LCMemHead, space: str, known: str, channels: int, seed: 
     return head
 
 
-def _train_stem(
-    head: LCMemHead, space: str, known: str, train: LatentSet, config: AddSpaceConfig, *, progress: bool
-) -> None:
+def _loss(
+    head: LCMemHead, space: str, known: str, train: LatentSet, config: AddSpaceConfig, step: int
+) -> torch.Tensor:
     """Same picture, same embedding, tokens and descriptors, whichever encoder it came through."""
-    stem = [parameter for parameter in head.stems[space].parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(stem, lr=config.learning_rate, weight_decay=0.05)
-    schedule = get_cosine_schedule_with_warmup(optimizer, config.steps // 20, config.steps)
-    for step in tqdm(range(config.steps), desc=f"stem of {space}", unit="step", disable=not progress):
-        rows = generator_for(config.seed, "stem", step).choice(
-            len(train), min(config.batch_images, len(train))
-        )
-        latents = [_moved(head, train, one, rows, config.seed, step) for one in (space, known)]
-        loss, given, wanted = apart(head, latents[0], space, latents[1], known)
-        same = torch.from_numpy(np.unique(rows, return_inverse=True)[1]).to(given.device)
-        loss = loss + 0.1 * nt_xent(given, wanted, same, config.temperature)
-        check_finite(loss.item(), step + 1)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(stem, 1.0)
-        optimizer.step()
-        schedule.step()
+    rows = generator_for(config.seed, "stem", step).choice(len(train), min(config.batch_images, len(train)))
+    latents = [_moved(head, train, one, rows, config.seed, step) for one in (space, known)]
+    loss, given, wanted = apart(head, latents[0], space, latents[1], known)
+    same = torch.from_numpy(np.unique(rows, return_inverse=True)[1]).to(given.device)
+    return loss + 0.1 * nt_xent(given, wanted, same, config.temperature)
 
 
 def _moved(

@@ -87,6 +87,10 @@ class Checkpoints:
     def best(self, step: int) -> Path:
         return self.work / f"best-{step:08d}"
 
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any(self.work.glob("step-*/progress.json"))
+
     def latest(self, plan: dict[str, Any]) -> Progress | None:
         """Progress of the newest complete checkpoint, or ``None``.
 
@@ -146,7 +150,7 @@ class Checkpoints:
         """
         if self.output.exists() and not self.output.is_dir():
             raise ArtifactError(f"{self.output} is a file; give a folder as --output")
-        ours = (self.output / RESULT).exists() or any(self.work.glob("step-*/progress.json"))
+        ours = (self.output / RESULT).exists() or self.begun()
         if (self.output / "config.json").exists() and not ours:
             raise ArtifactError(f"{self.output} already holds a head or model; give another --output")
 

@@ -1,29 +1,132 @@
-"""What teaching a trained head something more, all else frozen, begins and ends with."""
+"""Teaching a trained head something more, all else frozen: one part of it is trained, and may be interrupted."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
 from ..errors import ArtifactError
 from ..head import LCMemHead
+from ..images import ImageSource
+from ..latents import Encoder
 from .card import write_card
-from .checkpoint import LATENTS, RESULT, write_json
+from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, write_json
+from .losses import check_finite
+
+CHECKPOINT_EVERY = 250
+"""Steps, which take a minute or so."""
 
 
 def refuse_occupied(output: Path) -> None:
-    """Whether ``output`` is free for a head, or can be made.
+    """Whether ``output`` is free for a head, holds the beginning of one, or can be made.
 
     Raises:
         ArtifactError: a head lies there, or it is no folder.
     """
     if output.exists() and not output.is_dir():
         raise ArtifactError(f"{output} is a file; give a folder as --output")
-    if (output / LCMemHead.config_name).exists():
+    begun = Checkpoints(output).begun()  # cut off while it put its head there, it goes on from its checkpoint
+    if (output / LCMemHead.config_name).exists() and not begun:
         raise ArtifactError(f"{output} already holds a head or model; give another --output")
+
+
+def plan_of_part(
+    initial: LCMemHead,
+    part: str,
+    encoders: Mapping[str, Encoder],
+    sources: Sequence[ImageSource],
+    validation: Sequence[ImageSource],
+    config: Mapping[str, Any],
+    leave_out: Collection[str],
+) -> dict[str, Any]:
+    """Everything that the trained part depends on, by name; see ``Progress.plan``."""
+    return {
+        "part": part,
+        "config": dict(config),
+        "sources": [source.fingerprint for source in sources],
+        "validation": [source.fingerprint for source in validation],
+        "encoders": {name: encoder.source.sha256 for name, encoder in encoders.items()},
+        "initial": initial.fingerprint,
+        "left_out": sorted(leave_out),
+    }
+
+
+def train_part(
+    part: nn.Module,
+    loss_of: Callable[[int], torch.Tensor],
+    output: Path,
+    plan: dict[str, Any],
+    accelerator: Accelerator,
+    *,
+    weight_decay: float,
+    progress: bool,
+) -> Progress:
+    """Train ``part`` in place, on what each step costs, as ``plan["config"]`` says; ``save_extended`` ends it.
+
+    Interrupted, the same call goes on from the last checkpoint in ``output`` and, on a CPU, ends in the same weights.
+
+    Args:
+        part: What is trained: all of it that wants a gradient.
+        loss_of: Of a step's number, from 0, a scalar; it depends on the number and ``part`` alone.
+
+    Returns:
+        What was done, with the mean loss between checkpoints.
+
+    Raises:
+        ArtifactError: ``output`` holds the beginning of something else.
+        CorruptArtifactError: a checkpoint cannot be read.
+        TrainingFailedError: the loss is no longer finite.
+    """
+    steps, checkpoints = plan["config"]["steps"], Checkpoints(output)
+    trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=plan["config"]["learning_rate"], weight_decay=weight_decay)
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    accelerator.register_for_checkpointing(part, optimizer, schedule)
+    standing = checkpoints.latest(plan) or Progress(plan)
+    if standing.step:
+        checkpoints.restore(accelerator, standing.step)
+        if progress:
+            tqdm.write(f"going on from step {standing.step}", file=sys.stderr)
+    since, losses = time.monotonic(), []
+    remaining = range(standing.step, steps)
+    for step in tqdm(
+        remaining, plan["part"], total=steps, initial=standing.step, unit="step", disable=not progress
+    ):
+        loss = loss_of(step)
+        losses.append(loss.item())
+        check_finite(losses[-1], step + 1)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        standing.step = step + 1
+        if standing.step % CHECKPOINT_EVERY == 0 or standing.step == steps:
+            standing.seconds += time.monotonic() - since
+            loss_between = sum(losses) / len(losses)
+            standing.history.append(
+                {"step": standing.step, "loss": loss_between, "seconds": standing.seconds}
+            )
+            _checkpoint(standing, checkpoints, accelerator)
+            since, losses = time.monotonic(), []
+    return standing
+
+
+def _checkpoint(standing: Progress, checkpoints: Checkpoints, accelerator: Accelerator) -> None:
+    accelerator.save_state(str(checkpoints.state(standing.step)))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        checkpoints.seal(standing)
 
 
 def save_extended(
@@ -34,8 +137,8 @@ def save_extended(
     added: dict[str, Any],
     record: Mapping[str, Any] | None,
 ) -> None:
-    """Save a head, with its card where its own record is known, and drop what was encoded inside ``output``: pictures
-    can be had from latents, and whoever gets the head gets that folder.
+    """Save a head, with its card where its own record is known, and drop the checkpoints and what was encoded inside
+    ``output``: pictures can be had from latents, and whoever gets the head gets that folder.
 
     Args:
         kind: Part of the record that ``added`` belongs to, by ``space``.
@@ -52,3 +155,4 @@ def save_extended(
         write_card(output, head, whole)
         write_json(output / RESULT, whole)
     shutil.rmtree(output / LATENTS, ignore_errors=True)
+    Checkpoints(output).clear()
