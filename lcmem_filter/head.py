@@ -126,7 +126,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         match_width: Width of the dense branch; 0 for that of the trunk's first stage.
         match_deformed: Whether pictures are deformed when they are laid over each other (``matching.alike_deformed``).
         same_identity: Likeness under the best warp, in (0, 1), from which two training images are taken for images of
-            one identity where an index names none; 0 where that is never concluded.
+            one identity, unless the index names both their identities; 0 where that is never concluded.
         match_spaces: Spaces whose stems the dense branch describes well; it need not have been trained on all of them.
         halved_spaces: Spaces whose larger latents are halved by a network; those of others are averaged over areas.
         pooling: How the trunk's cells become one vector (``branches.POOLINGS``).

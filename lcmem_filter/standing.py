@@ -97,15 +97,16 @@ def stand_out(
         alike: (B, K), at most 1.
         background: (B, 1).
         repeated: (B, K) booleans, as of ``background_of``.
-        identities: (B, K) integers, at least 0, equal for candidates of one identity, where that is known: a further
-            image of a candidate's identity is not its runner-up.
+        identities: (B, K) integers, equal for candidates of one identity, where that is known: a further image of a
+            candidate's identity is not its runner-up.
     """
     different = _one_of_each(alike, repeated, identities)
     values, places = F.pad(different, (0, 1), value=0.0).topk(2, 1)
     first, second = values.clamp_min(0).split(1, 1)
     at_the_top = alike >= first if repeated is None else (alike >= first) | repeated
     if identities is not None:
-        at_the_top |= identities == F.pad(identities, (0, 1), value=-1).gather(1, places[:, :1])
+        nobody = torch.iinfo(identities.dtype).min
+        at_the_top |= identities == F.pad(identities, (0, 1), value=nobody).gather(1, places[:, :1])
     runner_up = torch.where(at_the_top, second, first)
     return (1 - runner_up_weight) * beyond(alike, background) + runner_up_weight * beyond(alike, runner_up)
 
@@ -158,7 +159,7 @@ def told_apart(identities: torch.Tensor, least: int) -> torch.Tensor:
     would be next to nothing that a candidate could stand out from.
 
     Args:
-        identities: Integers, at least 0.
+        identities: Integers, equal for candidates of one identity.
     """
     ordered = identities.sort(dim=1).values
     several = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1, keepdim=True) >= least

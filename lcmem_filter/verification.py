@@ -55,8 +55,8 @@ DESCRIBED_AT_ONCE = 16
 """Training images that are described at once, always so many: what rounding makes of one then depends on no others."""
 
 STATISTIC = (
-    "likeness under the best warp, beyond background and runner-up of other identities in equal parts, "
-    "of twenty different pictures and more"
+    "likeness under the best warp, beyond background and runner-up of other identities, known or concluded, in equal "
+    "parts, of twenty different pictures and more"
 )
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
 
@@ -116,8 +116,8 @@ class Candidates:
     Attributes:
         embedding: (B, K, D), unit norm.
         parts: (B, K, ...) as of ``describe_parts``; ``None`` where embeddings alone decide.
-        identities: (B, K) integers, at least 0, equal for images of one identity; ``None`` where none is named, which
-            may be concluded then (``Query.same_identity``).
+        identities: (B, K) integers, equal for images of one identity; negative where it is not known, which may be
+            concluded then (``Query.same_identity``), and ``None`` where none is known.
     """
 
     embedding: torch.Tensor
@@ -211,7 +211,7 @@ def compare(query: Query, candidates: Candidates) -> Compared:
     identities = candidates.identities
     if parts is not None and query.kind in LAID_OVER:
         alike, ranks, runner_up = parts.amax(0), BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
-        if identities is None and query.same_identity:
+        if query.same_identity and (identities is None or (identities < 0).any()):
             identities = _taken_together(query, candidates, alike, repeated)
     if identities is not None:
         identities = told_apart(identities, ranks.stop)
@@ -223,20 +223,29 @@ def compare(query: Query, candidates: Candidates) -> Compared:
 def _taken_together(
     query: Query, candidates: Candidates, alike: torch.Tensor, repeated: torch.Tensor
 ) -> torch.Tensor:
-    """Numbers (B, K) as ``Candidates.identities``: those of the most alike candidates that look like images of the
-    first one's identity have its number, since they would hide each other as named ones do not.
+    """``Candidates.identities`` in which those of the most alike candidates that look like images of the first one's
+    identity are of one, with all that have their numbers, since they would hide each other as named ones do not. Of
+    known identities among them the most alike one is believed, and others stay what they are.
 
     Args:
         alike: (B, K).
         repeated: (B, K), as of ``repeats``.
     """
     assert query.kind is not None and candidates.parts is not None
-    count = min(TAKEN_TOGETHER, alike.shape[1])
-    most, places = alike.masked_fill(repeated, -torch.inf).topk(count, 1)
+    numbers = candidates.identities
+    if numbers is None:
+        numbers = -1 - torch.arange(alike.shape[1], device=alike.device).expand_as(alike)
+    most, places = alike.masked_fill(repeated, -torch.inf).topk(min(TAKEN_TOGETHER, alike.shape[1]), 1)
     among = candidates.parts[torch.arange(len(places), device=places.device)[:, None], places]
     found = _parts_alike(query.kind, among[:, 0], among) >= query.same_identity
-    numbers = torch.arange(alike.shape[1], device=alike.device).repeat(len(alike), 1)
-    return numbers.scatter(1, places, places[:, :1].where(found & most.isfinite(), places))
+    theirs = numbers.gather(1, places)
+    known = found & most.isfinite() & (theirs >= 0)
+    identity = theirs.gather(
+        1, known.byte().argmax(1, keepdim=True)
+    )  # the first one's number where none is known
+    found &= most.isfinite() & ((theirs < 0) | (theirs == identity))
+    taken = ((numbers[:, :, None] == theirs[:, None]) & found[:, None]).any(2)
+    return identity.where(taken, numbers)
 
 
 def parts_between(head: LCMemHead, space: str, index_space: str, *, laid_over: bool = True) -> Parts | None:

@@ -311,6 +311,15 @@ def test_images_of_an_identity_that_no_index_names_do_not_hide_each_other():
         assert (named > plain + 1e-3)[0, 4 * one : 4 * one + 4].any()
         others = Candidates(embedding, parts, torch.arange(32)[None])  # an index that names them is believed
         assert torch.equal(compare(concluding, others).score, plain)
+        unknown = -1 - torch.arange(32)[None]
+        assert torch.equal(compare(concluding, Candidates(embedding, parts, unknown)).score, named)
+        some_named = unknown.where(torch.arange(32) % 4 != 1, 50 + torch.arange(32) // 4)  # one of each
+        assert torch.equal(compare(concluding, Candidates(embedding, parts, some_named)).score, named)
+        others = some_named.where(
+            torch.arange(32) % 4 > 1, 90 + torch.arange(32)
+        )  # two of each, as different
+        apart = compare(concluding, Candidates(embedding, parts, others)).score
+        assert not torch.equal(apart, named) and not torch.equal(apart, plain)
         never = replace(query, same_identity=0.99)
         assert torch.equal(compare(never, Candidates(embedding, parts)).score, plain)
 

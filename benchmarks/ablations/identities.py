@@ -25,7 +25,6 @@ import torch
 from run import RESULTS, found_by, shortlists
 
 from lcmem_filter.baselines.lcmem import LCMem
-from lcmem_filter.index.identities import numbered
 from lcmem_filter.matching import alike_under_warps
 from lcmem_filter.standing import background_of, repeats, stand_out, told_apart
 from lcmem_filter.verification import (
@@ -92,7 +91,7 @@ def compared(
 ) -> Found:
     """Compare each query with its candidates, and the most alike of these with the first."""
     parts: dict[int, tuple[torch.Tensor, ...]] = {}
-    identities = numbered(design.identity)
+    identities = design.told
     for query, kept, chosen, right in shortlists(baseline, every, queries, task, design, SHORTLIST):
         asked, candidates = baseline.asked(kept), baseline.candidates(every[chosen][None])
         assert asked.parts is not None and candidates.parts is not None

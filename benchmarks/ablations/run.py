@@ -34,7 +34,6 @@ from tasks import main_tasks, open_validation
 
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.index.backends import make_backend
-from lcmem_filter.index.identities import numbered
 from lcmem_filter.matching import alike_under_warps
 from lcmem_filter.standing import (
     BACKGROUND,
@@ -192,7 +191,7 @@ def compared(
     baseline: LCMem, every: torch.Tensor, queries: torch.Tensor, task: Task, design: Design
 ) -> Found:
     """Compare each query with its candidates in every way."""
-    identities = numbered(design.identity)
+    identities = design.told
     parts = {
         query: _one(baseline, kept, every[chosen], right, identities[chosen])
         for query, kept, chosen, right in shortlists(baseline, every, queries, task, design, DEPTH)

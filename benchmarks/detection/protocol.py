@@ -53,6 +53,12 @@ class Design:
         return np.unique(names, return_inverse=True)[1]
 
     @cached_property
+    def told(self) -> np.ndarray:
+        """The same as an index numbers them: negative where an image's identity is not known."""
+        records = [*self.base.records, *self.test.records]
+        return numbered([None if record.identity == record.id else record.identity for record in records])
+
+    @cached_property
     def half(self) -> np.ndarray:
         """0 or 1 for each test image, the same for all images of an identity."""
         people, inverse = np.unique(self.test.identities.astype(str), return_inverse=True)
@@ -152,7 +158,7 @@ def _search(method: Method, design: Design, todo: list[tuple[Task, Path]], keepe
     every = torch.cat([keeper.kept(method, design.base), test])
     if method.row.told:
         assert isinstance(method.baseline, LCMem), method.row.label
-        every = method.baseline.told(every, torch.from_numpy(numbered(design.identity)))
+        every = method.baseline.told(every, torch.from_numpy(design.told))
     domains = np.concatenate([design.base.domains, design.test.domains])
     measured = np.isin(domains, method.row.domains) if method.row.domains else np.ones(len(domains), bool)
     found = search_tasks(

@@ -217,8 +217,8 @@ class MemorizationIndex:
 
     @functools.cached_property
     def names_identities(self) -> bool:
-        """Whether two rows are known to be of one identity."""
-        return len(self.identities.unique()) < len(self.identities)
+        """Whether the identity of some row is known."""
+        return bool((self.identities >= 0).any())
 
     @functools.cached_property
     def classes(self) -> frozenset[Hashable]:

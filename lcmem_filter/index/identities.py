@@ -27,13 +27,13 @@ def classes_among(
 
 
 def numbered(identities: Sequence[Hashable], pictures: Sequence[Hashable] | None = None) -> np.ndarray:
-    """A number, at least 0, for the identity of each image, (N,) int64.
+    """A number for the identity of each image, (N,) int64: equal for images of one identity.
 
-    An image whose identity is not known (``None``) has a number of its own. So have images of a class
+    An image whose identity is not known (``None``) has a negative number of its own. So have images of a class
     (``classes_among``, which says what the arguments are).
     """
     unknown = {None, *classes_among(identities, pictures)}
     seen: dict[Hashable, int] = {}
     numbers = np.array([seen.setdefault(one, len(seen)) for one in identities], dtype=np.int64)
-    alone = np.array([one in unknown for one in identities], dtype=bool)
-    return np.where(alone, len(seen) + np.arange(len(numbers)), numbers)
+    known = np.array([one not in unknown for one in identities], dtype=bool)
+    return np.where(known, numbers, -1 - np.arange(len(numbers)))

@@ -204,8 +204,8 @@ def _compared(head: LCMemHead) -> str:
     )
     if least := head.config.same_identity:
         told += (
-            f"\nWhere an index names no identities, training images from a likeness of {least:g} on are taken\n"
-            "for images of one, and do not hide each other."
+            f"\nTraining images from a likeness of {least:g} on are taken for images of one identity, unless the\n"
+            "index names those of both, and do not hide each other."
         )
     return told
 
