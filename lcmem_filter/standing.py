@@ -166,6 +166,26 @@ def told_apart(identities: torch.Tensor, least: int) -> torch.Tensor:
     return torch.where(several, identities, torch.arange(identities.shape[1], device=identities.device))
 
 
+def taken_together(identities: torch.Tensor, places: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """``identities``, in which candidates that are found to be of one, and all that share their numbers, have the same:
+    they would hide each other, as images of an identity that is known do not.
+
+    Of known identities among them the first is believed, and others stay what they are.
+
+    Args:
+        identities: (B, K) integers; negative, and each another, where an identity is not known.
+        places: (B, M) candidates.
+        found: (B, M): whether they are of one identity.
+    """
+    theirs = identities.gather(1, places)
+    known = found & (theirs >= 0)
+    first = torch.where(known.any(1, keepdim=True), known, found).byte().argmax(1, keepdim=True)
+    one = theirs.gather(1, first)
+    together = found & ((theirs < 0) | (theirs == one))
+    taken = ((identities[:, :, None] == theirs[:, None]) & together[:, None]).any(2)
+    return one.where(taken, identities)
+
+
 def repeats(embeddings: torch.Tensor) -> torch.Tensor:
     """Which of each shortlist's unit-norm embeddings (B, K, D) repeat an earlier one; booleans (B, K).
 

@@ -23,6 +23,7 @@ from .standing import (
     local_similarity,
     repeats,
     stand_out,
+    taken_together,
     told_apart,
 )
 from .types import Neighbour
@@ -223,9 +224,8 @@ def compare(query: Query, candidates: Candidates) -> Compared:
 def _taken_together(
     query: Query, candidates: Candidates, alike: torch.Tensor, repeated: torch.Tensor
 ) -> torch.Tensor:
-    """``Candidates.identities`` in which those of the most alike candidates that look like images of the first one's
-    identity are of one, with all that have their numbers, since they would hide each other as named ones do not. Of
-    known identities among them the most alike one is believed, and others stay what they are.
+    """``Candidates.identities``, with the most alike candidates that look like images of the first one's identity
+    ``taken_together``.
 
     Args:
         alike: (B, K).
@@ -238,14 +238,7 @@ def _taken_together(
     most, places = alike.masked_fill(repeated, -torch.inf).topk(min(TAKEN_TOGETHER, alike.shape[1]), 1)
     among = candidates.parts[torch.arange(len(places), device=places.device)[:, None], places]
     found = _parts_alike(query.kind, among[:, 0], among) >= query.same_identity
-    theirs = numbers.gather(1, places)
-    known = found & most.isfinite() & (theirs >= 0)
-    identity = theirs.gather(
-        1, known.byte().argmax(1, keepdim=True)
-    )  # the first one's number where none is known
-    found &= most.isfinite() & ((theirs < 0) | (theirs == identity))
-    taken = ((numbers[:, :, None] == theirs[:, None]) & found[:, None]).any(2)
-    return identity.where(taken, numbers)
+    return taken_together(numbers, places, found & most.isfinite())
 
 
 def parts_between(head: LCMemHead, space: str, index_space: str, *, laid_over: bool = True) -> Parts | None:

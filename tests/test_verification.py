@@ -32,6 +32,7 @@ from lcmem_filter.standing import (
     relative_similarity,
     repeats,
     stand_out,
+    taken_together,
     told_apart,
 )
 from lcmem_filter.training import TrainingConfig
@@ -322,6 +323,17 @@ def test_images_of_an_identity_that_no_index_names_do_not_hide_each_other():
         assert not torch.equal(apart, named) and not torch.equal(apart, plain)
         never = replace(query, same_identity=0.99)
         assert torch.equal(compare(never, Candidates(embedding, parts)).score, plain)
+
+
+def test_candidates_that_are_taken_together_bring_all_of_their_number_and_the_first_known_one_is_believed():
+    numbers = torch.tensor([[-1, 5, 5, 7, -2, 9]])
+    for places, found, expected in (
+        ([0, 1, 3, 4], [True, True, True, False], [5, 5, 5, 7, -2, 9]),
+        ([0, 4, 1, 5], [True, True, False, False], [-1, 5, 5, 7, -1, 9]),
+        ([3, 0, 1, 4], [True, False, True, True], [-1, 5, 5, 7, 7, 9]),
+        ([0, 1, 3, 4], [False] * 4, numbers[0].tolist()),
+    ):
+        assert taken_together(numbers, torch.tensor([places]), torch.tensor([found])).tolist() == [expected]
 
 
 def test_a_head_says_from_which_likeness_on_images_are_of_one_identity():

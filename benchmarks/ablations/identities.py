@@ -1,4 +1,4 @@
-"""From which likeness on training images are taken for one identity's, where an index names none.
+"""From which likeness on training images are taken for one identity's, where an index does not name it.
 
     python benchmarks/ablations/identities.py --cache CACHE --latents LATENTS --heads lcmem-reid lcmem-xray
     python benchmarks/ablations/identities.py --cache CACHE --latents LATENTS --heads lcmem-reid \
@@ -25,8 +25,9 @@ import torch
 from run import RESULTS, found_by, shortlists
 
 from lcmem_filter.baselines.lcmem import LCMem
+from lcmem_filter.head import LCMemHead
 from lcmem_filter.matching import alike_under_warps
-from lcmem_filter.standing import background_of, repeats, stand_out, told_apart
+from lcmem_filter.standing import background_of, repeats, stand_out, taken_together, told_apart
 from lcmem_filter.verification import (
     BACKGROUND_UNDER_WARPS,
     RUNNER_UP_UNDER_WARPS,
@@ -40,7 +41,7 @@ from protocol import Answers, Design, Measured, Task  # isort: skip
 from provenance import provenance  # isort: skip
 from tasks import SEED  # isort: skip
 
-NEVER, TOLD = "never", "identities told"
+NEVER, TOLD, HALF = "never", "identities told", "half of the identities told"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def main() -> None:
         in_turn = partial(compared_in_turn, arguments.index_share, arguments.index_draws)
         judge, tasks, keeper, found = found_by(in_turn, arguments)
         judge = replace(judge, design=drawn(judge.design, arguments.index_share, 0))
-        table[name] = evaluated(judge, found, tasks, arguments.likeness)
+        own = LCMemHead.from_pretrained(name).config.same_identity
+        table[name] = evaluated(judge, found, tasks, arguments.likeness, own)
         times = f", {arguments.index_draws} times with other training images" * (arguments.index_draws > 1)
         results = {
             "about": f"{judge.about()}{times}; what is gained over an index in which no identity is named or "
@@ -125,43 +127,51 @@ def drawn(design: Design, share: float, draw: int) -> Design:
     return replace(design, indexed=np.flatnonzero(chosen[inverse]))
 
 
-def concluded(found: Found, likeness: float) -> torch.Tensor:
-    """Numbers (Q, K) of identities: candidates as alike as that to the first have its number."""
-    numbers = torch.arange(found.alike.shape[1]).repeat(len(found.alike), 1)
-    together = found.places[:, :1].where(found.to_first >= likeness, found.places)
-    return numbers.scatter(1, found.places, together)
+def told(found: Found, share: float) -> torch.Tensor:
+    """Numbers (Q, K) of identities, of which about that share is known."""
+    known = np.random.default_rng(SEED).random(int(found.identity.max()) + 1) < share
+    unknown = -1 - torch.arange(found.alike.shape[1]).expand_as(found.identity)
+    among = torch.from_numpy(known)[found.identity.clamp_min(0)] & (found.identity >= 0)
+    return found.identity.where(among, unknown)
 
 
-def scores(found: Found, identities: torch.Tensor | None) -> torch.Tensor:
+def concluded(found: Found, likeness: float, identities: torch.Tensor) -> torch.Tensor:
+    """Numbers (Q, K) of ``identities``, in which candidates as alike as that to the first are taken together."""
+    return taken_together(identities, found.places, found.to_first >= likeness)
+
+
+def scores(found: Found, identities: torch.Tensor) -> torch.Tensor:
     """Of each candidate (Q, K)."""
-    told = None if identities is None else told_apart(identities, BACKGROUND_UNDER_WARPS.stop)
-    background = background_of(found.alike, found.repeated, BACKGROUND_UNDER_WARPS, told)
-    return stand_out(found.alike, background, found.repeated, RUNNER_UP_UNDER_WARPS, told)
+    apart = told_apart(identities, BACKGROUND_UNDER_WARPS.stop)
+    background = background_of(found.alike, found.repeated, BACKGROUND_UNDER_WARPS, apart)
+    return stand_out(found.alike, background, found.repeated, RUNNER_UP_UNDER_WARPS, apart)
 
 
 def evaluated(
-    judge: Judge, found: dict[str, list[Found]], tasks: list[Task], likeness: list[float]
+    judge: Judge, found: dict[str, list[Found]], tasks: list[Task], likeness: list[float], own: float
 ) -> dict[str, Any]:
-    """For each likeness and task: recall of each domain, and what is gained, with its interval; means over the indexes
-    that its queries were compared in."""
+    """For each likeness, the head's ``own`` where half of the identities are told, and each task: recall of each
+    domain, and what is gained, with its interval; means over the indexes that its queries were compared in."""
     weights = judge.weights()
+    ways: dict[str, tuple[float, float | None]] = {NEVER: (0.0, None), TOLD: (1.0, None), HALF: (0.5, None)}
+    ways |= {str(one): (0.0, one) for one in likeness}
+    if own:
+        ways[f"{HALF}, others from {own:g}"] = (0.5, own)
 
-    def measured(name: str, place: int) -> Measured:
+    def measured(share: float, least: float | None, place: int) -> Measured:
         answers = {}
         for task, ones in found.items():
             one = ones[place]
-            identities = {NEVER: None, TOLD: one.identity}.get(name)
-            if name not in (NEVER, TOLD):
-                identities = concluded(one, float(name))
-            of = scores(one, identities)
+            identities = told(one, share)
+            of = scores(one, identities if least is None else concluded(one, least, identities))
             answers[task] = Answers(
                 of.amax(1).numpy(), of.masked_fill(~one.right, -torch.inf).amax(1).numpy()
             )
         return Measured(answers["strangers"].top, {task.name: answers[task.name] for task in tasks})
 
     variants = {
-        name: [measured(name, place) for place in range(len(found["strangers"]))]
-        for name in (NEVER, TOLD, *map(str, likeness))
+        name: [measured(share, least, place) for place in range(len(found["strangers"]))]
+        for name, (share, least) in ways.items()
     }
     table: dict[str, Any] = {"different identities": _quantiles(found), **{name: {} for name in variants}}
     for task in tasks:
