@@ -75,8 +75,7 @@ class IndexWithout(MemorizationIndex):
     """
 
     def __init__(self, index: MemorizationIndex, ids: Sequence[str]) -> None:
-        shared = {"identities": index.identities, "names_identities": index.names_identities}
-        self.__dict__.update(index.__dict__, **shared)
+        self.__dict__.update(index.__dict__, identities=index.identities)  # numbered once for all
         self._left_out = torch.tensor(sorted({index._row_of[id_] for id_ in ids}), dtype=torch.long)
         if len(self._left_out) == len(index):
             raise AllowedIdsError(

@@ -311,7 +311,7 @@ def _one_of_each_picture(index: MemorizationIndex, embeddings: torch.Tensor) -> 
 def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) -> Candidates:
     """What the index holds of ``rows`` (B, K)."""
     embedding = index.embeddings(rows).to(index.head.device)
-    identities = index.identities[rows.cpu()].to(embedding.device) if index.names_identities else None
+    identities = index.identities[rows.cpu()].to(embedding.device)
     if kind is None:
         return Candidates(embedding, None, identities)
     once, where = rows.unique(return_inverse=True)  # samples of one prompt have most candidates in common

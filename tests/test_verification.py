@@ -6,6 +6,7 @@ import functools
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from lcmem_filter import verification
 from lcmem_filter.alignment import aligned_similarity, alignments
 from lcmem_filter.errors import FilterFailedError, LatentSpaceError
+from lcmem_filter.exemption import IndexWithout
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import open_images
 from lcmem_filter.index import MemorizationIndex
@@ -55,7 +57,7 @@ from lcmem_filter.verification import (
 )
 
 from tests.index.material import build, head, pictures, saved_encoder
-from tests.tiny import RESOLUTION, picture, tiny_vae
+from tests.tiny import RESOLUTION, picture, tiny_vae, write_pictures
 
 
 def smooth(rows: int, seed: int = 0, channels: int = 4, side: int = 16) -> torch.Tensor:
@@ -284,9 +286,8 @@ def test_a_copy_stands_out_more_where_the_index_knows_whose_images_are_like_it(t
     for file in sorted((tmp_path / "train").rglob("*.png")):
         shutil.copy(file, tmp_path / "bare" / "train")
     bare = build(tmp_path / "bare", images=30)
-    assert named.names_identities and not bare.names_identities
+    assert (named.identities >= 0).all() and (bare.identities < 0).all()
     rows = torch.arange(30)[None]
-    assert verification._stored(bare, rows, None).identities is None
     assert torch.equal(verification._stored(named, rows, None).identities, named.identities[None])
     asked = named.latents(torch.arange(30)) + 0.3 * smooth(30, seed=5)
     told, untold = (
@@ -323,6 +324,42 @@ def test_images_of_an_identity_that_no_index_names_do_not_hide_each_other():
         assert not torch.equal(apart, named) and not torch.equal(apart, plain)
         never = replace(query, same_identity=0.99)
         assert torch.equal(compare(never, Candidates(embedding, parts)).score, plain)
+
+
+def test_an_index_that_names_some_identities_is_believed_and_those_of_the_others_are_concluded(tmp_path):
+    """Of 36 pictures, 12 are in subfolders of three each; or all are, or none is."""
+    encoder, scores, likely = saved_encoder(tmp_path), {}, 0.7
+    head_with("descriptors").save_pretrained(tmp_path / "head")
+    heads = {
+        least: LCMemHead.from_pretrained(tmp_path / "head", same_identity=least) for least in (0.0, likely)
+    }
+    for layout, inside in (("none", 0), ("some", 12), ("all", 36)):
+        write_pictures(tmp_path / layout, range(inside), 3)
+        source = (
+            pictures(tmp_path / layout, range(inside, 36)) if inside < 36 else open_images(tmp_path / layout)
+        )
+        for least, network in heads.items():
+            output, shape = (
+                tmp_path / f"index-{layout}-{least}",
+                {"resolution": RESOLUTION, "progress": False},
+            )
+            index = MemorizationIndex.build(source, encoder, network, output, **shape)
+            assert (index.identities >= 0).sum() == inside
+            rows = sorted(range(36), key=lambda row, index=index: Path(index.records[row].id).name)
+            asked = index.latents(torch.tensor(rows)) + 0.3 * smooth(36, seed=5)
+            for kind, one in (
+                ("whole", index),
+                ("without", IndexWithout(index, [index.records[rows[0]].id])),
+            ):
+                found = [one.score for one in score_latents(one, asked, "sd")]
+                scores[layout, least, kind] = torch.tensor(found)
+    for kind in ("whole", "without"):
+        assert torch.equal(scores["all", likely, kind], scores["all", 0.0, kind])
+        gained = {
+            layout: scores[layout, likely, kind] - scores[layout, 0.0, kind] for layout in ("none", "some")
+        }
+        assert all(one.abs().max() > 1e-3 for one in gained.values())
+        assert (scores["some", likely, kind] - scores["none", likely, kind]).abs().max() > 1e-3
 
 
 def test_candidates_that_are_taken_together_bring_all_of_their_number_and_the_first_known_one_is_believed():

@@ -51,7 +51,7 @@ def filters() -> str:
         "memorised images returned",
         "unseen images rejected",
         "other generations rejected",
-        "time",
+        "processor time",
     ]
     rows = [
         f"| {row['label']} | {_share(row['memorised_returned'])} | {_share(row['held_out_rejected'])} "

@@ -129,7 +129,7 @@ def drawn(design: Design, share: float, draw: int) -> Design:
 
 def told(found: Found, share: float) -> torch.Tensor:
     """Numbers (Q, K) of identities, of which about that share is known."""
-    known = np.random.default_rng(SEED).random(int(found.identity.max()) + 1) < share
+    known = np.random.default_rng(SEED).random(max(int(found.identity.max()), 0) + 1) < share
     unknown = -1 - torch.arange(found.alike.shape[1]).expand_as(found.identity)
     among = torch.from_numpy(known)[found.identity.clamp_min(0)] & (found.identity >= 0)
     return found.identity.where(among, unknown)

@@ -118,7 +118,7 @@ def seconds_an_image(
     ways = {candidate.label: _drawing(pipe, candidate, samples) for candidate in filters}
     seconds = in_turns(ways, repeats, time.process_time)
     found: dict[str, dict[str, Any]] = {
-        label: {"seconds_an_image": statistics.median(values) / BATCH, "time_ratio": 1.0}
+        label: {"processor_seconds_an_image": statistics.median(values) / BATCH, "time_ratio": 1.0}
         for label, values in seconds.items()
     }
     for label, extra in shares(seconds).items():

@@ -37,7 +37,7 @@ from noise_magnitude import noise_rows
 from provenance import provenance
 from safety_checker import SafetyChecker
 from sheets import contact_sheet
-from sources import build_indexes, open_rows
+from sources import build_indexes, head_name, open_rows
 
 import lcmem_filter
 from lcmem_filter.errors import MissingExtraError
@@ -85,9 +85,12 @@ def main() -> None:
         ],
         "judge": measure.describe_judge(trial.judge, trial.pictures["held_out"], copied, trial.generated),
         **describe_data(trial, len(indexed)),
-        "calibration": measure.describe_calibration(
-            lcmem[0], len(trial.rows["calibration"]), len(trial.rows["held_out"])
-        ),
+        "calibration": {
+            one.label: measure.describe_calibration(
+                one, len(trial.rows["calibration"]), len(trial.rows["held_out"])
+            )
+            for one in lcmem
+        },
         **provenance(arguments.pipeline, indexes),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +225,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--only-draw", action="store_true", help="stop after the unfiltered samples and their sheets"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    names = [head_name(head) for head in arguments.heads]
+    if len(set(names)) < len(names):
+        parser.error(f"--heads need different names, got {', '.join(names)}")
+    return arguments
 
 
 if __name__ == "__main__":

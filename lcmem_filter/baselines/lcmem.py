@@ -86,8 +86,8 @@ class LCMem(OfHead):
         return self._last[1]
 
     def told(self, kept: torch.Tensor, identities: torch.Tensor) -> torch.Tensor:
-        """What was kept (N, D) of training images, with the identity of each (N,), a number below 2^24, as an index
-        that names identities has it."""
+        """What was kept (N, D) of training images, with the identity of each (N,), a number between -2^24 and 2^24, as
+        an index has it."""
         return torch.cat([kept, identities[:, None].to(kept)], 1)
 
     def candidates(self, kept: torch.Tensor) -> Candidates:

@@ -339,8 +339,7 @@ class _Run:
             yield Batch(a, b, batch.identities.to(device), batch.offsets.to(device), batch.left_out)
 
     def _checkpoint(self, standing: Progress) -> None:
-        self.accelerator.save_state(str(self.checkpoints.state(standing.step)))
-        self.checkpoints.seal(standing)
+        self.checkpoints.save(self.accelerator, standing)
         entry = standing.history[-1]
         self._say(f"step {standing.step} loss {entry['loss']:.4f} {standing.seconds:.0f} s")
 

@@ -216,11 +216,6 @@ class MemorizationIndex:
         return torch.from_numpy(numbered(self._known_identities, self._records.sha256))
 
     @functools.cached_property
-    def names_identities(self) -> bool:
-        """Whether the identity of some row is known."""
-        return bool((self.identities >= 0).any())
-
-    @functools.cached_property
     def classes(self) -> frozenset[Hashable]:
         """What the training images name as an identity and what is none (``classes_among``)."""
         return frozenset(classes_among(self._known_identities, self._records.sha256))

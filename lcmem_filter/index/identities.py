@@ -30,9 +30,13 @@ def numbered(identities: Sequence[Hashable], pictures: Sequence[Hashable] | None
     """A number for the identity of each image, (N,) int64: equal for images of one identity.
 
     An image whose identity is not known (``None``) has a negative number of its own. So have images of a class
-    (``classes_among``, which says what the arguments are).
+    (``classes_among``, which says what the arguments are), and all images where no two are of one: a folder for each
+    file, or a column of numbers, says nothing of whom they show.
     """
     unknown = {None, *classes_among(identities, pictures)}
+    counts = Counter(one for one in identities if one not in unknown)
+    if max(counts.values(), default=0) < 2:
+        unknown |= set(counts)
     seen: dict[Hashable, int] = {}
     numbers = np.array([seen.setdefault(one, len(seen)) for one in identities], dtype=np.int64)
     known = np.array([one not in unknown for one in identities], dtype=bool)

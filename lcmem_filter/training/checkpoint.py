@@ -178,7 +178,14 @@ class Checkpoints:
                 f"{result} is no run's record ({error}); give another --output, or remove that folder"
             ) from error
 
-    def seal(self, progress: Progress) -> None:
+    def save(self, accelerator: Accelerator, progress: Progress) -> None:
+        """Write a checkpoint of what ``accelerator`` has prepared, in all processes, then drop older ones."""
+        accelerator.save_state(str(self.state(progress.step)))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            self._seal(progress)
+
+    def _seal(self, progress: Progress) -> None:
         """Complete the checkpoint whose state lies in ``state(progress.step)``, then drop older ones."""
         write_json(self.state(progress.step) / "progress.json", progress.to_dict())
         for folder in (*self.work.glob("step-*"), *self.work.glob("best-*")):

@@ -117,16 +117,10 @@ def train_part(
             standing.history.append(
                 {"step": standing.step, "loss": loss_between, "seconds": standing.seconds}
             )
-            _checkpoint(standing, checkpoints, accelerator)
+            checkpoints.save(accelerator, standing)
             since, losses = time.monotonic(), []
+    accelerator.wait_for_everyone()  # every process has read the last checkpoint before it is dropped
     return standing
-
-
-def _checkpoint(standing: Progress, checkpoints: Checkpoints, accelerator: Accelerator) -> None:
-    accelerator.save_state(str(checkpoints.state(standing.step)))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        checkpoints.seal(standing)
 
 
 def save_extended(

@@ -337,10 +337,7 @@ class _Run:
                 **measured,
             }
         )
-        accelerator.save_state(str(self.checkpoints.state(standing.step)))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            self.checkpoints.seal(standing)
+        self.checkpoints.save(accelerator, standing)
         self._say(standing.told())
 
     def _finish(

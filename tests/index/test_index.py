@@ -36,7 +36,7 @@ from lcmem_filter.images import open_images, to_pixels
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.index import build as building
 from lcmem_filter.index import folder as files
-from lcmem_filter.index.identities import MOST_OF_IDENTITY
+from lcmem_filter.index.identities import MOST_OF_IDENTITY, numbered
 from lcmem_filter.types import Calibration
 from lcmem_filter.verification import score_latents
 
@@ -114,6 +114,12 @@ def test_identities_are_numbers_and_classes_are_none(tmp_path):
     }
     assert len(set(numbers)) == 2 + counts["class"] + 3
     assert (numbers < 0).sum() == counts["class"] + 3 and min(*of["few"], *of["most"]) >= 0
+
+
+def test_names_that_no_two_images_share_say_nothing_of_whom_they_show():
+    assert numbered(["a", "b", None, "a"]).tolist() == [0, 1, -3, 0]
+    assert numbered(["a", "b", None, "c"]).tolist() == [-1, -2, -3, -4]
+    assert numbered([]).tolist() == []
 
 
 def test_files_that_stand_there_several_times_make_no_class(tmp_path):
