@@ -102,7 +102,7 @@ def test_a_half_written_checkpoint_is_passed_over(
     from lcmem_filter.training.checkpoint import Checkpoints
 
     whole = train(tmp_path / "whole", cache)
-    seal = Checkpoints.seal
+    seal = Checkpoints._seal
     with monkeypatch.context() as patch:
 
         def unsealed(self: Checkpoints, progress: Any) -> None:
@@ -110,7 +110,7 @@ def test_a_half_written_checkpoint_is_passed_over(
                 raise KeyboardInterrupt
             seal(self, progress)
 
-        patch.setattr(Checkpoints, "seal", unsealed)
+        patch.setattr(Checkpoints, "_seal", unsealed)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "killed", cache)
     assert train(tmp_path / "killed", cache).fingerprint == whole.fingerprint
