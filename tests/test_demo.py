@@ -132,6 +132,12 @@ def test_plain_pipeline_returns_copies_of_patients_with_captions_of_their_own(ou
         assert aligned_similarity(made, grey(visit)[None])[0] > 0.9  # judged by its pixels too
 
 
+def test_the_demos_pipeline_draws_as_diffusers_opens_it():
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a chest scan", num_inference_steps=1).images[0].size == (SIZE, SIZE)
+
+
 def names_of_text_encoder(pipeline: Path) -> set[str]:
     weights = load_file(pipeline / "text_encoder" / "model.safetensors")
     return {name.split(".")[0] for name in weights}
@@ -147,6 +153,7 @@ def test_a_pipeline_that_was_trained_is_the_one_that_was_saved(tmp_path):
     trained = train_small_pipeline(tiny_vae(), latents, captions, torch.ones(2), tmp_path / "pipe", recipe)
     assert names_of_text_encoder(tmp_path / "pipe") == {"text_model"}
     saved = StableDiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    assert {part.dtype for part in (saved.text_encoder, saved.unet, saved.vae)} == {torch.float32}
     assert saved.tokenizer(captions[0]).input_ids == trained.tokenizer(captions[0]).input_ids
     for ours, theirs in ((trained.text_encoder, saved.text_encoder), (trained.unet, saved.unet)):
         weights = theirs.state_dict()

@@ -139,8 +139,11 @@ def detection() -> str:
         if "dlib_faces" in domains.get("faces", {"methods": {}})["methods"]
     ]
     beside = f" dlib, trained on 3 million faces, finds of faces: {', '.join(dlib)}." if dlib else ""
-    siamese = next((note for label, note in results["notes"].items() if "Packhaeuser" in label), "")
-    trained = f"Siamese networks: {siamese}. " if siamese else ""
+    siamese: dict[str, list[str]] = {}
+    for label, note in results["notes"].items():
+        if "siamese" in label and not label.endswith("relative"):
+            siamese.setdefault(note, []).append(label)
+    trained = "".join(f"{', '.join(labels)}: {note}. " for note, labels in siamese.items())
     near = results["near_duplicates"]
     dropped = sum(one["dropped_0.98"] for one in near["by_domain"].values()) + len(near["seen_by_eye"])
     note = (

@@ -110,6 +110,10 @@ RECIPE: dict[str, dict[str, Any]] = {
         "help": "stage 3: share of pairs that are two views of one image although its identity has another, in [0, 1] "
         "(default: 0.6)",
     },
+    "stage3_half_formed": {
+        "type": float,
+        "help": "stage 3: share of copies made to look half-denoised, in [0, 1] (default: 0.15)",
+    },
     "match_dim": {"type": int, "help": "length of the descriptors that stage 3 trains (default: 32)"},
     "match_width": {
         "type": int,

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--leave-out",
         metavar="FILE",
-        help="ids, one a line, of held-out images that show a picture of the index, as you saw",
+        help="ids, one a line, of held-out images that show the same picture or person as one of the index, as you saw",
     )
     add_encoder_arguments(parser, required=False)
     parser.add_argument("--allow-unindexed", action="store_true", help="accept an incomplete index")
@@ -65,9 +65,12 @@ def run(args: argparse.Namespace) -> int:
         f"with so many, a rate of {found.false_rejection_rate:g} comes out between {low:.2%} and {high:.2%}",
         file=sys.stderr,
     )
+    further = len(found.highest) - SHOWN
     print(
-        "lcmem-filter: these set it; name those that show the same picture as the training image in --leave-out FILE:",
+        "lcmem-filter: these set it; name those that show the same picture or person as the training image in "
+        "--leave-out FILE:",
         *(f"  {score:.3f}  {image}  {nearest}" for image, nearest, score in found.highest[:SHOWN]),
+        *([f"  and {further} more, in `highest` of what is printed"] if further > 0 else []),
         sep="\n",
         file=sys.stderr,
     )

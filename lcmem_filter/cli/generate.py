@@ -105,7 +105,9 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         help="text file, one prompt a line, or a CSV, TSV, JSONL or Parquet table",
     )
     group.add_argument(
-        "--count", type=int, help="images of each prompt; without --prompts, of an unconditional pipeline"
+        "--count",
+        type=int,
+        help="images of each prompt, times its own count in a table; without --prompts, of an unconditional pipeline",
     )
     for name, default in (("prompt", "prompt"), ("label", "label"), ("seed", "seed"), ("count", "count")):
         group.add_argument(
@@ -218,6 +220,11 @@ def _rungs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
+    from ..errors import DataError
+
+    for name in ("steps", "height", "width"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise DataError(f"--{name} is at least 1, got {value}")
     given = {
         "num_inference_steps": args.steps,
         "guidance_scale": args.guidance_scale,

@@ -18,6 +18,7 @@ from ._data import (
 
 NAME = "index"
 HELP = "Build the index of a training set, or embed one anew with another head"
+SHOWN = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Build; print what was built as one JSON object; 2 where images could not be read."""
     from ..head import LCMemHead
     from ..index import MemorizationIndex
+    from ..index.identities import MOST_OF_IDENTITY
 
     head = LCMemHead.from_pretrained(args.head)
     if args.action == "reembed":
@@ -82,6 +84,14 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     )
+    if index.classes:
+        named = sorted(map(str, index.classes))
+        more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+        print(
+            "lcmem-filter: taken for classes, not for identities, since each has more than "
+            f"{MOST_OF_IDENTITY} pictures: {', '.join(named[:SHOWN])}{more}",
+            file=sys.stderr,
+        )
     if not index.unreadable:
         return 0
     print(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 NAME = "train"
 HELP = "Train a head on images, some of which share an identity"
+OF_STAGES_1_AND_2 = ("batch_pairs", "half_formed", "hard_negatives")
+"""Options in whose place stage 3 has others, or none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +159,8 @@ def _config(args: argparse.Namespace) -> Any:
         of_stage = [name for name in given if name.startswith(f"stage{stage}_")]
         of_stage += [name for name in ("steps", "learning_rate") if stage == 1 and name in given]
         refuse(of_stage if stage not in stages else [], f"stage {stage} is not asked for (--stages)")
+    if set(stages) == {3}:
+        refuse([name for name in OF_STAGES_1_AND_2 if name in given], "stage 3 has its own (--stages)")
     return recipe(**given)
 
 

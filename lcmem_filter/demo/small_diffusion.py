@@ -195,8 +195,12 @@ def train_small_pipeline(
 
 def _save(pipeline: Any, output: Path) -> None:
     """Save, the text encoder's weights by the names that they have on the hub: transformers 5 writes them without
-    their prefix, and older releases would draw the weights that they do not find."""
+    their prefix, and older releases would draw the weights that they do not find. All parts are opened in float32."""
     pipeline.save_pretrained(output)
+    config = output / "text_encoder" / "config.json"
+    described = json.loads(config.read_text())
+    described["dtype"] = "float32"  # which transformers would open it in otherwise, unlike the other parts
+    config.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
     file = output / "text_encoder" / "model.safetensors"
     prefix = "text_model."
     weights = {prefix + name.removeprefix(prefix): weight for name, weight in load_file(file).items()}

@@ -245,7 +245,7 @@ class MemorizationIndex:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the head or any stored row does."""
+        """Changes when the head, any stored row or a calibration does."""
         return hashlib.sha256(json.dumps(self._manifest["files"], sort_keys=True).encode()).hexdigest()
 
     @property

@@ -54,7 +54,7 @@ NOT_PICTURES = frozenset(
 
 
 class MemorizationWarning(UserWarning):
-    """A filtered pipeline returns fewer images than were asked for."""
+    """A filtered pipeline withheld images that were asked for, or could not draw them again as it was told to."""
 
 
 @dataclass

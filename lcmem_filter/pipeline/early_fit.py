@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .. import calibration
-from ..errors import CalibrationError, UnsupportedPipelineError
+from ..errors import CalibrationError, DataError, UnsupportedPipelineError
 from ..exemption import Exemptions
 from ..filter import MemorizationFilter
 from ..types import Calibration, Decision
@@ -38,6 +38,8 @@ def fit_stages(
 ) -> tuple[tuple[Stage, ...], int]:
     """The stages, and how many steps the samples took; arguments and errors are those of ``EarlyStop.fit``."""
     check_fractions(fractions, bound)
+    if isinstance(prompts, str) or not prompts:
+        raise DataError(f"prompts are a list of texts, got {prompts!r}; give several that are not memorised")
     policy, against = attached_policy(pipe), why_not_early(pipe)
     if against:
         raise UnsupportedPipelineError(f"early stop cannot be calibrated: {against}")

@@ -63,7 +63,8 @@ class EarlyStop:
         """Draw samples, and set each stage's threshold by those that the filter accepts in the end.
 
         Each stage may stop ``bound / len(fractions)`` of them (split conformal prediction; the bounds of the stages
-        add up), so at least ``len(fractions) / bound - 1`` accepted samples are needed, and twice as many by default.
+        add up), so at least ``len(fractions) / bound - 1`` accepted samples are needed, and twice as many by default:
+        399 for the default bound and fractions.
         A threshold is never below the index's own: half-formed predictions are blurred and score lower, and a score
         that would be accepted at the end is no reason to stop.
 
@@ -79,6 +80,7 @@ class EarlyStop:
             call: Further arguments of the pipeline's call: the settings that it will be called with.
 
         Raises:
+            DataError: ``prompts`` are one text, or none.
             CalibrationError: no filter is attached, ``samples`` are too few, or too few were accepted.
             UnsupportedPipelineError: the pipeline cannot be stopped early; says why.
             ValueError: ``bound`` or ``fractions`` are out of range.

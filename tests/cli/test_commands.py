@@ -87,6 +87,24 @@ def test_build_calibrate_check(folder, capsys, monkeypatch):
     assert "constant" in lines[2]["reason"] and "NaN" in lines[3]["reason"]
 
 
+def test_names_that_are_taken_for_classes_are_told(folder, capsys):
+    write_pictures(folder / "train" / "healthy", range(21))
+    write_pictures(folder / "train" / "patient 7", range(21, 23))
+    for picture in (folder / "train").glob("*.png"):
+        picture.unlink()
+    _, (built,), err = build(capsys, folder)
+    assert built["images"] == 23
+    assert "taken for classes, not for identities, since each has more than 20 pictures: healthy\n" in err
+
+
+def test_calibrate_tells_how_many_more_images_set_the_threshold(folder, capsys):
+    build(capsys, folder)
+    given = (folder / "index", folder / "held", "--false-rejection-rate", 0.3, "--device", "cpu")
+    _, (found,), err = run(capsys, "calibrate", *given)
+    assert len(found["highest"]) == 30 and "  and 10 more, in `highest`" in err
+    assert found["highest"][19][0] in err and found["highest"][20][0] not in err
+
+
 def test_an_incomplete_index_exits_2_and_is_refused_afterwards(folder, capsys):
     (folder / "train" / "broken.png").write_text("no image")
     status, (built,), err = build(capsys, folder)

@@ -75,6 +75,7 @@ def test_flagged_matches_end_with_1_and_a_stop_with_2(generate, tmp_path):
         (["--prompts", "prompts.csv", "--disk-budget", "much"], "a number with a unit"),
         (["--count", "2", "--rungs", "new_seed,prayer"], "no rung 'prayer'; there are new_seed"),
         (["--count", "2", "--max-resamples", "0"], "--max-resamples is at least 1"),
+        (["--count", "2", "--steps", "0"], "--steps is at least 1, got 0"),
         (["--count", "2", "--index", "nowhere"], "no index at nowhere"),
         (["--count", "2", "--steps", "2", "pipe"], "no pipeline could be loaded from 'pipe'"),
     ],

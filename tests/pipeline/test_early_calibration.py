@@ -16,6 +16,7 @@ from lcmem_filter.errors import (
     ArtifactNotFoundError,
     CalibrationError,
     CorruptArtifactError,
+    DataError,
     UnsupportedPipelineError,
 )
 from lcmem_filter.index import MemorizationIndex
@@ -115,6 +116,9 @@ def test_fitting_needs_a_filter_enough_samples_and_prompts_that_are_not_memorise
     attach(pipe, index)
     with pytest.raises(CalibrationError, match="needs at least 7 accepted samples, got samples=6"):
         EarlyStop.fit(pipe, PROMPTS, **{**FIT, "samples": 6}, **SETTINGS)
+    for no_prompts in ("a cat", []):
+        with pytest.raises(DataError, match="prompts are a list of texts"):
+            EarlyStop.fit(pipe, no_prompts, **FIT, **SETTINGS)
     with planted(pipe, *({row: row for row in range(8)},) * 4):
         with pytest.raises(CalibrationError, match="8 of 8 samples were rejected"):
             EarlyStop.fit(pipe, PROMPTS, **FIT, **SETTINGS)

@@ -173,6 +173,7 @@ def test_a_shipped_heads_record_is_not_taken_from_a_folder_of_its_name(
         (["--workers", "2"], "no workers without --baseline; leave out --workers"),
         (["--stages", "2", "--steps", "1"], "stage 1 is not asked for (--stages); leave out --steps"),
         (["--stage2-steps", "1"], "stage 2 is not asked for (--stages); leave out --stage2-steps"),
+        (["--stages", "3", "--batch-pairs", "8"], "stage 3 has its own (--stages); leave out --batch-pairs"),
         (["--add-space", "--stages", "2"], "trains a stem alone; leave out --stages"),
         (["--add-space", "--steps", "0"], "steps must be positive, got 0"),
         (["--baseline", "dar", "--workers", "-1"], "workers must not be negative"),
