@@ -234,7 +234,7 @@ def found() -> str:
     for task, of in results["deciding"].items():
         cells = {domain: row["methods"] for domain, row in of.items()}
         shown = {label: {one: cells[one][method] for one in cells} for method, label in FOUND.items()}
-        shown["strongest other of the domain"] = {
+        shown["strongest other there"] = {
             one: max((cells[one][other] for other in _others(cells[one])), key=lambda cell: cell["recall"])
             for one in cells
         }
