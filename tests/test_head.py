@@ -15,6 +15,7 @@ from lcmem_filter.branches import POOLINGS
 from lcmem_filter.errors import ArtifactNotFoundError, CorruptArtifactError, LatentSpaceError
 from lcmem_filter.head import SIZES, LCMemHead, shipped_heads
 from lcmem_filter.training import TrainingConfig
+from lcmem_filter.training.card import write_card
 from lcmem_filter.training.weights import with_descriptors
 
 from tests.tiny import tiny_vae
@@ -256,12 +257,17 @@ def test_harmed_heads_are_refused(head: LCMemHead, tmp_path: Path, harm: str) ->
 
 
 @pytest.mark.parametrize("name", shipped_heads())
-def test_shipped_heads(name: str) -> None:
+def test_shipped_heads(name: str, tmp_path: Path) -> None:
     head = LCMemHead.from_pretrained(name)
     folder = Path(__file__).parents[1] / "lcmem_filter" / "heads" / name
     assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) < 10e6
     card = (folder / "README.md").read_text()
     assert all(word in card for word in ("## Data", "Terms:", "## Recipe", "## Metrics", "## Known misses"))
+    (tmp_path / name).mkdir()
+    write_card(tmp_path / name, head, json.loads((folder / "training.json").read_text()))
+    assert card == (tmp_path / name / "README.md").read_text()
+    assert all(f"\n| {space} | " in card for space in head.spaces)
+    assert f"0.0% (0.0% to {1 - 0.025 ** (1 / 5):.1%}) of 5 |" in card  # none of five, exactly
     for probes in head.probes.values():
         assert probes.abs().max() > 0.1  # it knows its spaces
     for space, channels in head.config.spaces.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..calibration import held_out_needed
 from ..head import LCMemHead
+from ..report.statistics import rate_of
 from .config import TrainingConfig
 
 _TEMPLATE = """---
@@ -53,7 +54,7 @@ Share of queries found at {rate:.3g}% false rejection of unseen identities, by t
 (`verification.compare`). {compared}
 
 {unseen} {strangers} of them set the threshold, in two halves that take turns; the index holds
-{index_rows:,} training images and the other half.{few}{chosen}
+{index_rows:,} training images and the other half. With exact 95 % intervals, as of independent queries.{few}{chosen}
 
 {metrics}
 
@@ -87,7 +88,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
             ("space", "encoder", "class", "SHA-256 of its weights"),
             [
                 (space, one["name"], one["class"], one["sha256"][:16])
-                for space, one in record["spaces"].items()
+                for space, one in _encoders(record).items()
             ],
         ),
         added=_added(record.get("added_spaces", {})),
@@ -123,6 +124,14 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         ),
     )
     (folder / "README.md").write_text(text)
+
+
+def _encoders(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What each space's latents came from, of those that were added afterwards too."""
+    return {
+        **record["spaces"],
+        **{name: one["encoder"] for name, one in record.get("added_spaces", {}).items()},
+    }
 
 
 def unseen_before(before: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
@@ -204,8 +213,9 @@ def _compared(head: LCMemHead) -> str:
     )
     if least := head.config.same_identity:
         told += (
-            f"\nTraining images from a likeness of {least:g} on are taken for images of one identity, unless the\n"
-            "index names those of both, and do not hide each other."
+            f"\nWhere the index does not name who is in two training images, and their likeness is {least:g} or more\n"
+            "(`same_identity`), they are taken for images of one identity, and neither counts against the other when\n"
+            "a sample is compared with both."
         )
     return told
 
@@ -217,8 +227,8 @@ def _added(spaces: Mapping[str, Any]) -> str:
     lines = [
         "",
         "These were added to the trained head, its trunk frozen (`lcmem-filter train --add-space`). Mean share of the",
-        "sets found by the score of the day when each was added, for samples of one space in an index of another; mild",
-        "copies are moved latents here. Pictures smaller than the size that they are encoded at are upsampled.",
+        "sets that was found when each was added, by the filter as it was then, for samples of one space in an index",
+        "of another; mild copies are moved latents here. Pictures smaller than they are encoded at are upsampled.",
         "",
     ]
     rows = [
@@ -258,8 +268,9 @@ def _halved(spaces: Mapping[str, Any]) -> str:
         "Latents of twice the grid's side and more are halved, once or several times, by networks that were trained",
         "for it, the head frozen (`lcmem-filter train --add-halving`); those of other spaces are averaged over areas.",
         "Of smaller latents the head makes what it made before they were added, to the last bit.",
-        "Mean cosine, over validation images, of what the head that each was added to makes of a picture at the larger",
-        "size with what it makes of it at the smaller, averaged and halved:",
+        "How alike a picture is to itself at two sizes: mean cosine, over validation images, of what the head makes",
+        "of its latents at the larger size, averaged over areas and, second, halved by the network, and at the",
+        "smaller:",
         "",
     ]
     rows = [
@@ -317,10 +328,15 @@ def _metrics(best: Mapping[str, Any]) -> str:
     rows = []
     for name in sets:
         shares = [best[kind]["per_set"].get(name) for kind in kinds]
-        rows.append((name, *("" if one is None else f"{one[0]:.1%} of {one[1]}" for one in shares)))
+        rows.append((name, *("" if one is None else _with_interval(*one) for one in shares)))
     means = [best[kind]["overall"] for kind in kinds]
     rows.append(("mean of sets", *("" if mean is None else f"{mean:.1%}" for mean in means)))
     return _table(("set", *kinds.values()), rows)
+
+
+def _with_interval(share: float, of: int) -> str:
+    rate = rate_of(round(share * of), of)
+    return f"{share:.1%} ({rate.low:.1%} to {rate.high:.1%}) of {of}"
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
