@@ -35,8 +35,8 @@ embeddings = head.embed(latents, "{space}")  # (batch, {dim}), unit-norm; compar
 
 {spaces}
 
-Figures below were measured with these encoders. Another encoder of the same space is recognised by how it
-encodes a fixed set of probe images; how much it costs was not measured here.
+What is told of a space below was measured with its encoder here. Another encoder of the same space is recognised
+by how it encodes a fixed set of probe images; how much it costs was not measured here.
 {added}{halved}
 ## Data
 
