@@ -1,6 +1,6 @@
 """What the filter costs beside a denoiser of Stable Diffusion's size, and how search grows with the training set.
 
-    python benchmarks/overhead/run.py --cache CACHE/overhead --device cuda --steps 20 --batch 4 --repeats 5
+    python benchmarks/overhead/run.py --cache CACHE/overhead --device cuda --steps 20 --batch 4 --repeats 30
 
 The denoiser and the text encoder have the layout of Stable Diffusion 1 and weights that are drawn: what an image costs
 depends on the layout alone. Writes ``benchmarks/results/overhead.json``.

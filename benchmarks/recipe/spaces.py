@@ -1,7 +1,9 @@
 """What one head for every latent space costs: its stems beside heads that were trained in one space each.
 
-    python benchmarks/recipe/spaces.py --cache CACHE --latents LATENTS --descriptors 1200 --further sdxl=FOLDER
-    python benchmarks/recipe/spaces.py --cache CACHE --latents LATENTS --descriptors 1200 --further flux=FOLDER --add
+    python benchmarks/recipe/spaces.py --cache CACHE --latents LATENTS --descriptors 800 --pairs 32 --copies 100 \
+        --seeds 1 --data SETS --further sdxl=FOLDER
+    python benchmarks/recipe/spaces.py --cache CACHE --latents LATENTS --descriptors 800 --pairs 32 --copies 100 \
+        --seeds 1 --data SETS --further flux=FOLDER --add
 
 A head is trained in each space from drawn weights by the recipe of ``benchmarks/recipe``. The first of them is then
 taught the other spaces, its trunk frozen, as the shipped heads were (``lcmem-filter train --add-space``). Within each

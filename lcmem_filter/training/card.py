@@ -69,7 +69,8 @@ the median.
   a model returns what it only half remembers.
 - Where the table's last column is low, an identity is mostly missed when the index holds only other images of
   it: that nothing was found is no proof that a sample is new.
-- Encodings at other resolutions are brought to the head's grid; it was trained on those at {resolutions} px.
+- Encodings at other resolutions are brought to the head's grid; the last stage was trained on those at {resolutions}
+  px.
 - Kinds of images other than those above were not measured.
 """
 
