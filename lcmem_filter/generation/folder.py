@@ -145,5 +145,11 @@ class JobFolder:
 
 
 def _differences(found: Any, wanted: Any) -> list[str]:
-    keys = sorted(found.keys() | wanted.keys())
-    return [key for key in keys if found.get(key) != wanted.get(key)]
+    """Keys of what differs; of what holds keys itself, those in parentheses."""
+    changed = []
+    for key in sorted(found.keys() | wanted.keys()):
+        was, now = found.get(key), wanted.get(key)
+        if was != now:
+            within = isinstance(was, dict) and isinstance(now, dict)
+            changed.append(f"{key} ({', '.join(_differences(was, now))})" if within else key)
+    return changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 
 import datasets
@@ -192,16 +193,27 @@ def test_another_batch_size_differs_by_rounding(whole, job, tmp_path):
     ("changed", "names"),
     [
         ({"seed": 1}, "plan, seed"),
-        ({"options": {**OPTIONS, "guidance_scale": 3.0}}, "options"),
+        ({"options": {**OPTIONS, "guidance_scale": 3.0}}, "options (guidance_scale)"),
         ({"on_memorized": "reject"}, "on_memorized"),
         ({"threads": 2}, "threads"),
     ],
 )
 def test_a_folder_goes_on_only_with_its_own_job(whole, job, tmp_path, changed, names):
     shutil.copytree(whole.folder, tmp_path / "job")
-    with pytest.raises(ArtifactError, match=f"job with other {names};"):
+    with pytest.raises(ArtifactError, match=re.escape(f"job with other {names};")):
         job(**changed)
     assert checksums(tmp_path / "job") == checksums(whole.folder)
+
+
+def test_what_is_refused_is_named_within_fingerprints_and_versions_too(whole, job, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "job")
+    begun = json.loads((tmp_path / "job" / "job.json").read_text())
+    begun["fixed"]["fingerprints"]["index"] = begun["fixed"]["versions"]["torch"] = "another"
+    (tmp_path / "job" / "job.json").write_text(json.dumps(begun))
+    with pytest.raises(
+        ArtifactError, match=re.escape("job with other fingerprints (index), versions (torch);")
+    ):
+        job()
 
 
 def test_other_folders_are_left_alone(job, tmp_path):
