@@ -210,7 +210,7 @@ def test_the_trunk_alone_is_trained_where_spaces_are_kept(tmp_path: Path) -> Non
     config = replace(QUICK, keep_spaces=True, steps=4, evaluate_every=4)
     found = {"other in sd": {"mild_copies": {"overall": 1.0}, "same_identity": {"overall": None}}}
     other = {
-        "encoder": {"name": "vae", "sha256": "0" * 64},
+        "encoder": {"name": "vae", "sha256": "0" * 64, "class": "AutoencoderKL"},
         "recipe": {"resolution": 32},
         "validation": found,
     }
