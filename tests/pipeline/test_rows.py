@@ -82,7 +82,7 @@ def test_lists_of_the_call_stay_whole(name: str) -> None:
             "image": ["for one net", "for the other"],
         },
     ],
-    ids=str,
+    ids=", ".join,
 )
 def test_what_is_not_known_is_not_taken_apart(given: dict[str, Any]) -> None:
     call = bound(**given)
@@ -112,7 +112,7 @@ def test_the_batch_size_becomes_the_number_of_rows() -> None:
         {"batch_size": 2, "prompt": None, "num_images_per_prompt": 1},
         {"batch_size": TOTAL, "prompt": "a", "num_images_per_prompt": 1},  # may be as many for each prompt
     ],
-    ids=str,
+    ids=", ".join,
 )
 def test_a_batch_size_that_may_count_something_else_is_not_taken_apart(given: dict[str, Any]) -> None:
     call = bound(**given)
