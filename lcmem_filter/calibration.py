@@ -82,8 +82,10 @@ def calibrate(
     rows, dropped = _usable_rows(index, held_out, leave_out)
     _check_number(len(rows), false_rejection_rate, dropped)  # before the hours that encoding may take
     used, size = [], index.latent_size
+    files: set[str] = set()
     for judged in judge_images(index, held_out, rows, encoder, space, progress=progress):
-        reason = _reason_to_drop(index, judged)
+        reason = "same file again" if judged.sha256 in files else _reason_to_drop(index, judged)
+        files |= {judged.sha256} - {None, ""}
         if reason:
             dropped[reason] += 1
         elif judged.scored is not None and judged.latent is not None:

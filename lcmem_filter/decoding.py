@@ -30,29 +30,32 @@ def decode_image(encoded: bytes) -> Image.Image:
     if is_dicom(encoded):
         return Image.fromarray(read_dicom(encoded)).convert("RGB")
     with Image.open(io.BytesIO(encoded)) as opened:
-        pictures = _pictures_in(opened)
-        if pictures > 1:
-            raise ValueError(f"it holds {pictures} pictures; export them one by one")
+        _seek_only_picture(opened)
         upright = ImageOps.exif_transpose(opened)
         if upright.mode.startswith(("I", "F")):
             upright = Image.fromarray(eight_bits(np.asarray(upright)))
         return upright.convert("RGB")
 
 
-def _pictures_in(opened: Any) -> int:
-    """How many pictures a file holds: neither layers, nor previews beside a camera's photo, nor reduced copies of a
-    page."""
-    count = int(getattr(opened, "n_frames", 1))
-    if opened.format in ("MPO", "PSD") or count == 1:
-        return 1
-    if opened.format != "TIFF":
-        return count
-    whole = 0
-    for page in range(count):
-        opened.seek(page)
-        whole += not int(opened.tag_v2.get(SUBFILE_TYPE, 0)) & REDUCED
-    opened.seek(0)
-    return whole
+def _seek_only_picture(opened: Any) -> None:
+    """Go to the only picture of a file; neither layers, nor previews beside a camera's photo, nor reduced copies of a
+    page count.
+
+    Raises:
+        ValueError: it holds several, or none but reduced ones.
+    """
+    pages = range(int(getattr(opened, "n_frames", 1)))
+    if opened.format in ("MPO", "PSD") or len(pages) == 1:
+        return
+    whole = [page for page in pages if opened.format != "TIFF" or not _is_reduced(opened, page)]
+    if len(whole) != 1:
+        raise ValueError(f"it holds {len(whole) or len(pages)} pictures; export them one by one")
+    opened.seek(whole[0])
+
+
+def _is_reduced(opened: Any, page: int) -> bool:
+    opened.seek(page)
+    return bool(int(opened.tag_v2.get(SUBFILE_TYPE, 0)) & REDUCED)
 
 
 def eight_bits(values: np.ndarray) -> np.ndarray:

@@ -212,7 +212,9 @@ class LCMemHead(ModelMixin, ConfigMixin):
             raise ArtifactNotFoundError(f"{where} holds no head: it has no {cls.config_name}")
         options.setdefault("torch_dtype", torch.float32)
         try:
-            head: LCMemHead = super().from_pretrained(str(where), **options)
+            head, loaded = super().from_pretrained(str(where), output_loading_info=True, **options)
+            if wrong := [name for kind in ("missing_keys", "unexpected_keys") for name in loaded[kind]]:
+                raise ValueError(f"configuration and weights do not go together ({wrong[0]})")
         except Exception as error:
             kind = CorruptArtifactError if local else ArtifactNotFoundError
             shipped_names = ", ".join(shipped_heads()) or "none"

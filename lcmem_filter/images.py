@@ -22,6 +22,11 @@ from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraE
 from .tables import CSV_READING, NOT_AVAILABLE, is_csv, matching, read_table, text_of
 
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5"}
+OTHER_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".hif", ".ima", ".jxl"})
+"""Of images that Pillow may know only with a plug-in, and of DICOM as some scanners write it."""
+PACKED_SUFFIXES = frozenset({".bz2", ".gz", ".xz"})
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+"""How PNG, JPEG, GIF and TIFF begin."""
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE_COLUMNS = ("image", "file_name", "path", "file")
 """Columns that are taken for the images where none is named, the first that there is."""
@@ -141,7 +146,8 @@ def open_images(
 ) -> ImageSource:
     """Open a folder of images, a folder of identities, or a table.
 
-    In a folder, images are known by their suffix; DICOM also by its first bytes, in files that have none or a number.
+    In a folder, images are known by their suffix or their first bytes; those that cannot be read here, and compressed
+    ones, are images that cannot be read.
 
     Args:
         path: A folder: images in it, or in subfolders, of which each is then an identity; with a ``metadata`` table
@@ -214,6 +220,9 @@ def _open_folder(path: Path) -> ImageSource:
     if not files:
         raise EmptyDataError(f"{path} has no images; give a folder with at least one")
     names = [file.relative_to(path).as_posix() for file in files]
+    for name in names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise DataError(f"the file name {name!r} in {path} is no text in UTF-8; give it another name")
     records = [ImageRecord(name, name.split("/")[0] if "/" in name else name) for name in names]
     return ImageSource(
         path.name, records, lambda row: files[row], _digest(repr(_stats(path, names)).encode())
@@ -221,7 +230,25 @@ def _open_folder(path: Path) -> ImageSource:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    found = (file for file in folder.rglob("*") if not file.name.startswith("."))
+    """Images in a folder and all below it, behind links too; a folder that is reached twice counts once.
+
+    Raises:
+        DataError: a folder cannot be listed, and what is in it would be missed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be listed: {error.strerror}; mend or remove it") from error
+
+    found: list[Path] = []
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += (Path(where, name) for name in names if not name.startswith("."))
     return sorted(file for file in found if file.is_file() and _is_image(file))
 
 
@@ -232,23 +259,27 @@ def _stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
         try:
             stat = (folder / name).stat()
             found.append((name, stat.st_size, stat.st_mtime_ns))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: of a name that no file can have
             found.append((name, -1, -1))
     return found
 
 
 def _is_image(file: Path) -> bool:
-    suffix = file.suffix.lower()
-    if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES:
+    """Whether its suffix or its first bytes say so, be it one that cannot be read here: what is passed over in silence
+    would be missed."""
+    packed = file.suffix.lower() in PACKED_SUFFIXES
+    suffix = (file.with_suffix("") if packed else file).suffix.lower()
+    if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES or suffix in OTHER_SUFFIXES:
         return True
     # archives name DICOM files IM000001, or by their UID, whose last part looks like a suffix
-    if (suffix and not suffix[1:].isdigit()) or file.name == "DICOMDIR":
+    if file.name == "DICOMDIR":
         return False
     try:
         with file.open("rb") as opened:
-            return is_dicom(opened.read(PREAMBLE))
+            begins = opened.read(PREAMBLE)
     except OSError:
         return False
+    return is_dicom(begins) or begins.startswith(SIGNATURES) or begins[:4] + begins[8:12] == b"RIFFWEBP"
 
 
 def _open_table(

@@ -12,7 +12,7 @@ from .errors import DataError
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 NOT_AVAILABLE = ("NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None")
 """What R, pandas and spreadsheets write into CSV where an identity or label is not known."""
-CSV_READING = 2
+CSV_READING = 3
 """Part of a CSV's fingerprint; another one for each way in which its cells were ever read."""
 
 
@@ -48,12 +48,12 @@ def read_table(path: Path) -> Any:
 
 
 def _read_csv(path: Path) -> Any:
-    """Every cell as the text that it is: ids and identities are no numbers."""
+    """Every cell as the text that it is, without spaces before it: ids and identities are no numbers."""
     import datasets
     import pandas
 
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=True)
     # where rows end in a separator, pandas takes their first cells for names of rows
     if not isinstance(frame.index, pandas.RangeIndex):
         cells, names = frame.reset_index(), frame.columns

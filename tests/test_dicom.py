@@ -185,7 +185,7 @@ def test_files_are_known_by_their_first_bytes_too(tmp_path):
     (tmp_path / "README").write_text("no picture")
     (tmp_path / "empty").write_bytes(b"")
     names = [record.id for record in open_images(tmp_path).records]
-    assert names == ["1.2.840.10008.55", "IM000001", "a.dcm", "b.DCM"]
+    assert names == ["1.2.840.10008.55", "IM000001", "a.dcm", "b.DCM", "notes.txt"]
 
 
 def test_several_frames_are_refused(tmp_path):

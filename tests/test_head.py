@@ -237,7 +237,15 @@ def test_no_head_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", ["truncated weights", "no weights", "bad config", "other class", "weights of another"]
+    "harm",
+    [
+        "truncated weights",
+        "no weights",
+        "bad config",
+        "other class",
+        "weights of another",
+        "weights that the configuration lacks",
+    ],
 )
 def test_harmed_heads_are_refused(head: LCMemHead, tmp_path: Path, harm: str) -> None:
     head.save_pretrained(tmp_path)
@@ -248,6 +256,8 @@ def test_harmed_heads_are_refused(head: LCMemHead, tmp_path: Path, harm: str) ->
         weights.unlink()
     elif harm == "bad config":
         config.write_text("{")
+    elif harm == "weights that the configuration lacks":
+        config.write_text(json.dumps({**json.loads(config.read_text()), "token_dim": 0}))
     elif harm == "other class":
         config.write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     else:

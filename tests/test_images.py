@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,50 @@ def test_layers_and_reduced_pages_are_no_further_pictures(tmp_path):
     with Image.open(tmp_path / "reduced.tiff") as opened:
         assert opened.n_frames == 2
     assert np.array_equal(np.asarray(open_images(tmp_path).image(0)), np.asarray(whole))
+
+
+def test_the_page_that_is_not_reduced_is_the_picture(tmp_path):
+    small, whole = picture(1).resize((16, 16)), picture(1)
+    small.encoderinfo, whole.encoderinfo = {"tiffinfo": {254: 1}}, {"tiffinfo": {254: 0}}
+    small.save(tmp_path / "preview first.tiff", tiffinfo={254: 1}, save_all=True, append_images=[whole])
+    small.save(tmp_path / "previews.tiff", tiffinfo={254: 1}, save_all=True, append_images=[small])
+    source = open_images(tmp_path)
+    assert source.image(0).size == whole.size
+    with pytest.raises(UnreadableImageError, match="it holds 2 pictures"):
+        source.image(1)
+
+
+def test_nothing_in_a_folder_is_passed_over_in_silence(tmp_path):
+    for name in ("in the folder", "elsewhere"):
+        (tmp_path / name).mkdir()
+        picture(1).save(tmp_path / name / "a.png")
+    folder = tmp_path / "in the folder"
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "linked" / "round").symlink_to(folder)
+    picture(2).save(folder / "without", "PNG")
+    picture(3).save(folder / "b.jpg.bak", "JPEG")
+    picture(4).save(folder / "c.webp.old", "WEBP")
+    for name in ("d.heic", "e.jxl", "f.IMA", "g.dcm.gz"):
+        (folder / name).write_bytes(b"unknown here")
+    (folder / "notes.txt").write_text("no picture")
+    source = open_images(folder)
+    readable = ["a.png", "b.jpg.bak", "c.webp.old", "linked/a.png", "without"]
+    assert [record.id for record in source.records] == sorted(
+        [*readable, "d.heic", "e.jxl", "f.IMA", "g.dcm.gz"]
+    )
+    assert [record.id for row, record in enumerate(source.records) if can_be_read(source, row)] == readable
+
+
+def test_a_file_name_that_is_no_text_is_refused(tmp_path):
+    picture(1).save(tmp_path / os.fsdecode(b"\xe9.png"))
+    with pytest.raises(DataError, match="no text in UTF-8; give it another name"):
+        open_images(tmp_path)
+
+
+def test_spaces_before_names_and_cells_of_csv_do_not_count(tmp_path):
+    picture(1).save(tmp_path / "1.png")
+    (tmp_path / "table.csv").write_text("image, identity\n1.png, p1\n")
+    assert open_images(tmp_path / "table.csv").records[0].identity == "p1"
 
 
 def test_a_file_of_several_pictures_is_refused(tmp_path):

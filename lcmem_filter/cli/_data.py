@@ -129,9 +129,10 @@ def device_of(args: argparse.Namespace) -> str:
         from ..errors import DataError
 
         try:
-            return str(torch.device(args.device))
-        except RuntimeError as error:
-            raise DataError(f"no device {args.device!r}: {error}; for example --device cuda:0") from error
+            return str(torch.empty(0, device=args.device).device)
+        except (RuntimeError, AssertionError) as error:  # AssertionError: where PyTorch was built without it
+            why = str(error).split("\n")[0]
+            raise DataError(f"no device {args.device!r}: {why}; for example --device cpu") from error
     from accelerate import PartialState
 
     return str(PartialState().device)

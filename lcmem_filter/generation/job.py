@@ -78,7 +78,8 @@ def versions() -> dict[str, str]:
 
 
 def pipeline_fingerprint(pipe: Any) -> str:
-    """SHA-256 over the class, the scheduler's settings and every weight and buffer, as they lie in memory."""
+    """SHA-256 over the class, every component's settings and vocabulary, and every weight and buffer, as they lie in
+    memory."""
     digest = hashlib.sha256(type(pipe).__name__.encode())
     for name, component in sorted(pipe.components.items()):
         digest.update(f"{name}: {type(component).__name__}\n".encode())
@@ -86,9 +87,18 @@ def pipeline_fingerprint(pipe: Any) -> str:
             for key, tensor in sorted(_weights_of(component).items()):
                 digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 digest.update(_bytes_of(tensor))
-        elif hasattr(component, "config"):
-            digest.update(json.dumps(dict(component.config), sort_keys=True, default=str).encode())
+        if hasattr(component, "config"):
+            digest.update(_settings_of(component.config).encode())
+        if hasattr(component, "get_vocab"):
+            digest.update(json.dumps(component.get_vocab(), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _settings_of(config: Any) -> str:
+    """A configuration of diffusers or transformers, without where it was loaded from."""
+    entries = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    kept = {key: value for key, value in entries.items() if not key.startswith("_")}
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _weights_of(component: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -138,7 +138,8 @@ def read_requests(
             ``count`` by default, of which only the first must be there. An empty seed is derived, an empty count is 1.
 
     Raises:
-        DataError: there is no such file, it cannot be read, or a seed or count is no whole number.
+        DataError: there is no such file, it cannot be read, several of its columns have a name that is read, or a seed
+            or count is no whole number.
         EmptyDataError: no prompts.
         MissingColumnError: a table without a column that was named, or without prompts.
     """
@@ -158,6 +159,8 @@ def read_requests(
             raise MissingColumnError(
                 f"{path} has no column {missing!r}; it has {', '.join(table.column_names)}"
             )
+        if twice := next((name for name in columns.values() if table.column_names.count(name) > 1), None):
+            raise DataError(f"{path} has several columns {twice!r}; give each another name")
         requests = _requests_of(path, table, columns)
     if not requests:
         raise EmptyDataError(f"{path} has no prompts; give a file with at least one")

@@ -164,6 +164,9 @@ def _run(work: _Work, progress: bool) -> str | None:
     """Draw this process's batches that are not done, then wait for the others; why the job was stopped, if it was."""
     state, folder, plan = work.state, work.folder, work.plan
     tally, todo = _begin(work)
+    if todo:  # what was listed may not be there any more
+        for name in (METADATA, MANIFEST_JSONL, MANIFEST_PARQUET):
+            (folder.path / name).unlink(missing_ok=True)
     shown = progress and state.is_main_process
     with tqdm(total=len(plan.items), desc="generating", unit="image", disable=not shown) as bar:
         bar.initial = bar.n = _images_done(work)

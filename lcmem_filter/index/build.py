@@ -140,6 +140,8 @@ def _check_plan(build: Build) -> None:
         found = json.loads(plan_file.read_text())
     except ValueError as error:
         raise CorruptArtifactError(f"{plan_file} cannot be read: {error}; remove {build.output}") from error
+    if not isinstance(found, dict):
+        raise CorruptArtifactError(f"{plan_file} is no plan of an index; remove {build.output}")
     wanted = build.plan()
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed and not (changed == ["source"] and _shows_the_same(build)):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ArtifactError, LatentSpaceError, LcmemFilterError
+from ..errors import ArtifactError, CorruptArtifactError, LatentSpaceError, LcmemFilterError
 from ..head import LCMemHead
 from ..latents import weights_sha256
 from . import folder as files
@@ -71,7 +71,11 @@ def _is_done(output: Path, plan: dict[str, Any]) -> bool:
     if not output.exists() or not any(output.iterdir()):
         return False
     plan_file = output / files.PLAN
-    if not plan_file.exists() or json.loads(plan_file.read_text()) != plan:
+    try:
+        found = json.loads(plan_file.read_text()) if plan_file.exists() else None
+    except ValueError as error:
+        raise CorruptArtifactError(f"{plan_file} cannot be read: {error}; remove {output}") from error
+    if found != plan:
         raise ArtifactError(f"{output} holds something else; give another --output, or remove it")
     return files.is_index(output) and files.is_whole(output)
 

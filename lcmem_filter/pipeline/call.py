@@ -164,6 +164,7 @@ def filtered_call(
         UnsupportedPipelineError: the call ends before its latents are clean, and the policy is to refuse that; or what
             the pipeline makes cannot be judged.
     """
+    policy.filter.last_decisions = ()
     allowed_ids = kwargs.pop("allowed_ids", None)
     exempt = Exemptions() if allowed_ids is None else Exemptions.of(allowed_ids, policy.filter.index)
     try:
@@ -173,7 +174,6 @@ def filtered_call(
         raise FilterFailedError(
             "the pipeline took arguments that do not fit its signature; no image is returned"
         ) from None
-    policy.filter.last_decisions = ()
     drawing = Drawing(pipe, original, policy, exempt)
     with turn(decoder_of(pipe)):
         if call.arguments.get("denoising_end") not in (None, 1):

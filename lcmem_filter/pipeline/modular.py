@@ -73,6 +73,7 @@ class MemorizationFilterStep(ModularPipelineBlocks):
             InputParam("latents", required=True, type_hint=torch.Tensor, description="The denoised latents."),
             InputParam("height", description="Height in pixels, for packed latents."),
             InputParam("width", description="Width in pixels, for packed latents."),
+            InputParam("denoising_end", description="Must not end the denoising early."),
             InputParam("allowed_ids", description="Training images that the samples may resemble."),
             InputParam("images", description="Must not be there yet."),
         ]
@@ -94,11 +95,16 @@ class MemorizationFilterStep(ModularPipelineBlocks):
             FilterFailedError: the step has no index, or stands behind the decode step.
             LatentSpaceError: the index's head does not know the pipeline's latent space.
             MemorizationError: see ``on_exhausted``.
-            UnsupportedPipelineError: latents in a layout that is not known.
+            UnsupportedPipelineError: latents in a layout that is not known, or not yet denoised (``denoising_end``).
         """
         block = self.get_block_state(state)
         if block.images is not None:
             raise FilterFailedError("the filter's step stands behind the decode step; put it before")
+        if block.denoising_end not in (None, 1):
+            raise UnsupportedPipelineError(
+                f"the denoising ends early (denoising_end={block.denoising_end}), and such latents show too little to "
+                "be judged; leave it out, and filter the pipeline that finishes them"
+            )
         vae = decoder_of(components)
         size = (int(block.height), int(block.width)) if block.height and block.width else None
         judged = decoder_space(components, vae, block.latents, size)

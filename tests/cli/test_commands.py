@@ -132,6 +132,7 @@ def test_errors_are_one_line(folder, capsys):
         (("calibrate", folder / "index", folder / "held", "--identity-column", "who"), "no column 'who'"),
         (("calibrate", folder / "index", folder / "held", "--where", "split"), "COLUMN=VALUE"),
         (("calibrate", folder / "index", folder / "held", "--device", "typo"), "no device 'typo'"),
+        (("calibrate", folder / "index", folder / "held", "--device", "cuda:99"), "no device 'cuda:99'"),
         (("calibrate", folder / "index", folder / "held", "--leave-out", "nothing.txt"), "one id a line"),
         (
             ("calibrate", folder / "index", folder / "held", "--false-rejection-rate", 0.001),

@@ -250,6 +250,32 @@ def test_a_negative_prompt_is_each_images(job, whole):
     assert len(made.rows) == 4 and [row.sha256 for row in made.rows] != [row.sha256 for row in whole.rows[:4]]
 
 
+def test_settings_and_vocabulary_are_part_of_a_pipeline(pipe):
+    before = pipeline_fingerprint(pipe)
+    other = copy.deepcopy(pipe)
+    other.vae.register_to_config(scaling_factor=0.5)
+    assert pipeline_fingerprint(other) != before
+    other = copy.deepcopy(pipe)
+    other.tokenizer.add_tokens(["another word"])
+    assert pipeline_fingerprint(other) != before
+    assert pipeline_fingerprint(copy.deepcopy(pipe)) == before
+
+
+def test_a_job_that_goes_on_lists_nothing_before_it_is_done(whole, job, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "job")
+    lost = next(row for row in whole.rows if row.delivered)
+    (tmp_path / "job" / lost.file_name).unlink()
+    with pytest.raises(GenerationStoppedError):
+        job(disk_budget=1)
+    assert not [
+        name
+        for name in ("metadata.jsonl", "manifest.jsonl", "manifest.parquet")
+        if (tmp_path / "job" / name).exists()
+    ]
+    job()
+    assert checksums(tmp_path / "job") == checksums(whole.folder)
+
+
 def test_weights_that_are_held_elsewhere_make_the_same_job(pipe):
     in_memory = pipeline_fingerprint(pipe)
     again = copy.deepcopy(pipe)

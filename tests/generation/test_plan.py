@@ -60,6 +60,7 @@ def test_columns_may_be_named_otherwise(tmp_path):
         ("p.csv", "prompt\na cat\n", {"seed_column": "s"}, MissingColumnError, "no column 's'"),
         ("p.txt", "a cat\n", {"label_column": "l"}, MissingColumnError, "one prompt a line"),
         ("p.txt", "\n", {}, EmptyDataError, "no prompts"),
+        ("p.csv", "prompt,prompt\na cat,a dog\n", {}, DataError, "several columns 'prompt'"),
         ("p.csv", "prompt,count\na cat,0\n", {}, DataError, "at least 1, got 0"),
         ("p.csv", "prompt,count\na cat,1.5\n", {}, DataError, "row 1 has count 1.5"),
         ("p.csv", "prompt,seed\na cat,-1\n", {}, DataError, "lies in"),

@@ -137,6 +137,9 @@ def test_the_same_reembedding_mends_a_damaged_index(tmp_path):
         MemorizationIndex.load(folder)
     mended, rows = old.reembed(other, folder), torch.arange(20)
     assert torch.equal(mended.embeddings(rows), new.embeddings(rows)) and mended.calibration == calibration()
+    (folder / files.PLAN).write_text("{bad")
+    with pytest.raises(CorruptArtifactError, match="cannot be read"):
+        old.reembed(other, folder)
 
 
 def test_a_damaged_shard_is_not_replaced_by_an_older_one_that_lacks_images(tmp_path, monkeypatch):

@@ -193,6 +193,13 @@ def test_a_finished_index_is_not_built_again_nor_overwritten(tmp_path):
         build(tmp_path, keep_latents=False)
     with pytest.raises(ArtifactError, match="holds an index with other source, images"):
         build(tmp_path, images=21)
+    plan = tmp_path / "index" / files.PLAN
+    whole = plan.read_text()
+    for content, says in (("[]", "is no plan of an index"), ("{bad", "cannot be read")):
+        plan.write_text(content)
+        with pytest.raises(CorruptArtifactError, match=says):
+            build(tmp_path)
+    plan.write_text(whole)
     (tmp_path / "other" / "index").mkdir(parents=True)
     (tmp_path / "other" / "index" / "thesis.txt").write_text("precious")
     with pytest.raises(ArtifactError, match="not empty and holds no index"):

@@ -110,3 +110,7 @@ def test_naming_none_changes_nothing(index: MemorizationIndex) -> None:
     attach(pipe, index, on_memorized="reject")
     with pytest.warns(MemorizationWarning, match="4 of 4"):
         call(pipe, latents_of(0, 1, 2, 3), allowed_ids=[])
+    assert len(pipe.memorization_filter.last_decisions) == 4
+    with pytest.raises(AllowedIdsError):
+        call(pipe, latents_of(0, 1, 2, 3), allowed_ids=["nowhere.png"])
+    assert not pipe.memorization_filter.last_decisions  # of a call that came to none

@@ -109,6 +109,8 @@ def test_wrong_uses_return_nothing(index: MemorizationIndex) -> None:
         decode(decoding(FluxDecodeStep(), MemorizationFilterStep(index)), latents)
     with pytest.raises(UnsupportedPipelineError, match="cannot be judged"):
         decode(decoding(MemorizationFilterStep(index), FluxDecodeStep()), latents.flatten(2))
+    with pytest.raises(UnsupportedPipelineError, match=r"denoising_end=0\.8"):
+        decoding(MemorizationFilterStep(index), FluxDecodeStep())(latents=latents, denoising_end=0.8)
     other = AutoencoderTiny(
         encoder_block_out_channels=(16, 16),
         decoder_block_out_channels=(16, 16),
