@@ -112,22 +112,28 @@ def attached(
 
 
 def carry_over(source: Any, target: Pipe) -> Pipe:
-    """Attach to ``target`` what is attached to ``source``, if anything; the decoder of ``target`` is checked anew."""
+    """Attach to ``target`` what is attached to ``source``, if anything; the decoder of ``target`` is checked anew.
+    Early stop that was not calibrated for ``target`` is left out, with a warning."""
     policy = source.__dict__.get(POLICY)
     if policy is None:
         return target
-    return attach(
-        target,
-        policy.filter.index,
-        on_memorized=policy.on_memorized,
-        max_resamples=policy.max_resamples,
-        max_seconds=policy.max_seconds,
-        rungs=policy.rungs,
-        on_exhausted=policy.on_exhausted,
-        allow_unindexed=True,  # whoever attached it to the source accepted it
-        allow_partial_latents=policy.allow_partial_latents,
-        early_stop=policy.early_stop,
-    )
+    given: dict[str, Any] = {
+        "on_memorized": policy.on_memorized,
+        "max_resamples": policy.max_resamples,
+        "max_seconds": policy.max_seconds,
+        "rungs": policy.rungs,
+        "on_exhausted": policy.on_exhausted,
+        "allow_unindexed": True,  # whoever attached it to the source accepted it
+        "allow_partial_latents": policy.allow_partial_latents,
+    }
+    early = policy.early_stop
+    if isinstance(early, EarlyStop):
+        try:
+            early.check(target, policy.filter)
+        except CalibrationError as error:
+            warnings.warn(f"early stop is not carried over: {error}", stacklevel=4)
+            early = None
+    return attach(target, policy.filter.index, **given, early_stop=early)
 
 
 def _early_stop(pipe: Any, judge: MemorizationFilter, given: Any, on_memorized: str) -> EarlyStop | None:

@@ -76,6 +76,8 @@ tensor are not taken apart: they may be one for each row, for each ControlNet, o
 
 _PICTURES = frozenset(name for roles in PICTURES.values() for name in roles)
 
+_IMAGE_EMBEDS = frozenset({"image_embeds", "negative_image_embeds"})
+
 _MANY = (list, tuple, torch.Tensor, np.ndarray)
 
 
@@ -91,11 +93,13 @@ def roles_of(pipe: Any) -> dict[str, Role]:
 
 @dataclass(frozen=True)
 class BoundCall:
-    """The arguments of one pipeline call by name; ``positional`` are those that only go by position, of ``*args``."""
+    """The arguments of one pipeline call by name; ``positional`` are those that only go by position, of ``*args``, and
+    ``cell`` the pixels along a side that a cell of latents becomes, where that is known."""
 
     arguments: dict[str, Any]
     roles: Mapping[str, Role]
     positional: tuple[Any, ...] = ()
+    cell: int | None = None
 
     @classmethod
     def bind(
@@ -117,7 +121,7 @@ class BoundCall:
                 positional = (*before, *arguments.pop(parameter.name))
             elif parameter.default is not inspect.Parameter.empty and not positional:
                 arguments.setdefault(parameter.name, parameter.default)
-        return cls(arguments, roles_of(pipe), positional)
+        return cls(arguments, roles_of(pipe), positional, getattr(pipe, "vae_scale_factor", None))
 
     @property
     def output_type(self) -> str | None:
@@ -140,6 +144,7 @@ class BoundCall:
                 or (
                     not (name in _PICTURES and _may_be_one(value))
                     and _entries_are_rows(value, self.roles.get(name), prompts, total, texts=name in TEXTS)
+                    and not (name in _IMAGE_EMBEDS and _lists_batches(value))
                 )
                 for name, value in self.arguments.items()
             )
@@ -157,7 +162,8 @@ class BoundCall:
                 changed[name] = _take(value, rows)
         if self.arguments.get("batch_size") is not None:
             changed["batch_size"] = len(rows)
-        return BoundCall(_redrawn(changed, generators, images=1), self.roles)
+        again = _redrawn(changed, generators, self.cell, images=1)
+        return BoundCall(again, self.roles, cell=self.cell)
 
     def _batch_size_counts_rows(self, total: int) -> bool:
         """Whether ``batch_size``, where it is given, is how many rows are drawn: beside prompts, it may be for each."""
@@ -169,7 +175,8 @@ class BoundCall:
 
     def for_all_rows(self, generators: list[torch.Generator]) -> BoundCall:
         """The same call from other generators, one a row; for arguments that cannot be taken apart."""
-        return BoundCall(_redrawn(dict(self.arguments), generators), self.roles, self.positional)
+        again = _redrawn(dict(self.arguments), generators, self.cell)
+        return BoundCall(again, self.roles, self.positional, self.cell)
 
 
 def draw_seed(generator: torch.Generator | list[torch.Generator] | None, row: int) -> int:
@@ -187,10 +194,19 @@ def generator_for(seed: int, like: torch.Generator | list[torch.Generator] | Non
 
 
 def _redrawn(
-    arguments: dict[str, Any], generators: list[torch.Generator], images: int | None = None
+    arguments: dict[str, Any],
+    generators: list[torch.Generator],
+    cell: int | None,
+    images: int | None = None,
 ) -> dict[str, Any]:
+    """The arguments of the same call from other noise, of the size of the noise that was given."""
     arguments["generator"] = generators
-    if arguments.get("latents") is not None:
+    latents = arguments.get("latents")
+    if latents is not None:
+        if cell is not None and latents.ndim == 4:
+            for name, cells in (("height", latents.shape[2]), ("width", latents.shape[3])):
+                if name in arguments:
+                    arguments[name] = cells * cell
         arguments["latents"] = None
     if images is not None and "num_images_per_prompt" in arguments:
         arguments["num_images_per_prompt"] = images
@@ -212,8 +228,15 @@ def _may_be_one(value: Any) -> bool:
     return isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim < 4
 
 
+def _lists_batches(value: Any) -> bool:
+    """Whether a list has a batch (B, D) of several embeddings for an entry."""
+    return isinstance(value, (list, tuple)) and any(
+        isinstance(one, torch.Tensor) and one.ndim > 1 and len(one) > 1 for one in value
+    )
+
+
 def _holds_several(entry: Any) -> bool:
-    """Whether a list's entry is itself more than one row: a list, or a batch (B, C, H, W) or (B, D) of several."""
+    """Whether a list's entry is itself more than one row: a list, or a batch (B, C, H, W)."""
     if isinstance(entry, (torch.Tensor, np.ndarray)):
         return entry.ndim > 3
     return isinstance(entry, (list, tuple))

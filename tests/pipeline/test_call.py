@@ -88,6 +88,19 @@ def test_rejected_latents_never_reach_the_decoder(kind: str, vae: str) -> None:
             )
 
 
+def test_rows_are_drawn_again_at_the_size_of_the_latents_that_were_given() -> None:
+    pipe = tiny_pipeline()
+    given = {**arguments(), "generator": None}
+    whole = pipe(**given).images.shape
+    given["latents"] = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = pipe(**given).images
+    assert plain.shape[1] != whole[1]
+    wear(pipe, lambda latent, row, batch: batch > 0 or row != 1)
+    out = pipe(**given)
+    assert out.images.shape == plain.shape and [d.attempts for d in out.memorization] == [1, 2, 1, 1]
+    assert np.array_equal(out.images[[0, 2, 3]], plain[[0, 2, 3]])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rejected_rows_are_drawn_again_and_accepted_rows_stay(kind: str) -> None:
     pipe = tiny_pipeline(kind)

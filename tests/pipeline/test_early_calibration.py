@@ -67,6 +67,11 @@ def test_what_cannot_be_stopped_is_named_and_filtered_all_the_same(
         attach(consistency_model(), index, early_stop=early())
 
     pipe = attach(made(), index, on_memorized="reject", early_stop=early())
+    euler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.warns(UserWarning, match="not carried over: early stop was calibrated for DDIMScheduler"):
+        other = type(detach(made())).from_pipe(pipe, scheduler=euler)
+    assert other.memorization_filter.index is index
+
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     with planted(pipe, {0: 3, 1: 7}) as calls:
         with pytest.warns() as warned:

@@ -68,6 +68,7 @@ def test_lists_of_the_call_stay_whole(name: str) -> None:
         {"ip_adapter_image": ["first", "second"]},
         {"ip_adapter_image_embeds": [torch.zeros(2, 1, 4)]},
         {"something_new": torch.zeros(2)},
+        {"pipeline": "KandinskyV22Pipeline", "image_embeds": [torch.zeros(2, 4)]},
         {"prompt_embeds": torch.zeros(3, 4)},  # not one for each prompt
         {"pipeline": "Flux2Pipeline", "image": ["first", "second"]},
         {"pipeline": "StableDiffusionImg2ImgPipeline", "image": [torch.zeros(2, 3, 8, 8)]},
