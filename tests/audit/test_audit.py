@@ -130,7 +130,7 @@ def test_near_duplicates_can_be_drawn_by_the_pipeline_itself(folder):
 def test_what_a_certificate_leaves_out_is_told(folder, tmp_path):
     write_pictures(tmp_path, UNSEEN)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    (folder / "train" / "000.png").rename(tmp_path / "kept")
+    (folder / "train" / "000.png").rename(folder / "kept")
     try:
         (folder / "train" / "000.png").write_bytes(b"no picture")
         found = audit(
@@ -142,7 +142,7 @@ def test_what_a_certificate_leaves_out_is_told(folder, tmp_path):
             sensitivity_seeds=2,
         ).certificate
     finally:
-        (tmp_path / "kept").replace(folder / "train" / "000.png")
+        (folder / "kept").replace(folder / "train" / "000.png")
     assert found is not None and found.specificity.rate is not None and found.sensitivity.rate is not None
     assert "Left out: 1 that" in found.specificity.how and found.specificity.rate.of == len(UNSEEN)
     assert "1 training images are other pictures" in found.sensitivity.how and found.sensitivity.rate.of == 78
