@@ -117,15 +117,6 @@ def carry_over(source: Any, target: Pipe) -> Pipe:
     policy = source.__dict__.get(POLICY)
     if policy is None:
         return target
-    given: dict[str, Any] = {
-        "on_memorized": policy.on_memorized,
-        "max_resamples": policy.max_resamples,
-        "max_seconds": policy.max_seconds,
-        "rungs": policy.rungs,
-        "on_exhausted": policy.on_exhausted,
-        "allow_unindexed": True,  # whoever attached it to the source accepted it
-        "allow_partial_latents": policy.allow_partial_latents,
-    }
     early = policy.early_stop
     if isinstance(early, EarlyStop):
         try:
@@ -133,7 +124,18 @@ def carry_over(source: Any, target: Pipe) -> Pipe:
         except CalibrationError as error:
             warnings.warn(f"early stop is not carried over: {error}", stacklevel=4)
             early = None
-    return attach(target, policy.filter.index, **given, early_stop=early)
+    return attach(
+        target,
+        policy.filter.index,
+        on_memorized=policy.on_memorized,
+        max_resamples=policy.max_resamples,
+        max_seconds=policy.max_seconds,
+        rungs=policy.rungs,
+        on_exhausted=policy.on_exhausted,
+        allow_unindexed=True,  # whoever attached it to the source accepted it
+        allow_partial_latents=policy.allow_partial_latents,
+        early_stop=early,
+    )
 
 
 def _early_stop(pipe: Any, judge: MemorizationFilter, given: Any, on_memorized: str) -> EarlyStop | None:
