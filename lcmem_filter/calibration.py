@@ -191,8 +191,8 @@ def _usable_rows(
         raise CalibrationError(
             f"no held-out image {min(unknown)!r} to leave out ({len(unknown)} such); give ids as printed"
         )
-    indexed = {record.identity for record in index.records if record.identity != record.id}
-    named = [record.identity if record.identity != record.id else None for record in held_out.records]
+    indexed = {record.identity for record in index.records} - {None}
+    named = [record.identity for record in held_out.records]
     if set(named) <= {None, *index.classes, *classes_among(named)}:
         named = [None] * len(named)
     seen: set[str | None] = set()

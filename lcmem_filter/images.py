@@ -18,6 +18,7 @@ from PIL import Image
 
 from .decoding import decode_image
 from .dicom import DICOM_SUFFIXES, PREAMBLE, is_dicom
+from .digests import sha256
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
 from .tables import CSV_READING, NOT_AVAILABLE, is_csv, matching, read_table, text_of
 
@@ -40,12 +41,12 @@ class ImageRecord:
 
     Attributes:
         id: Names the image in an index: its path in a folder, its row in a table, or a column's value.
-        identity: Equal for images of one identity; the image's own id where nothing is known.
+        identity: Equal for images of one identity; ``None`` where it is not known.
         labels: Findings, diagnoses or classes, separated by ``|``.
     """
 
     id: str
-    identity: str
+    identity: str | None = None
     labels: str = ""
 
 
@@ -155,8 +156,8 @@ def open_images(
             folder. Or a table's file: JSON lines and Parquet are read by ``datasets``, which keeps a copy in its cache;
             what stands in CSV is text, so that an identity ``007`` stays that.
         image_column: Column of images, or of paths relative to the table; ``image``, ``file_name``, ``path`` or
-            ``file`` by default.
-        identity_column: Column of identities; ``identity`` where there is one, else each image is its own.
+            ``file`` by default, in small or capital letters.
+        identity_column: Column of identities; ``identity`` where there is one, else no image's is known.
         id_column: Column of unique ids; paths, with ``#ROW`` where one stands there again, or row numbers by
             default.
         where: Only rows of a table whose columns have these values, compared as text.
@@ -223,9 +224,12 @@ def _open_folder(path: Path) -> ImageSource:
     for name in names:
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise DataError(f"the file name {name!r} in {path} is no text in UTF-8; give it another name")
-    records = [ImageRecord(name, name.split("/")[0] if "/" in name else name) for name in names]
+    records = [ImageRecord(name, name.split("/")[0] if "/" in name else None) for name in names]
     return ImageSource(
-        path.name, records, lambda row: files[row], _digest(repr(_stats(path, names)).encode())
+        path.name,
+        records,
+        lambda row: files[row],
+        hashlib.sha256(repr(_stats(path, names)).encode()).hexdigest(),
     )
 
 
@@ -293,9 +297,9 @@ def _open_table(
 ) -> ImageSource:
     table = read_table(path)
     found = list(table.column_names)
-    default = next((name for name in IMAGE_COLUMNS if name in found), None)
-    image_column = image_column or default
-    identity_column = identity_column or ("identity" if "identity" in found else None)
+    spelled = {**{name.strip().lower(): name for name in reversed(found)}, **{name: name for name in found}}
+    image_column = image_column or next((spelled[name] for name in IMAGE_COLUMNS if name in spelled), None)
+    identity_column = identity_column or spelled.get("identity")
     for name in (image_column or "image", identity_column, id_column, *where):
         if name is not None and name not in found:
             raise MissingColumnError(f"{path} has no column {name!r}; it has {', '.join(found)}")
@@ -306,7 +310,7 @@ def _open_table(
             f"{path} has no rows with {where or 'anything in them'}; it has {len(table)} rows"
         )
     identities, ids, labels = (
-        table[name][:] if name in found else None for name in (identity_column, id_column, "labels")
+        table[name][:] if name else None for name in (identity_column, id_column, spelled.get("labels"))
     )
     # in CSV, what says that nothing is known is text like all else
     unknown = (None, *(NOT_AVAILABLE if is_csv(path) else ()))
@@ -326,7 +330,7 @@ def _open_table(
         records.append(
             ImageRecord(
                 id_,
-                id_ if identity is None or identity in unknown else identity,
+                None if identity in unknown else identity,
                 "" if known in unknown else known,
             )
         )
@@ -356,7 +360,7 @@ def _open_table(
         path.parent.name if path.name in METADATA_FILES else path.stem,
         records,
         read,
-        _digest(repr(plan).encode(), path),
+        sha256(path, prefix=repr(plan).encode()),
     )
 
 
@@ -383,12 +387,3 @@ def _check_all_named(path: Path, table: Any) -> None:
 def _labels(value: Any) -> str:
     several = value if isinstance(value, list) else [value]
     return "|".join(text for one in several if (text := text_of(one)) is not None)
-
-
-def _digest(key: bytes, file: Path | None = None) -> str:
-    digest = hashlib.sha256(key)
-    if file is not None:
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

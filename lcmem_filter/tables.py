@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .digests import sha256
 from .errors import DataError
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -33,7 +34,8 @@ def read_table(path: Path) -> Any:
         table = (
             _read_csv(path)
             if kind == "csv"
-            else datasets.load_dataset(kind, data_files=str(path), split="train")
+            # by itself, datasets takes what it read before where a file's time is the same
+            else datasets.load_dataset(kind, sha256(path), data_files=str(path), split="train")
         )
     except Exception as error:
         cause = error.__cause__ or error  # datasets says only that something went wrong

@@ -167,6 +167,26 @@ def test_subfolders_that_are_classes_hold_nothing_out(tmp_path):
         calibrate(index, open_images(held), false_rejection_rate=0.1, progress=False)
 
 
+def test_an_image_may_be_called_as_the_identity_that_it_shows(tmp_path):
+    def people(name, seeds):
+        pictures(tmp_path / name, seeds)
+        rows = [f"{i:03d}.png,{i // 2},{i // 2}{'b' * (i % 2)}" for i in seeds]
+        (tmp_path / name / "metadata.csv").write_text("\n".join(["file_name,identity,name", *rows]))
+        return open_images(tmp_path / name, id_column="name")
+
+    index = MemorizationIndex.build(
+        people("train", range(6)),
+        saved_encoder(tmp_path),
+        head(),
+        tmp_path / "index",
+        resolution=32,
+        progress=False,
+    )
+    assert index.identities.tolist() == [0, 0, 1, 1, 2, 2]
+    found = calibrate(index, people("held", range(4, 44)), false_rejection_rate=0.1, progress=False)
+    assert found.dropped == {"identity is in the index": 2, "further image of an identity": 19}
+
+
 def test_flat_folders_share_file_names_but_not_identities(tmp_path):
     index = build(tmp_path, images=20)
     held = tmp_path / "held"

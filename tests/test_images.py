@@ -26,7 +26,7 @@ def write_csv(path: Path, header: list[str], rows: list[list[object]]) -> Path:
 
 def test_folder_of_images(tmp_path):
     source = open_images(write_pictures(tmp_path, [3, 1, 2]))
-    assert source.records == [ImageRecord(name, name) for name in ("001.png", "002.png", "003.png")]
+    assert source.records == [ImageRecord(name) for name in ("001.png", "002.png", "003.png")]
     assert np.array_equal(np.asarray(source.image(1)), np.asarray(picture(2)))
     assert source.image(0).mode == "RGB"
 
@@ -89,7 +89,7 @@ def test_tables_of_paths(tmp_path, kind):
     file = tmp_path / f"list.{kind}"
     {"csv": table.to_csv, "jsonl": table.to_json, "parquet": table.to_parquet}[kind](str(file))
     source = open_images(file, identity_column="who", where={"split": "train"})
-    assert source.records == [ImageRecord("000.png", "a", "x|y"), ImageRecord("002.png", "002.png", "x|y")]
+    assert source.records == [ImageRecord("000.png", "a", "x|y"), ImageRecord("002.png", None, "x|y")]
     assert np.array_equal(np.asarray(source.image(1)), np.asarray(picture(2)))
 
 
@@ -116,6 +116,24 @@ def test_imagefolder_with_metadata(tmp_path):
     assert [record.identity for record in open_images(tmp_path).records] == ["p0", "p1"]
 
 
+def test_a_table_is_read_anew_though_its_time_is_that_of_before(tmp_path):
+    """As of files that were unpacked from images of containers, whose times are all one."""
+    write_pictures(tmp_path, [0])
+    for who in ("p", "q"):
+        (tmp_path / "t.jsonl").write_text(json.dumps({"file_name": "000.png", "identity": who}))
+        os.utime(tmp_path / "t.jsonl", (1, 1))
+        assert open_images(tmp_path / "t.jsonl").records == [ImageRecord("000.png", who)]
+
+
+def test_columns_are_found_in_small_and_capital_letters(tmp_path):
+    write_pictures(tmp_path, [0])
+    names = ["IDENTITY", "File_Name", "Labels", "file"]
+    table = write_csv(tmp_path / "t.csv", names, [["p", "000.png", "x", "gone.png"]])
+    assert open_images(table).records == [ImageRecord("000.png", "p", "x")]
+    table = write_csv(tmp_path / "u.csv", ["Identity", "file_name", "identity"], [["p", "000.png", "q"]])
+    assert open_images(table).records == [ImageRecord("000.png", "q")]
+
+
 def test_what_stands_in_csv_is_text(tmp_path):
     write_pictures(tmp_path, [0, 1, 2])
     rows = [["000.png", "007", "01"], ["001.png", "7", "1"], ["002.png", "", "01"]]
@@ -123,7 +141,7 @@ def test_what_stands_in_csv_is_text(tmp_path):
         lines = [separator.join(row) for row in (["path", "who", "fold"], *rows)]
         (tmp_path / name).write_text("\n".join(lines) + "\n")
         source = open_images(tmp_path / name, identity_column="who")
-        assert [record.identity for record in source.records] == ["007", "7", "002.png"]
+        assert [record.identity for record in source.records] == ["007", "7", None]
         chosen = open_images(tmp_path / name, where={"fold": "01"}).records
         assert [record.id for record in chosen] == ["000.png", "002.png"]
 
@@ -134,7 +152,7 @@ def test_what_says_that_nothing_is_known_is_no_identity(tmp_path):
     rows = [[f"00{i}.png", who, who] for i, who in enumerate(unknown)]
     records = open_images(write_csv(tmp_path / "t.csv", ["path", "identity", "labels"], rows)).records
     assert [(one.identity, one.labels) for one in records] == [
-        *((f"00{i}.png", "") for i in range(3)),
+        *[(None, "")] * 3,
         ("p", "p"),
     ]
 
@@ -157,7 +175,7 @@ def test_numbers_are_the_same_text_whether_one_is_missing_or_not(tmp_path):
         pq.write_table(table, tmp_path / f"{name}.parquet")
         opened.append(open_images(tmp_path / f"{name}.parquet", identity_column="patient"))
     assert [one.identity for one in opened[0].records] == ["7", "7", "12", "3"]
-    assert [one.identity for one in opened[1].records] == ["7", "7", "2.png", "3.png"]
+    assert [one.identity for one in opened[1].records] == ["7", "7", None, None]
     assert [one.labels for one in opened[1].records] == ["1", "", "2.5", ""]
     for value in ("7", "7.0"):
         chosen = open_images(tmp_path / "missing.parquet", where={"patient": value})

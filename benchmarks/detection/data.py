@@ -58,7 +58,7 @@ class Images:
 
     @cached_property
     def identities(self) -> np.ndarray:
-        return np.array([record.identity for record in self.records], dtype=object)
+        return np.array([identity_of(record) for record in self.records], dtype=object)
 
     @cached_property
     def sets(self) -> np.ndarray:
@@ -82,6 +82,11 @@ class Images:
                 return source, row
             row -= len(source)
         raise IndexError(row)
+
+
+def identity_of(record: ImageRecord) -> str:
+    """What identities are told apart by: where none is known, each image is its own."""
+    return record.id if record.identity is None else record.identity
 
 
 def data_files() -> list[Path]:
@@ -156,7 +161,7 @@ def _check_apart(splits: dict[str, Images], split: str, others: Sequence[str]) -
 def _split(file: Path, identity_column: str | None) -> list[tuple[str, ImageSource]]:
     """Images of a file, and which split they are of."""
     columns = columns_of(file)
-    if identity_column is None and "id" in columns and "identity" not in columns:
+    if identity_column is None and "id" in columns and "identity" not in [name.lower() for name in columns]:
         identity_column = "id"
     if "split" in columns:
         return [
@@ -165,7 +170,7 @@ def _split(file: Path, identity_column: str | None) -> list[tuple[str, ImageSour
         ]
     found = []
     whole = open_images(file, identity_column=identity_column)
-    draws = np.array([_draw(record.identity) for record in whole.records])
+    draws = np.array([_draw(identity_of(record)) for record in whole.records])
     for split, low, high in (("train", 0.0, 0.6), ("validation", 0.6, 0.8), ("test", 0.8, 1.0)):
         if len(rows := np.flatnonzero((draws >= low) & (draws < high))):
             found.append((split, choose(whole, rows, split)))

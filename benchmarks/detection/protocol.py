@@ -56,7 +56,7 @@ class Design:
     def told(self) -> np.ndarray:
         """The same as an index numbers them: negative where an image's identity is not known."""
         records = [*self.base.records, *self.test.records]
-        return numbered([None if record.identity == record.id else record.identity for record in records])
+        return numbered([record.identity for record in records])
 
     @cached_property
     def half(self) -> np.ndarray:

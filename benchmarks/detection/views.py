@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from changes import crop, jpeg, noise, turn
-from data import Images
+from data import Images, identity_of
 from PIL import Image, ImageEnhance, ImageFilter
 
 from lcmem_filter.images import ImageRecord, ImageSource, to_pixels
@@ -58,7 +58,7 @@ class View:
             return buffer.getvalue()
 
         records = [self.images.records[row] for row in self.rows]
-        records = [ImageRecord(f"{self.name} of {r.id}", r.identity, r.labels) for r in records]
+        records = [ImageRecord(f"{self.name} of {r.id}", identity_of(r), r.labels) for r in records]
         source = ImageSource(self.name, records, read, fingerprint)
         return Images(self.name, (source,), tuple(self.images.domains[self.rows].tolist()))
 

@@ -75,7 +75,7 @@ def build_index(source: Any, encoder: Any, head: str, output: Path) -> Any:
         return lcmem_filter.MemorizationIndex.build(source, encoder, network, output, resolution=RESOLUTION)
     index = lcmem_filter.MemorizationIndex.load(output)
     space = index.space
-    named = any(record.identity != record.id for record in index.records)
+    named = any(record.identity is not None for record in index.records)
     if (
         index.head.fingerprint_of(space) != network.fingerprint_of(space)
         or len(index) != len(source)

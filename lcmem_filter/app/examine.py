@@ -34,7 +34,7 @@ class Examiner:
     def examine(self, file: str | os.PathLike[str]) -> Finding:
         """What is found about one file; a file that cannot be read or judged is "not checked"."""
         path = Path(file)
-        source = ImageSource("upload", [ImageRecord(path.name, path.name)], lambda _: path, path.name)
+        source = ImageSource("upload", [ImageRecord(path.name)], lambda _: path, path.name)
         (judged,) = judge_images(
             self.filter.index, source, [0], self.encoder, self.filter.space, progress=False
         )

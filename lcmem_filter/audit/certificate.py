@@ -148,7 +148,8 @@ def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
             None,
             "To have it measured, give real images that neither the model nor the calibration saw (--unseen DATA).",
         )
-    decisions = [decision for _, decision in judge.decide(unseen, "unseen images")]
+    judged = list(judge.decide(unseen, "unseen images"))
+    decisions = list({one.sha256: decision for one, decision in judged}.values())
     if not decisions:
         return Measured(None, f"None of the {len(unseen)} unseen images could be read and judged.")
     known = judge.filter.calibration.scores
@@ -160,10 +161,12 @@ def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
             "the threshold, so they say nothing about it. Give others.",
         )
     promised = judge.filter.calibration.false_rejection_rate
+    repeated = len(judged) - len(decisions)
     return Measured(
         rate_of(sum(bool(decision.accepted) for decision in decisions), len(decisions)),
         f"Real images that neither the model nor the calibration saw; {100 * (1 - promised):.4g}% was promised."
-        + _left_out(len(unseen) - len(decisions)),
+        + _left_out(len(unseen) - len(judged))
+        + (f" Files given several times count once: {repeated:,}." if repeated else ""),
         p_values=tuple(decision.p_value for decision in decisions),
     )
 

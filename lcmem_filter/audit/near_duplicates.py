@@ -97,9 +97,5 @@ def _made_of(
         make(source.image(row), 1000 * row + seed).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
-    records = [
-        ImageRecord(name := f"{source.records[row].id} ({seed})", name)
-        for row in rows
-        for seed in range(seeds)
-    ]
+    records = [ImageRecord(f"{source.records[row].id} ({seed})") for row in rows for seed in range(seeds)]
     return ImageSource(f"near-duplicates of {source.name}", records, read, source.fingerprint)

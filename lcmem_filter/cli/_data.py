@@ -69,7 +69,7 @@ def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -
 
     sources = [open_source(args, one, where) for one in data]
     for source in sources:
-        if all(record.identity == record.id for record in source.records):
+        if all(record.identity is None for record in source.records):
             print(
                 f"{source.name}: each image is an identity of its own; where some share one, name the column "
                 "(--identity-column), or give each identity a folder",

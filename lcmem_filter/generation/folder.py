@@ -22,8 +22,9 @@ from typing import Any
 
 from PIL import Image
 
+from ..digests import sha256
 from ..errors import ArtifactError, CorruptArtifactError
-from ..index.folder import sha256, write_file, write_json
+from ..index.folder import write_file, write_json
 from .rows import Row
 
 IMAGES, METADATA = "images", "metadata.jsonl"

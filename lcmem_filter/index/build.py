@@ -169,21 +169,21 @@ def _shows_the_same(build: Build) -> bool:
     return True
 
 
-def _known(folder: Path) -> dict[str, tuple[str, str, str]]:
+def _known(folder: Path) -> dict[str, tuple[str | None, str, str]]:
     """Of each id in a finished shard, what ``_described`` gave."""
     try:
         table = pq.read_table(folder / files.RECORDS).to_pydict()
     except (OSError, pa.ArrowException):
         return {}
     return {
-        id_: (identity or id_, labels, digest)
+        id_: (identity, labels, digest)
         for id_, identity, labels, digest in zip(
             table["id"], table["identity"], table["labels"], table["sha256"], strict=True
         )
     }
 
 
-def _described(source: ImageSource, row: int) -> tuple[str, str, str] | None:
+def _described(source: ImageSource, row: int) -> tuple[str | None, str, str] | None:
     """Identity, labels, and SHA-256 of the stored bytes; ``None`` where these cannot be read."""
     try:
         digest = hashlib.sha256(source.encoded(row)).hexdigest()
@@ -286,10 +286,7 @@ def _write_records(path: Path, records: list[tuple[Any, str]]) -> str:
     table = pa.table(
         {
             "id": [record.id for record, _ in records],
-            # an image that is its own identity has none that could recur elsewhere
-            "identity": pa.array(
-                [r.identity if r.identity != r.id else None for r, _ in records], pa.string()
-            ),
+            "identity": pa.array([record.identity for record, _ in records], pa.string()),
             "labels": [record.labels for record, _ in records],
             "sha256": [digest for _, digest in records],
         }

@@ -222,7 +222,7 @@ class MemorizationIndex:
 
     @property
     def _known_identities(self) -> list[str | None]:
-        return [record.identity if record.identity != record.id else None for record in self.records]
+        return [record.identity for record in self.records]
 
     @functools.cached_property
     def sha256_set(self) -> frozenset[str]:

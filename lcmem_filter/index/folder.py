@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
+from ..digests import sha256
 from ..errors import ArtifactError, ArtifactNotFoundError, CorruptArtifactError
 
 if sys.platform != "win32":
@@ -238,23 +239,6 @@ def read_array(path: Path) -> np.ndarray:
         raise CorruptArtifactError(
             f"{path} cannot be read: {error}; restore it or build the index again"
         ) from error
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _newest(folder: Path, kind: str) -> int:

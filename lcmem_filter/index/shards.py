@@ -94,7 +94,7 @@ def records_of(path: Path, manifest: dict[str, Any]) -> Records:
     for shard in manifest["shards"]:
         table = pq.read_table(path / shard["folder"] / files.RECORDS).to_pydict()
         found.records.extend(
-            ImageRecord(id_, id_ if identity is None else identity, labels)
+            ImageRecord(id_, identity, labels)
             for id_, identity, labels in zip(table["id"], table["identity"], table["labels"], strict=True)
         )
         found.sha256.extend(table["sha256"])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..digests import sha256
 from ..errors import EmptyDataError, MissingExtraError, UnreadableImageError
 from ..images import CANNOT_BE_READ, ImageSource, can_be_read, to_pixels
 from ..latents import Encoder, canonical
@@ -243,7 +244,7 @@ def _write_shard(plan: CachePlan, first: int, shard: Shard) -> None:
         np.save(file, shard.latents, allow_pickle=False)
     rows = list(shard.unreadable)
     told = {"unreadable": rows, "why": shard.unreadable, "pictures": shard.pictures}
-    written = {"sha256": _sha256(aside), **told}
+    written = {"sha256": sha256(aside), **told}
     os.replace(aside, array)
     aside.write_text(json.dumps(written))
     os.replace(aside, receipt)
@@ -254,7 +255,7 @@ def _read_shard(plan: CachePlan, first: int) -> Shard | None:
     array, receipt = _files(plan, first)
     try:
         written = json.loads(receipt.read_text())
-        if _sha256(array) != written["sha256"]:
+        if sha256(array) != written["sha256"]:
             return None
         latents = np.load(array, allow_pickle=False)
         why = written.get("why", {})  # receipts of before had neither reasons nor pictures
@@ -266,7 +267,3 @@ def _read_shard(plan: CachePlan, first: int) -> Shard | None:
 
 def _files(plan: CachePlan, first: int) -> tuple[Path, Path]:
     return plan.path / f"{first:09d}.npy", plan.path / f"{first:09d}.json"
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

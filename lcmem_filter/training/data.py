@@ -106,7 +106,7 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]], part: str =
         pictures = pictures or [pictures_of(of[0], one[0]) for of, one in zip(sources, read, strict=True)]
     records = [record for views in every for record in views[0].source.records]
     identities = [
-        part * (one.identity == one.id) + identity_of(views[0].source, one)
+        part * (one.identity is None) + identity_of(views[0].source, one)
         for views in every
         for one in views[0].source.records
     ]
@@ -125,9 +125,9 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]], part: str =
 
 
 def identity_of(source: ImageSource, record: ImageRecord) -> str:
-    """What identities are told apart by: names that were given are the same in every set, an image that is its own
-    identity is so in its own set only."""
-    return f"{source.name}/{record.id}" if record.identity == record.id else record.identity
+    """What identities are told apart by: names that were given are the same in every set; where none is known, each
+    image is its own."""
+    return f"{source.name}/{record.id}" if record.identity is None else record.identity
 
 
 def check_names(sources: Sequence[ImageSource]) -> None:

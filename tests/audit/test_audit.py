@@ -130,6 +130,7 @@ def test_near_duplicates_can_be_drawn_by_the_pipeline_itself(folder):
 def test_what_a_certificate_leaves_out_is_told(folder, tmp_path):
     write_pictures(tmp_path, UNSEEN)
     (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "again.png").write_bytes((tmp_path / f"{UNSEEN[0]:03d}.png").read_bytes())
     (folder / "train" / "000.png").rename(folder / "kept")
     try:
         (folder / "train" / "000.png").write_bytes(b"no picture")
@@ -145,6 +146,7 @@ def test_what_a_certificate_leaves_out_is_told(folder, tmp_path):
         (folder / "kept").replace(folder / "train" / "000.png")
     assert found is not None and found.specificity.rate is not None and found.sensitivity.rate is not None
     assert "Left out: 1 that" in found.specificity.how and found.specificity.rate.of == len(UNSEEN)
+    assert "several times count once: 1." in found.specificity.how
     assert "1 training images are other pictures" in found.sensitivity.how and found.sensitivity.rate.of == 78
     assert found.consistency.rate is not None and found.consistency.rate.of == 39
 

@@ -20,6 +20,7 @@ import torch
 import lcmem_filter
 from lcmem_filter import MemorizationFilter, images, latents
 from lcmem_filter.calibration import calibrate
+from lcmem_filter.digests import sha256
 from lcmem_filter.errors import (
     ArtifactError,
     ArtifactNotFoundError,
@@ -240,7 +241,7 @@ def test_nothing_is_unpickled(tmp_path):
     evil = tmp_path / "index" / files.shard_folder(0) / files.EMBEDDINGS
     np.save(evil, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     manifest = files.read_manifest(tmp_path / "index")
-    manifest["files"][f"{files.shard_folder(0)}/{files.EMBEDDINGS}"] = files.sha256(evil)
+    manifest["files"][f"{files.shard_folder(0)}/{files.EMBEDDINGS}"] = sha256(evil)
     files.commit(tmp_path / "index", manifest)
     with pytest.raises(CorruptArtifactError, match="cannot be read"):
         MemorizationIndex.load(tmp_path / "index")
@@ -254,7 +255,7 @@ def test_another_head_in_the_folder_is_refused(tmp_path):
         MemorizationIndex.load(tmp_path / "index")
     manifest = files.read_manifest(tmp_path / "index")
     for name in [name for name in manifest["files"] if name.startswith("head/")]:
-        manifest["files"][name] = files.sha256(tmp_path / "index" / name)
+        manifest["files"][name] = sha256(tmp_path / "index" / name)
     files.commit(tmp_path / "index", manifest)
     with pytest.raises(CorruptArtifactError, match="another head"):
         MemorizationIndex.load(tmp_path / "index")
