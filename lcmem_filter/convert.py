@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from .errors import ArtifactNotFoundError, CorruptArtifactError, first_of
-from .head import LCMemHead
+from .head import LCMemHead, check_space_name
 
 _LAYER = {"0": "dwconv", "2": "layernorm", "3": "pwconv1", "5": "pwconv2"}
 _STEM = {"0": "patch_embeddings", "1": "layernorm"}
@@ -44,7 +44,9 @@ def convert_checkpoint(
     Raises:
         ArtifactNotFoundError: no such file.
         CorruptArtifactError: not a checkpoint of that layout; says which weights are amiss.
+        ConfigurationError: a name that a latent space cannot have.
     """
+    check_space_name(space)
     path = Path(checkpoint)
     given = _read(path)
     weights = _renamed(path, given, space)

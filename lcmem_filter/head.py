@@ -204,9 +204,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
             ArtifactNotFoundError: nothing lies there.
             CorruptArtifactError: what lies there is no head.
         """
-        path = SHIPPED / os.fspath(name_or_path)
-        shipped = (path / cls.config_name).exists() and Path(path).parent == SHIPPED
-        where = path if shipped else Path(name_or_path)
+        where = folder_of(name_or_path)
         local = where.exists()
         if local and not (where / cls.config_name).exists():
             raise ArtifactNotFoundError(f"{where} holds no head: it has no {cls.config_name}")
@@ -344,7 +342,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
 
         ``sigmoid(Linear(|a - b|))`` on the features of ``features``, after arXiv 2512.14421.
         """
-        return torch.sigmoid(self.fc_end((a - b).abs())).squeeze(-1)
+        return torch.sigmoid(in_float32(self.fc_end, (a - b).abs().float())).squeeze(-1)
 
     @torch.no_grad()
     def add_probes(self, space: str, vae: Any) -> None:
@@ -388,3 +386,8 @@ def check_space_name(name: str) -> None:
 def shipped_heads() -> list[str]:
     """Names of the heads that lie in this package."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
+def folder_of(name_or_path: str | os.PathLike[str]) -> Path:
+    """Where a head lies that ships with this package, if that is its name; else the path itself."""
+    return SHIPPED / name_or_path if name_or_path in shipped_heads() else Path(name_or_path)

@@ -156,6 +156,10 @@ def test_the_command_writes_a_head(
     assert json.loads(said.out)["spaces"] == ["mine"]
     assert "--vae" in said.err
     assert LCMemHead.from_pretrained(tmp_path / "head").spaces == ("mine",)
+    for options, told in (("head", "already holds a head"), ("other", "cannot be called 'keys'")):
+        given = ["convert", str(checkpoint), "--output", str(tmp_path / options), "--space", "keys"]
+        assert main(given) == 2 and told in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_no_file() -> None:

@@ -130,6 +130,7 @@ def test_verification_score(head: LCMemHead) -> None:
     expected = 1 / (1 + torch.exp(-(((a - b).abs() * weight).sum(-1) + bias)))
     torch.testing.assert_close(score, expected)
     torch.testing.assert_close(score, head.verification_score(b, a))
+    torch.testing.assert_close(head.half().verification_score(a, b), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -284,6 +285,16 @@ def test_shipped_heads(name: str, tmp_path: Path) -> None:
         with torch.no_grad():
             embeddings = head.embed(torch.randn(8, channels, 16, 16), space)
         assert (embeddings @ embeddings.T).fill_diagonal_(0).max() < 0.95
+
+
+def test_a_folder_that_is_named_as_one_is_no_shipped_head(
+    head: LCMemHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head.save_pretrained(tmp_path / "lcmem-small")
+    monkeypatch.chdir(tmp_path)
+    shipped = LCMemHead.from_pretrained("lcmem-small").fingerprint
+    assert LCMemHead.from_pretrained("./lcmem-small").fingerprint == head.fingerprint != shipped
+    assert LCMemHead.from_pretrained(Path("lcmem-small")).fingerprint == head.fingerprint
 
 
 def test_what_is_saved_does_not_tell_where_it_was_loaded_from(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -255,6 +256,7 @@ class _Run:
     def run(self, workers: int) -> SiameseNetwork:
         if self.checkpoints.finished(self.plan):
             self._say(f"{self.checkpoints.output} is finished already")
+            self._state_terms()
             return SiameseNetwork.load(self.checkpoints.output)
         batches = PictureBatches(self.sources, self.config)
         counts = batches.images.counts()
@@ -270,6 +272,13 @@ class _Run:
         trained: SiameseNetwork = self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
         self._finish(standing, trained, counts)
         return trained.cpu().eval()
+
+    def _state_terms(self) -> None:
+        """Let the record of a run that ended before state the terms of today."""
+        path = self.checkpoints.output / RESULT
+        record = json.loads(path.read_text())
+        if self.terms not in ("", record["terms"]):
+            write_json(path, {**record, "terms": self.terms})
 
     def _prepare(self, standing: Progress) -> tuple[Any, Any, Any]:
         """Network, optimiser and schedule under accelerate, as of ``standing``."""

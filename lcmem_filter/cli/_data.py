@@ -59,13 +59,16 @@ def open_source(args: argparse.Namespace, path: str, where: list[str] | None = N
         image_column=args.image_column,
         identity_column=args.identity_column,
         id_column=getattr(args, "id_column", None),
-        where=dict(condition(one) for one in (args.where if where is None else where)) or None,
+        where=conditions(args.where if where is None else where) or None,
     )
 
 
 def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:
-    """Each of ``data``, and on stderr which of them name no identities."""
+    """Each of ``data``, and on stderr which of them name no identities, or what may be classes."""
     import sys
+
+    from ..errors import first_of
+    from ..index.identities import MOST_OF_IDENTITY, classes_among
 
     sources = [open_source(args, one, where) for one in data]
     for source in sources:
@@ -73,6 +76,12 @@ def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -
             print(
                 f"{source.name}: each image is an identity of its own; where some share one, name the column "
                 "(--identity-column), or give each identity a folder",
+                file=sys.stderr,
+            )
+        if classes := classes_among(record.identity for record in source.records):
+            print(
+                f"{source.name}: {first_of(sorted(map(str, classes)))} have more than {MOST_OF_IDENTITY} images each "
+                "and are trained on as identities; if they are classes, give their images in one folder, or a table",
                 file=sys.stderr,
             )
     return sources
@@ -150,6 +159,24 @@ def condition(text: str) -> tuple[str, str]:
 
         raise DataError(f"a condition is COLUMN=VALUE, got {text!r}; for example --where split=train")
     return column, value
+
+
+def conditions(texts: list[str]) -> dict[str, str]:
+    """The value that each column has to have.
+
+    Raises:
+        DataError: a text is no condition, or two ask one column for different values, which no row has.
+    """
+    from ..errors import DataError
+
+    wanted: dict[str, str] = {}
+    for column, value in map(condition, texts):
+        if wanted.setdefault(column, value) != value:
+            raise DataError(
+                f"rows cannot have {column}={wanted[column]} and {column}={value}; write a table of the rows that you "
+                "mean, or name one value"
+            )
+    return wanted
 
 
 def refuse(names: list[str], why: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 NAME = "convert"
 HELP = "Convert a checkpoint of the paper's own layout to a head"
@@ -33,8 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert, save, and print what the head is as one JSON object."""
     from ..convert import convert_checkpoint
+    from ..errors import ArtifactError
+    from ..head import LCMemHead
     from ..latents import load_encoder
 
+    if (Path(args.output) / LCMemHead.config_name).exists():
+        raise ArtifactError(f"{args.output} already holds a head or model; give another --output")
     vae = load_encoder(args.vae, trust_remote_code=args.trust_remote_code).vae if args.vae else None
     head = convert_checkpoint(args.checkpoint, space=args.space, grid=args.grid, vae=vae)
     head.save_pretrained(args.output)

@@ -28,8 +28,14 @@ if TYPE_CHECKING:
 
 NAME = "train"
 HELP = "Train a head on images, some of which share an identity"
-OF_STAGES_1_AND_2 = ("batch_pairs", "half_formed", "hard_negatives")
-"""Options in whose place stage 3 has others, or none."""
+OF_STAGES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("size", "loss", "temperature", "margin", "spread", "token_weight"), (1, 2)),
+    **dict.fromkeys(("batch_pairs", "elastic", "same_labels"), (1, 2)),
+    **dict.fromkeys(("half_formed", "hard_negatives"), (2,)),
+    **dict.fromkeys(("mild_views", "strong_views"), (2, 3)),
+    **dict.fromkeys(("upside_down_views", "match_dim"), (3,)),
+}
+"""Options that not every stage goes by, and the stages that do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--space",
-        help="name of the VAE's latent space (default: the name that a shipped head knows it "
-        "by, else the name of its folder)",
+        help="name of the VAE's latent space (default: the name that --initial or a shipped head knows it by, else, "
+        "and with --add-space, the name of its folder)",
     )
     parser.add_argument(
         "--cache", help="folder of encoded latents, to be used by other runs too (default: in --output)"
@@ -159,8 +165,9 @@ def _config(args: argparse.Namespace) -> Any:
         of_stage = [name for name in given if name.startswith(f"stage{stage}_")]
         of_stage += [name for name in ("steps", "learning_rate") if stage == 1 and name in given]
         refuse(of_stage if stage not in stages else [], f"stage {stage} is not asked for (--stages)")
-    if set(stages) == {3}:
-        refuse([name for name in OF_STAGES_1_AND_2 if name in given], "stage 3 has its own (--stages)")
+    if recipe is TrainingConfig:
+        unused = [name for name, users in OF_STAGES.items() if name in given and not {*users} & {*stages}]
+        refuse(unused, f"stage {' and '.join(map(str, stages))} does not go by all of them (--stages)")
     return recipe(**given)
 
 

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from .checkpoints import read_checkpoint, write_checkpoint
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -131,6 +133,9 @@ def train_small_pipeline(
 
     Resumes from ``output/checkpoint.pt`` when a run of the same recipe was interrupted. Saves a diffusers pipeline
     folder (float16) and ``training.json`` (recipe, losses, seconds) under ``output`` and returns the pipeline.
+
+    Raises:
+        ArtifactError: a run of another recipe was interrupted there.
     """
     output = Path(output)
     pipeline = build_pipeline(recipe, vae, captions, latents.shape[-1], output)
@@ -144,13 +149,16 @@ def train_small_pipeline(
     generator = torch.Generator().manual_seed(recipe.seed)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "losses": []}
     checkpoint = output / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        unet.load_state_dict(saved["unet"])
-        text_encoder.load_state_dict(saved["text_encoder"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        ema.load_state_dict(saved["ema"])
+    parts = {
+        "unet": unet,
+        "text_encoder": text_encoder,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "ema": ema,
+    }
+    if saved := read_checkpoint(checkpoint, recipe):
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
         generator.set_state(saved["generator"])
         state = saved["state"]
         log(f"resuming at step {state['step']}")
@@ -184,7 +192,7 @@ def train_small_pipeline(
             running = []
         if step % checkpoint_every == 0 or step == recipe.steps:
             state |= {"step": step, "seconds": time.monotonic() - start}
-            _save_checkpoint(checkpoint, unet, text_encoder, optimizer, schedule, ema, generator, state)
+            write_checkpoint(checkpoint, recipe, parts, generator=generator.get_state(), state=state)
 
     ema.copy_to(parameters)
     _save(pipeline.to(dtype=torch.float16), output)
@@ -223,27 +231,3 @@ def _warm_cosine(warmup: int, total: int) -> Callable[[int], float]:
         )
 
     return factor
-
-
-def _save_checkpoint(
-    path: Path,
-    unet: Any,
-    text_encoder: Any,
-    optimizer: Any,
-    schedule: Any,
-    ema: Any,
-    generator: torch.Generator,
-    state: dict[str, Any],
-) -> None:
-    payload = {
-        "unet": unet.state_dict(),
-        "text_encoder": text_encoder.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "ema": ema.state_dict(),
-        "generator": generator.get_state(),
-        "state": state,
-    }
-    aside = path.with_suffix(".tmp")
-    torch.save(payload, aside)
-    os.replace(aside, path)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from .checkpoints import read_checkpoint, write_checkpoint
+
 
 @dataclass(frozen=True)
 class VaeRecipe:
@@ -42,6 +44,9 @@ def train_small_vae(
 
     Goes on from ``work/vae.pt`` where a run was interrupted, or returns what it trained where it was finished.
     The weights are rounded to float16, and ``scaling_factor`` gives the latents of ``pixels`` unit variance.
+
+    Raises:
+        ArtifactError: the run was of another recipe.
     """
     vae = _untrained(recipe, pixels.shape[-1])
     checkpoint = Path(work) / "vae.pt"
@@ -50,8 +55,7 @@ def train_small_vae(
         optimizer, recipe.learning_rate, recipe.steps, pct_start=0.1
     )
     generator, first = torch.Generator().manual_seed(recipe.seed), 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+    if saved := read_checkpoint(checkpoint, recipe):
         vae.load_state_dict(saved["vae"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -69,7 +73,7 @@ def train_small_vae(
         if step % checkpoint_every == 0 or step == recipe.steps:
             log(f"vae: step {step}/{recipe.steps} loss {loss.item():.4f} {time.monotonic() - since:.0f} s")
             parts = {"vae": vae, "optimizer": optimizer, "schedule": schedule}
-            _save_checkpoint(checkpoint, parts, generator, step)
+            write_checkpoint(checkpoint, recipe, parts, generator=generator.get_state(), step=step)
     return _finished(vae, pixels)
 
 
@@ -109,13 +113,6 @@ def _loss(vae: Any, given: torch.Tensor, recipe: VaeRecipe, generator: torch.Gen
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     error = sum(part.abs().mean() + recipe.square_weight * part.square().mean() for part in parts)
     return error + recipe.kl_weight * kl
-
-
-def _save_checkpoint(path: Path, parts: dict[str, Any], generator: torch.Generator, step: int) -> None:
-    payload = {name: part.state_dict() for name, part in parts.items()}
-    aside = path.with_suffix(".tmp")
-    torch.save({**payload, "generator": generator.get_state(), "step": step}, aside)
-    os.replace(aside, path)
 
 
 def _finished(vae: Any, pixels: torch.Tensor) -> Any:

@@ -22,8 +22,9 @@ from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import NORMALISED_STD, Encoder
 from .checkpoint import LATENTS, Checkpoints
-from .config import TrainingConfig, check_fractions, check_positive
-from .data import LatentSet
+from .checks import check_encodes
+from .config import TrainingConfig, check_fractions, check_positive, check_resolutions
+from .data import LatentSet, digest_of
 from .distil import apart
 from .extend import plan_of_part, refuse_occupied, save_extended, train_part
 from .prepare import prepare_data
@@ -62,7 +63,8 @@ class AddHalvingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_positive(self, "steps", "batch_images", "resolution", "learning_rate")
+        check_positive(self, "steps", "batch_images", "learning_rate")
+        check_resolutions(self, "resolution")
         check_fractions(self, "validation_fraction")
 
 
@@ -104,7 +106,8 @@ def add_halving(
     Raises:
         ArtifactError: the head halves latents of that space already, or ``output`` holds something else than the
             beginning of this.
-        ConfigurationError: latents of ``config.resolution`` are not about as fine as the head's grid.
+        ConfigurationError: latents of ``config.resolution`` are not about as fine as the head's grid, or the encoder
+            does not take such pictures.
         TrainingFailedError: the loss is no longer finite.
         LatentSpaceError: the head does not know the encoder's space.
         EmptyDataError: a source without readable images.
@@ -115,6 +118,8 @@ def add_halving(
     space = initial.identify_space(encoder.vae).space
     if space in initial.halvings:
         raise ArtifactError(f"the head halves latents of {space!r} already; give one that does not")
+    for resolution in (config.resolution, 2 * config.resolution):
+        check_encodes(encoder, resolution)
     once, grid = encoder.side_at(config.resolution), initial.grid
     if not grid <= once < 2 * grid:
         raise ConfigurationError(
@@ -147,6 +152,7 @@ def add_halving(
         functools.partial(_loss, head, space, train, config),
         output,
         plan,
+        digest_of(train, held),
         accelerator,
         weight_decay=0.01,
         progress=progress and accelerator.is_main_process,

@@ -15,13 +15,14 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..errors import ArtifactError, ConfigurationError, LatentSpaceError
+from ..errors import ArtifactError, LatentSpaceError
 from ..head import LCMemHead, SpaceMatch, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder, canonical
 from .checkpoint import LATENTS, Checkpoints
-from .config import TrainingConfig, check_fractions, check_positive
-from .data import LatentSet
+from .checks import check_encodes
+from .config import TrainingConfig, check_fractions, check_positive, check_resolutions
+from .data import LatentSet, digest_of
 from .distil import apart
 from .extend import plan_of_part, refuse_occupied, save_extended, train_part
 from .losses import nt_xent
@@ -60,11 +61,10 @@ class AddSpaceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_positive(self, "steps", "batch_images", "resolution", "learning_rate", "temperature")
-        if self.reference_resolution is not None and self.reference_resolution < 1:
-            raise ConfigurationError(
-                f"reference_resolution must be positive, got {self.reference_resolution}"
-            )
+        check_positive(self, "steps", "batch_images", "learning_rate", "temperature")
+        check_resolutions(self, "resolution")
+        if self.reference_resolution is not None:
+            check_resolutions(self, "reference_resolution")
         check_fractions(self, "validation_fraction")
 
 
@@ -107,8 +107,8 @@ def add_space(
     Raises:
         ArtifactError: the head has a stem of that name already, or knows the space by another, or ``output`` holds
             something else than the beginning of this.
-        ConfigurationError: a name that a latent space cannot have, or pictures of the reference so large that the
-            filter would halve their latents.
+        ConfigurationError: a name that a latent space cannot have, pictures that an encoder does not take, or those of
+            the reference so large that the filter would halve their latents.
         TrainingFailedError: the loss is no longer finite.
         LatentSpaceError: the head does not know the reference's space.
         EmptyDataError: a source without readable images.
@@ -126,6 +126,8 @@ def add_space(
         raise ArtifactError(
             f"the head knows this VAE's space as {same.space!r} (agreement {same.agreement:.2f}); nothing to add"
         )
+    check_encodes(encoder, config.resolution)
+    check_encodes(reference, config.reference_resolution or config.resolution)
     check_sizes(initial, {known: reference}, {known: (config.reference_resolution or config.resolution,)})
     accelerator = Accelerator()
     encoders = {known: reference, space: encoder}
@@ -155,6 +157,7 @@ def add_space(
         functools.partial(_loss, head, space, known, train, config),
         output,
         plan,
+        digest_of(train, held),
         accelerator,
         weight_decay=0.05,
         progress=progress and accelerator.is_main_process,

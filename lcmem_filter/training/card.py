@@ -79,7 +79,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
     """Write ``folder/README.md`` for a head, from its finished run's ``record`` (``training.json``)."""
     best, config = record["best"], record["plan"]["config"]
     text = _TEMPLATE.format(
-        name=folder.name,
+        name=folder.absolute().name,
         dim=head.embedding_dim,
         space=head.spaces[0],
         parameters=sum(p.numel() for name, p in head.named_parameters() if not name.startswith("probes.")),
@@ -135,6 +135,11 @@ def _encoders(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     }
 
 
+def encoders_before(before: Mapping[str, Any], head: LCMemHead) -> dict[str, Any]:
+    """What the record ``before`` says of the encoders of spaces that ``head`` still knows."""
+    return {space: one for space, one in before.get("spaces", {}).items() if space in head.spaces}
+
+
 def unseen_before(before: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
     """Whether a head that a run of ``plan`` went on from is known to have seen none of its validation identities.
 
@@ -180,8 +185,24 @@ def went_on_from(
         kept["added_spaces"] = {
             space: {**one, "validation": {}} for space, one in before.get("added_spaces", {}).items()
         }
-    halvings = {space: one for space, one in before.get("halvings", {}).items() if space in head.halvings}
+    halvings = {
+        space: {**one, "validation": _of_parts_that_stay(one["validation"], recipe.stage)}
+        for space, one in before.get("halvings", {}).items()
+        if space in head.halvings
+    }
     return {**kept, "halvings": halvings} if halvings else kept
+
+
+def _of_parts_that_stay(found: Mapping[str, Any], stage: int) -> dict[str, Any]:
+    """What was found of a halving network, less what is of parts of the head that ``stage`` trains."""
+    if stage < 3:
+        return {}
+    return {
+        name: {what: value for what, value in one.items() if what == "embeddings"}
+        if isinstance(one, Mapping)
+        else one
+        for name, one in found.items()
+    }
 
 
 def _too_few(strangers: int, rate: float) -> str:
@@ -279,10 +300,10 @@ def _halved(spaces: Mapping[str, Any]) -> str:
             space,
             one["encoder"]["name"],
             f"{2 * one['recipe']['resolution']} and {one['recipe']['resolution']} px",
-            one["validation"]["images"],
+            found.get("images", "not measured since the head was trained on"),
             *(
                 f"{found['averaged'][what]:.3f}, {found['halved'][what]:.3f}"
-                if what in found["halved"]
+                if what in found.get("halved", ())
                 else ""
                 for what in ("embeddings", "descriptors")
             ),

@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..errors import ArtifactError, CorruptArtifactError
-from ..head import SHIPPED
+from ..head import folder_of
 
 WORK = ".training"
 RESULT = "training.json"
@@ -27,6 +27,7 @@ class Progress:
 
     Attributes:
         plan: Everything that the result depends on; a run goes on only under the same plan.
+        images: Which images it trains and validates on (``digest_of``); a run goes on only with the same.
         step: Optimiser steps done.
         best_step: Of the best checkpoint so far; -1 before the first validation.
         best_score: ``Validation.score`` of that.
@@ -36,6 +37,7 @@ class Progress:
     """
 
     plan: dict[str, Any]
+    images: str = ""
     step: int = 0
     best_step: int = -1
     best_score: float = float("-inf")
@@ -103,6 +105,19 @@ class Checkpoints:
             self._same_plan(progress.plan, plan)
         return progress
 
+    def refuse_other_images(self, standing: Progress, images: str) -> None:
+        """Let no run go on with other images than it began with: it might validate on what it trained on.
+
+        Raises:
+            ArtifactError: some can be read that could not, or the other way.
+        """
+        if standing.images not in ("", images):  # runs of before did not say
+            raise ArtifactError(
+                f"the run in {self.output} began when other images of its data could be read; make them as they were, "
+                f"or remove {self.work} to start over"
+            )
+        standing.images = images
+
     def _standing(self) -> Progress | None:
         complete = sorted(self.work.glob("step-*/progress.json"))
         if not complete:
@@ -153,6 +168,10 @@ class Checkpoints:
         ours = (self.output / RESULT).exists() or self.begun()
         if (self.output / "config.json").exists() and not ours:
             raise ArtifactError(f"{self.output} already holds a head or model; give another --output")
+        if (self.output / "README.md").exists() and not ours:
+            raise ArtifactError(
+                f"{self.output} holds a README.md, in whose place the head's card would come; give another --output"
+            )
 
     def finished(self, plan: dict[str, Any]) -> bool:
         """Whether ``output`` already holds the finished head of this plan.
@@ -220,12 +239,22 @@ def _change(name: str, was: Any, now: Any) -> str:
 
 
 def training_record(head: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """``training.json`` of a head's folder or of one that ships, if it lies there."""
-    for folder in (SHIPPED / os.fspath(head), Path(head)):  # in the order of ``LCMemHead.from_pretrained``
-        if (folder / RESULT).exists():
-            record: dict[str, Any] = json.loads((folder / RESULT).read_text())
-            return record
-    return None
+    """``training.json`` of a head's folder or of one that ships, if it lies there.
+
+    Raises:
+        CorruptArtifactError: it is no record of a run.
+    """
+    path = folder_of(head) / RESULT
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        record["plan"]["config"], record["best"], record["step"], record["terms"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptArtifactError(
+            f"{path} is no run's record ({type(error).__name__}: {error}); restore it, or remove it"
+        ) from error
+    return record
 
 
 def write_json(path: Path, value: Any) -> None:

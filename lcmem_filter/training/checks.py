@@ -34,6 +34,11 @@ def check_run(
         raise ConfigurationError(f"stages are 1, 2 and 3, or some of them in that order, got {tuple(stages)}")
     for space in encoders:
         check_space_name(space)
+    if config.mixed_precision == "fp16" and PartialState().device.type == "cpu":
+        raise ConfigurationError("mixed_precision fp16 needs a GPU, and there is none; give bf16 or no")
+    for encoder in encoders.values():
+        for resolution in (config.resolution, *config.further_resolutions):
+            check_encodes(encoder, resolution)
     processes = Accelerator(mixed_precision=config.mixed_precision).num_processes
     for stage in stages:
         config.for_stage(stage).check_batch(processes)
@@ -54,6 +59,22 @@ def check_run(
     check_initial(initial, config, encoders, trunk=stages[0] < 3)
     if config.keep_spaces:
         check_known(initial, encoders)
+
+
+def check_encodes(encoder: Encoder, resolution: int) -> None:
+    """Whether an encoder takes pictures of that side.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    try:
+        encoder.side_at(resolution)
+    except RuntimeError as error:
+        why = str(error).split("\n")[0]
+        raise ConfigurationError(
+            f"{type(encoder.vae).__name__} cannot encode pictures of {resolution} px: {why}; give a resolution that it "
+            "takes, best a multiple of 64"
+        ) from error
 
 
 def check_sources(sources: Sequence[ImageSource], config: TrainingConfig) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..branches import POOLINGS
 from ..errors import ConfigurationError
+from ..head import SIZES
 from ..latents import MIN_RESOLUTION
 
 Loss = Literal["nt-xent", "verification"]
@@ -38,6 +39,17 @@ def check_fractions(recipe: Any, *names: str) -> None:
     for name in names:
         if not 0 < getattr(recipe, name) < 1:
             raise ConfigurationError(f"{name} must be in (0, 1), got {getattr(recipe, name)}")
+
+
+def check_resolutions(recipe: Any, *names: str) -> None:
+    """Whether values of a recipe are sides in pixels that can be encoded.
+
+    Raises:
+        ConfigurationError: one is not.
+    """
+    for name in names:
+        if getattr(recipe, name) < MIN_RESOLUTION:
+            raise ConfigurationError(f"{name} must be at least {MIN_RESOLUTION}, got {getattr(recipe, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +192,16 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ConfigurationError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
+        for name, known in (
+            ("size", tuple(SIZES)),
+            ("pooling", POOLINGS),
+            ("loss", get_args(Loss)),
+            ("mixed_precision", get_args(MixedPrecision)),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
         counts = ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience")
         later = ("stage2_steps", "stage3_steps", "stage3_batch_pairs", "match_dim", "strong_views")
         for name in (*counts, *later, "gradient_accumulation"):
@@ -238,7 +258,13 @@ class TrainingConfig:
             ConfigurationError: it cannot.
         """
         portion = processes * self.gradient_accumulation
+        name = "stage3_batch_pairs" if self.stage == 3 else "batch_pairs"
         whole = portion * MATCHED_AMONG
+        if self.batch_pairs < 2 * portion:
+            raise ConfigurationError(
+                f"{name} must be at least 2 x processes x gradient_accumulation ({2 * portion}), got "
+                f"{self.batch_pairs}: a pair alone has nothing to be told from"
+            )
         if self.batch_pairs % portion:
             raise ConfigurationError(
                 f"batch_pairs must be a multiple of processes x gradient_accumulation ({portion}), "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -128,6 +130,12 @@ def identity_of(source: ImageSource, record: ImageRecord) -> str:
     """What identities are told apart by: names that were given are the same in every set; where none is known, each
     image is its own."""
     return f"{source.name}/{record.id}" if record.identity is None else record.identity
+
+
+def digest_of(*sets: LatentSet) -> str:
+    """Changes when sets hold other images, or images under other names or identities."""
+    named = [[list(one.identities), [] if one.ids is None else list(one.ids)] for one in sets]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
 def check_names(sources: Sequence[ImageSource]) -> None:

@@ -31,12 +31,12 @@ def refuse_occupied(output: Path) -> None:
     """Whether ``output`` is free for a head, holds the beginning of one, or can be made.
 
     Raises:
-        ArtifactError: a head lies there, or it is no folder.
+        ArtifactError: a head or a README.md lies there, or it is no folder.
     """
-    if output.exists() and not output.is_dir():
-        raise ArtifactError(f"{output} is a file; give a folder as --output")
-    begun = Checkpoints(output).begun()  # cut off while it put its head there, it goes on from its checkpoint
-    if (output / LCMemHead.config_name).exists() and not begun:
+    checkpoints = Checkpoints(output)
+    checkpoints.refuse_foreign()
+    # cut off while it put its head there, it goes on from its checkpoint
+    if (output / RESULT).exists() and not checkpoints.begun():
         raise ArtifactError(f"{output} already holds a head or model; give another --output")
 
 
@@ -66,6 +66,7 @@ def train_part(
     loss_of: Callable[[int], torch.Tensor],
     output: Path,
     plan: dict[str, Any],
+    images: str,
     accelerator: Accelerator,
     *,
     weight_decay: float,
@@ -78,12 +79,13 @@ def train_part(
     Args:
         part: What is trained: all of it that wants a gradient.
         loss_of: Of a step's number, from 0, a scalar; it depends on the number and ``part`` alone.
+        images: Which images are trained and validated on (``digest_of``).
 
     Returns:
         What was done, with the mean loss between checkpoints.
 
     Raises:
-        ArtifactError: ``output`` holds the beginning of something else.
+        ArtifactError: ``output`` holds the beginning of something else, or with other images.
         CorruptArtifactError: a checkpoint cannot be read.
         TrainingFailedError: the loss is no longer finite.
     """
@@ -93,6 +95,7 @@ def train_part(
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     accelerator.register_for_checkpointing(part, optimizer, schedule)
     standing = checkpoints.latest(plan) or Progress(plan)
+    checkpoints.refuse_other_images(standing, images)
     if standing.step:
         checkpoints.restore(accelerator, standing.step)
         if progress:

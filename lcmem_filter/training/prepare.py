@@ -101,6 +101,7 @@ def prepare_data(
     accelerator.wait_for_everyone()
     data = load_latents(train)
     unreadable, count = dict(data.unreadable), len(data)
+    every_identity = set(data.identities)
     data = each_picture_once(data)
     told = [(count - len(data), "images repeat another picture")]
     if not validation:
@@ -108,7 +109,7 @@ def prepare_data(
     else:
         given = load_latents(held, "validation ")
         unreadable |= {f"validation {name}": why for name, why in given.unreadable.items()}
-        others = without_identities(given, data)
+        others = without_identities(given, every_identity)
         held_out = each_picture_once(others, data)
         told += [
             (len(given) - len(others), "validation images are of identities that are trained on"),

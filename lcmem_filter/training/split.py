@@ -48,9 +48,9 @@ def _drawn_order(data: LatentSet, seed: int) -> list[str]:
     return sorted(set(data.identities), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
 
 
-def without_identities(data: LatentSet, of: LatentSet) -> LatentSet:
-    """``data`` less the images whose identity also stands in ``of``."""
-    return data.take(~np.isin(data.identities, list(set(of.identities))))
+def without_identities(data: LatentSet, identities: Collection[str]) -> LatentSet:
+    """``data`` less the images of these identities."""
+    return data.take(~np.isin(data.identities, list(identities)))
 
 
 def each_picture_once(data: LatentSet, others: LatentSet | None = None) -> LatentSet:

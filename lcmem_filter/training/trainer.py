@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from tqdm.auto import tqdm
 
 from ..calibration import held_out_needed
@@ -24,11 +24,11 @@ from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import Encoder
 from .batches import batch_of, moved_against
-from .card import unseen_before, went_on_from, write_card
+from .card import encoders_before, unseen_before, went_on_from, write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
 from .checks import check_folders, check_run, check_sources, plan_of
 from .config import Stage, TrainingConfig
-from .data import LatentSet, Pairs, PairSampler, drawn_ahead, sampler_for
+from .data import LatentSet, Pairs, PairSampler, digest_of, drawn_ahead, sampler_for
 from .fresh import DeviceViews, FreshViews
 from .losses import check_finite
 from .objective import MatchObjective, Objective
@@ -138,7 +138,8 @@ class _Run:
         self.initial, self.before, self.cache, self.terms = initial, before or {}, cache, terms
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation,
+            # given as a number, a variable of the environment would count more
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(find_unused_parameters=len(encoders) > 1 and config.stage < 3)
             ],
@@ -164,6 +165,7 @@ class _Run:
             leave_out=self.leave_out,
             progress=self.show,
         )
+        self.checkpoints.refuse_other_images(standing, digest_of(train, held_out))
         sampler = sampler_for(train, self.config)
         validator = self._validator(train, held_out, self.config.stage == 3)
         self._say(
@@ -302,7 +304,7 @@ class _Run:
                 optimizer.step()
                 optimizer.zero_grad()
             total += float(loss.detach())
-        if self.config.mixed_precision != "fp16":  # whose scaler leaves such steps out
+        if self.accelerator.scaler is None:  # which leaves such steps out
             check_finite(total, step + 1)
         return total / accumulation
 
@@ -369,10 +371,10 @@ class _Run:
                     "train": train.counts(),
                     "validation": held_out.counts(),
                     "unreadable": len(held_out.unreadable),
-                    "left_out": len(set(self.leave_out)),
+                    "left_out": len(set(self.leave_out).difference(() if train.ids is None else train.ids)),
                 },
                 "spaces": {
-                    **(self.before.get("spaces", {}) if self.config.keep_spaces else {}),
+                    **encoders_before(self.before, head),
                     **{space: encoder.described() for space, encoder in self.encoders.items()},
                 },
                 "versions": {

@@ -304,7 +304,10 @@ def averaged(head: LCMemHead, initial: LCMemHead, share: float) -> LCMemHead:
     mixed = {
         name: value.lerp(before[name].to(value), share)
         for name, value in head.state_dict().items()
-        if name in before and value.is_floating_point() and not torch.equal(value, before[name].to(value))
+        if name in before
+        and before[name].shape == value.shape  # another, where a branch was widened
+        and value.is_floating_point()
+        and not torch.equal(value, before[name].to(value))
     }
     head.load_state_dict(mixed, strict=False)
     return head

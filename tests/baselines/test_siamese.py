@@ -264,7 +264,9 @@ def test_damaged_folders_are_told(damage, tmp_path):
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path):
     train("dar", tmp_path)
-    assert equal(train("dar", tmp_path), SiameseNetwork.load(tmp_path))
+    again = train_siamese(sources(), tmp_path, quick("dar"), terms="Mine.", progress=False)
+    assert equal(again, SiameseNetwork.load(tmp_path))
+    assert json.loads((tmp_path / "training.json").read_text())["terms"] == "Mine."
     with pytest.raises(ArtifactError, match="holds another run"):
         train("packhaeuser", tmp_path)
 

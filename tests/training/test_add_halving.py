@@ -101,7 +101,7 @@ def test_what_cannot_be_halved_is_refused(tmp_path: Path, trained: Path, encoder
     stranger = Encoder(tiny_vae(seed=1, latent_channels=6), "other")
     with pytest.raises(LatentSpaceError, match="speaks none"):
         add_halving(head, stranger, SOURCES, tmp_path / "no", HALVING, progress=False)
-    for side, better in ((8, 32), (64, 32)):
+    for side, better in ((16, 32), (64, 32)):
         with pytest.raises(ConfigurationError, match=f"give resolution {better}"):
             add_halving(
                 head, encoder, SOURCES, tmp_path / "no", replace(HALVING, resolution=side), progress=False
@@ -126,6 +126,9 @@ def test_further_training_keeps_the_network(tmp_path: Path, trained: Path, encod
     for name, value in once.halvings.state_dict().items():
         assert torch.equal(further.halvings.state_dict()[name], value), name
     assert "--add-halving" in (tmp_path / "further" / "README.md").read_text()
+    (found,) = training_record(tmp_path / "further")["halvings"].values()  # type: ignore[index]
+    assert found["validation"] == {}
+    assert "not measured since the head was trained on" in (tmp_path / "further" / "README.md").read_text()
     for larger in ({"resolution": 64}, {"further_resolutions": (64,)}):  # which the cache would average
         with pytest.raises(
             ConfigurationError, match="halves latents of 'sd' of 32x32 and more, and at 64 px"

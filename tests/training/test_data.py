@@ -104,7 +104,7 @@ def test_too_few_identities_to_split() -> None:
 
 
 def test_validation_images_of_trained_identities_are_left_out() -> None:
-    held = without_identities(latent_set(["a", "new", "q"]), DATA)
+    held = without_identities(latent_set(["a", "new", "q"]), set(DATA.identities))
     assert list(held.identities) == ["new"]
 
 

@@ -15,6 +15,7 @@ from lcmem_filter.cli.main import main
 from lcmem_filter.errors import (
     ArtifactError,
     ConfigurationError,
+    CorruptArtifactError,
     DataError,
     LatentSpaceError,
     TrainingFailedError,
@@ -22,7 +23,7 @@ from lcmem_filter.errors import (
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import open_images
 from lcmem_filter.latents import Encoder
-from lcmem_filter.training import train_head, trainer, training_record
+from lcmem_filter.training import TrainingConfig, train_head, trainer, training_record
 from lcmem_filter.training.data import identity_of
 
 from tests.tiny import tiny_vae, write_pictures
@@ -127,6 +128,91 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     assert not (tmp_path / "head" / "training.json").exists()
 
 
+def test_a_run_goes_on_with_the_images_that_it_began_with_or_not_at_all(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images that come back would move the line between those that are trained and those that are validated on."""
+    gone = Pictures("twice", 12, 2, first=500)
+    whole = gone.fingerprint
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for broken in ((0, 1), ()):
+        gone.broken = broken
+        assert gone.fingerprint == whole
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer._Run, "_finish", killed)
+            error = KeyboardInterrupt if broken else ArtifactError
+            with pytest.raises(error, match=None if broken else "other images of its data could be read"):
+                train(tmp_path / "head", cache, replace(QUICK, steps=4), sources=[gone])
+    assert (tmp_path / "head" / ".training").exists()
+
+
+def test_work_of_others_is_not_written_over(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"holds a README.md, in whose place the head's card would come"):
+        train(tmp_path / "project", cache)
+    assert [path.name for path in (tmp_path / "project").iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize("name", ["size", "loss", "pooling", "mixed_precision"])
+def test_what_there_is_not_is_told_by_a_recipe(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} must be one of .*, got 'ntxent'"):
+        TrainingConfig(**{name: "ntxent"})  # type: ignore[arg-type]
+
+
+def test_the_environment_changes_no_recipe(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train(tmp_path / "a", cache, replace(QUICK, steps=4)).fingerprint
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert train(tmp_path / "b", cache, replace(QUICK, steps=4)).fingerprint == expected
+
+
+def test_descriptors_that_are_widened_have_nothing_to_go_back_to(tmp_path: Path, cache: Path) -> None:
+    config = replace(QUICK, stage3_steps=1, stage3_batch_pairs=24, match_width=8, steps=1)
+    initial = train(tmp_path / "first", cache, config, stages=(1, 3))
+    wider = replace(config, match_width=16, keep_initial=1.0)
+    head = train(tmp_path / "wider", cache, wider, stages=(3,), initial=initial)
+    assert head.config.match_width == 16
+    same = [name for name, value in head.state_dict().items() if name.startswith("dense.")]
+    assert same and head.state_dict()["stems.sd.layernorm.weight"].equal(
+        initial.state_dict()["stems.sd.layernorm.weight"]
+    )
+
+
+def test_a_card_names_the_encoders_of_all_spaces_that_a_head_knows(tmp_path: Path, cache: Path) -> None:
+    config = replace(QUICK, steps=1, stage3_steps=1, stage3_batch_pairs=24)
+    encoders = {
+        "sd": Encoder(tiny_vae(), "tiny"),
+        "six": Encoder(tiny_vae(seed=1, latent_channels=6), "other"),
+    }
+    given = {"cache": cache, "progress": False}
+    both = train_head(SOURCES, encoders, tmp_path / "both", config, **given)
+    known = training_record(tmp_path / "both")
+    train_head(
+        SOURCES,
+        {"six": encoders["six"]},
+        tmp_path / "one",
+        config,
+        stages=(3,),
+        initial=both,
+        record=known,
+        **given,
+    )
+    found = training_record(tmp_path / "one")
+    assert known is not None and found is not None and found["spaces"] == known["spaces"]
+
+
+@pytest.mark.parametrize("written", ["{", "{}", '{"plan": {}}'])
+def test_a_broken_record_of_a_head_to_go_on_from_is_told(tmp_path: Path, written: str) -> None:
+    (tmp_path / "training.json").write_text(written)
+    with pytest.raises(CorruptArtifactError, match="is no run's record"):
+        training_record(tmp_path)
+
+
 def test_sets_and_identities_are_told_apart(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(DataError, match="2 data sets are called 'twice'"):
         train(tmp_path / "head", cache, sources=[SOURCES[0], Pictures("twice", 4, 2, first=50)])
@@ -160,6 +246,13 @@ def test_a_shipped_heads_record_is_not_taken_from_a_folder_of_its_name(
     assert found is not None and found["step"] > 0
 
 
+def even(self: Encoder, resolution: int) -> int:
+    """In place of ``side_at``, of an encoder that takes no odd sides, as those that unshuffle pixels."""
+    if resolution % 2:
+        raise RuntimeError("no\nodd sides")
+    return resolution // 4
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -173,7 +266,24 @@ def test_a_shipped_heads_record_is_not_taken_from_a_folder_of_its_name(
         (["--workers", "2"], "no workers without --baseline; leave out --workers"),
         (["--stages", "2", "--steps", "1"], "stage 1 is not asked for (--stages); leave out --steps"),
         (["--stage2-steps", "1"], "stage 2 is not asked for (--stages); leave out --stage2-steps"),
-        (["--stages", "3", "--batch-pairs", "8"], "stage 3 has its own (--stages); leave out --batch-pairs"),
+        (
+            ["--stages", "3", "--batch-pairs", "8"],
+            "stage 3 does not go by all of them (--stages); leave out --batch-",
+        ),
+        (
+            ["--hard-negatives", "1"],
+            "stage 1 does not go by all of them (--stages); leave out --hard-negatives",
+        ),
+        (["--stages", "1,2", "--match-dim", "8"], "stage 1 and 2 does not go by all of them"),
+        (["--mixed-precision", "fp16"], "fp16 needs a GPU"),
+        (
+            ["--batch-pairs", "1"],
+            "batch_pairs must be at least 2 x processes x gradient_accumulation (2), got 1",
+        ),
+        (["--batch-pairs", "8", "--gradient-accumulation", "8"], "(16), got 8: a pair alone"),
+        (["--resolution", "33"], "AutoencoderKL cannot encode pictures of 33 px: no"),
+        (["--where", "a=1", "--where", "a=2"], "rows cannot have a=1 and a=2"),
+        (["--baseline", "packhaeuser", "--temperature", "1"], "loss has none; leave out --temperature"),
         (["--add-space", "--stages", "2"], "trains a stem alone; leave out --stages"),
         (["--add-space", "--steps", "0"], "steps must be positive, got 0"),
         (["--baseline", "dar", "--workers", "-1"], "workers must not be negative"),
@@ -181,10 +291,15 @@ def test_a_shipped_heads_record_is_not_taken_from_a_folder_of_its_name(
     ],
 )
 def test_options_that_make_no_sense_are_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    told: str,
 ) -> None:
     tiny_vae().save_pretrained(tmp_path / "vae")
     write_pictures(tmp_path / "images", range(12))
+    monkeypatch.setattr(Encoder, "side_at", even)
     given = [str(tmp_path / "images"), "--output", str(tmp_path / "head")]
     if "--baseline" not in options:
         given += ["--vae", str(tmp_path / "vae")]
