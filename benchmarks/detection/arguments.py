@@ -10,9 +10,9 @@ from pathlib import Path
 from data import Images, data_files, open_splits, vae_folder
 from keep import Keeper, grid_for
 
-from lcmem_filter.errors import LcmemFilterError
+from lcmem_filter.errors import LatentSpaceError, LcmemFilterError
 from lcmem_filter.head import LCMemHead
-from lcmem_filter.latents import load_encoder
+from lcmem_filter.latents import Encoder, load_encoder
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, nargs="+", help="folders or tables; default the nine sets of LCMEM_DATA"
     )
     add_identity_argument(parser)
-    parser.add_argument("--resolution", type=int, default=128, help="side of every picture in pixels")
+    parser.add_argument("--resolution", type=positive, default=128, help="side of every picture in pixels")
 
 
 def add_identity_argument(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_identity_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_rate_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--rate", type=float, default=0.01, help="share of unseen images that may be rejected"
+        "--rate", type=fraction, default=0.01, help="share of unseen images that may be rejected"
     )
 
 
@@ -50,8 +50,43 @@ def open_data(arguments: argparse.Namespace) -> tuple[dict[str, Images], Keeper]
     encoder = load_encoder(arguments.vae or vae_folder())
     latents = arguments.latents or arguments.cache / "latents"
     head = LCMemHead.from_pretrained(arguments.head)
+    check_space(head, arguments.space, encoder)
     grid = grid_for(head, arguments.space, encoder, arguments.resolution)
     return splits, Keeper(arguments.cache, latents, encoder, arguments.resolution, grid)
+
+
+def check_space(head: LCMemHead, space: str, encoder: Encoder) -> None:
+    """Whether an encoder is of the latent space that the head calls so.
+
+    Raises:
+        LatentSpaceError: it is of another, or of none.
+    """
+    if (found := head.identify_space(encoder.vae).space) != space:
+        raise LatentSpaceError(
+            f"{encoder.source.path} encodes into {found!r}, not into {space!r}; give --space {found}"
+        )
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number between 0 and 1, for argparse."""
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {text}")
+    return value
+
+
+def name_and_path(text: str) -> tuple[str, str]:
+    """``NAME=PATH``, for argparse."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"is NAME=PATH, got {text!r}")
+    return name, path
 
 
 def run_command(main: Callable[[], None]) -> None:

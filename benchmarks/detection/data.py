@@ -18,6 +18,7 @@ import numpy as np
 from lcmem_filter.errors import DataError, EmptyDataError
 from lcmem_filter.images import METADATA_FILES, ImageRecord, ImageSource, columns_of, open_images
 from lcmem_filter.tables import read_table
+from lcmem_filter.training.data import identity_of
 
 DOMAINS = {
     "nih_cxr128": "X-rays",
@@ -58,7 +59,9 @@ class Images:
 
     @cached_property
     def identities(self) -> np.ndarray:
-        return np.array([identity_of(record) for record in self.records], dtype=object)
+        return np.array(
+            [identity_of(one, record) for one in self.sources for record in one.records], dtype=object
+        )
 
     @cached_property
     def sets(self) -> np.ndarray:
@@ -82,11 +85,6 @@ class Images:
                 return source, row
             row -= len(source)
         raise IndexError(row)
-
-
-def identity_of(record: ImageRecord) -> str:
-    """What identities are told apart by: where none is known, each image is its own."""
-    return record.id if record.identity is None else record.identity
 
 
 def data_files() -> list[Path]:
@@ -170,7 +168,7 @@ def _split(file: Path, identity_column: str | None) -> list[tuple[str, ImageSour
         ]
     found = []
     whole = open_images(file, identity_column=identity_column)
-    draws = np.array([_draw(identity_of(record)) for record in whole.records])
+    draws = np.array([_draw(identity_of(whole, record)) for record in whole.records])
     for split, low, high in (("train", 0.0, 0.6), ("validation", 0.6, 0.8), ("test", 0.8, 1.0)):
         if len(rows := np.flatnonzero((draws >= low) & (draws < high))):
             found.append((split, choose(whole, rows, split)))

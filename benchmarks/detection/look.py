@@ -5,7 +5,8 @@
 Data sets repeat pictures, and people, under other names. An "unseen" image whose picture or person stands in the index
 is rightly found, so it must set no threshold; but no filter may decide which ones those are. Each method proposes its
 ``--most`` nearest pairs; whoever looks at ``sheets/*.png`` copies those of one picture or person from
-``sheets/pairs.csv`` to ``near_duplicates.csv``. ``run.py`` then leaves them out for every method alike.
+``sheets/pairs.csv`` to ``near_duplicates.csv`` and fills in which of the two is the same, ``picture`` or ``person``.
+``run.py`` then leaves them out for every method alike.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from data import Images
 from keep import Keeper
 from methods import Method, open_methods
 from PIL import Image, ImageDraw
-from protocol import Design, known_duplicates
+from protocol import PAIR, Design, known_duplicates
 from tasks import SEED
 
 from lcmem_filter.baselines import Searcher
@@ -47,9 +48,9 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     with (arguments.output / "pairs.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["number", "unseen_set", "unseen", "indexed_set", "indexed", "proposed_by"])
+        writer.writerow(["number", *PAIR, "proposed_by"])
         for number, pair in enumerate(pairs):
-            writer.writerow([number, *named(design, *pair), " ".join(proposed[pair])])
+            writer.writerow([number, *named(design, *pair), "", " ".join(proposed[pair])])
     for page, first in enumerate(range(0, len(pairs), COLUMNS * ROWS)):
         sheet(design, pairs[first : first + COLUMNS * ROWS], first).save(arguments.output / f"{page:02d}.png")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import lcmem_filter
 from lcmem_filter.baselines import Baseline, make_baseline
 from lcmem_filter.baselines.relative import Relative
 from lcmem_filter.baselines.siamese import Siamese
-from lcmem_filter.errors import LcmemFilterError
+from lcmem_filter.errors import ConfigurationError, LcmemFilterError
 from lcmem_filter.head import shipped_heads
 
 REFERENCE = "lcmem"
@@ -19,6 +20,9 @@ REFERENCE = "lcmem"
 
 ONLY_FROM_PATHS = ("sscd", "packhaeuser", "dar", "dar_unsupervised")
 """What no hub has."""
+
+OF_LATENTS, CHANNELS = ("aligned_latents", "random_head"), 4
+"""Baselines that are made for latents of so many channels where nothing else is said."""
 
 RELATIVE = "scores relative to each query's background, as the filter's are"
 
@@ -158,11 +162,13 @@ REFERENCES = tuple(row.name for row in ROWS if row.baseline == "lcmem" and not r
 
 
 def open_methods(
-    names: list[str], head: str, space: str, weights: dict[str, str], download: bool
+    names: list[str], head: str, space: str, weights: Mapping[str, str], download: bool
 ) -> tuple[list[Method], dict[str, str]]:
     """The methods that can be measured, and for each of the others why not."""
     trained = lcmem_filter.LCMemHead.from_pretrained(head)
     shipped = head in shipped_heads()
+    check_names("--methods", names, [row.name for row in ROWS])
+    check_names("--weights", weights, sorted({row.baseline for row in ROWS if row.weights}))
     methods: list[Method] = []
     absent: dict[str, str] = {}
     for row in ROWS:
@@ -176,6 +182,8 @@ def open_methods(
         of_row = lcmem_filter.LCMemHead.from_pretrained(row.head) if row.head else trained
         if row.name.startswith("lcmem"):
             options |= {"head": of_row, "space": space}
+        if row.baseline in OF_LATENTS and (channels := trained.config.spaces[space]) != CHANNELS:
+            options |= {"channels": channels}
         if row.weights:
             options |= {"weights": weights.get(row.baseline)}
             if row.baseline not in ONLY_FROM_PATHS:
@@ -195,6 +203,16 @@ def open_methods(
         key = f"{kept}-{row.relative}-{row.told}-{compared_by}"
         methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key))
     return methods, absent
+
+
+def check_names(option: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Whether all that were named are there.
+
+    Raises:
+        ConfigurationError: one is not.
+    """
+    if unknown := [name for name in given if name not in known]:
+        raise ConfigurationError(f"{option}: there is no {unknown[0]!r}; there are {', '.join(known)}")
 
 
 def _training_of(baseline: Siamese, row: Row) -> str:

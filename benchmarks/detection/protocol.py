@@ -20,9 +20,12 @@ from lcmem_filter.baselines import Searcher
 from lcmem_filter.baselines.aligned_latents import AlignedLatents, aligned
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.calibration import NEAR_DUPLICATE
+from lcmem_filter.errors import DataError
 from lcmem_filter.index.identities import numbered
 
 LISTED = Path(__file__).parent / "near_duplicates.csv"
+PAIR = ("unseen_set", "unseen", "indexed_set", "indexed", "same")
+"""Columns of a table of pairs that show one picture or person."""
 """Unseen images whose picture, or person, stands in the index under another name, as somebody saw."""
 
 DEPTH = 20
@@ -134,7 +137,8 @@ class Measured:
 
 def measure(method: Method, design: Design, tasks: Sequence[Task], keeper: Keeper) -> Measured:
     """Search every query of every task; what was found before is read."""
-    store = keeper.cache / f"{keeper.encoder.source.sha256[:8]}-{keeper.resolution}" / "scores" / method.key
+    store = keeper.cache / f"{keeper.encoder.source.sha256[:8]}-{keeper.resolution}" / "scores"
+    store = store / f"{method.key}-{keeper.grid}"
     plan = [Task("strangers", design.strangers), *tasks]
     files = [store / f"{task.name.replace('/', '-')}-{_key(design, task)}.npz" for task in plan]
     todo = [(task, file) for task, file in zip(plan, files, strict=True) if not file.exists()]
@@ -227,6 +231,9 @@ def known_duplicates(design: Design, listed: Path = LISTED) -> dict[int, tuple[i
 
     Returns:
         For each test row, the row of base and test, and what is the same: ``"picture"`` or ``"person"``.
+
+    Raises:
+        DataError: it cannot be read, or does not say what is the same.
     """
     place = {
         (str(name), record.id): row
@@ -235,12 +242,27 @@ def known_duplicates(design: Design, listed: Path = LISTED) -> dict[int, tuple[i
     }
     strangers = set(design.strangers.tolist())
     found = {}
-    with listed.open(newline="") as file:
-        for line in csv.DictReader(file):
-            row = place.get((line["unseen_set"], line["unseen"]), -1) - len(design.base)
-            if row in strangers and (line["indexed_set"], line["indexed"]) in place:
-                found[row] = place[line["indexed_set"], line["indexed"]], line["same"]
+    for line in _read_pairs(listed):
+        row = place.get((line["unseen_set"], line["unseen"]), -1) - len(design.base)
+        if row in strangers and (line["indexed_set"], line["indexed"]) in place:
+            found[row] = place[line["indexed_set"], line["indexed"]], line["same"]
     return found
+
+
+def _read_pairs(listed: Path) -> list[dict[str, str]]:
+    try:
+        with listed.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{listed} cannot be read: {error}; give a table as look.py writes it") from error
+    for number, line in enumerate(lines, start=1):
+        if missing := [name for name in PAIR if name not in line]:
+            raise DataError(f"{listed} has no column {missing[0]!r}; give a table as look.py writes it")
+        if line["same"] not in ("picture", "person"):
+            raise DataError(
+                f"pair {number} of {listed} has {line['same']!r} for what is the same: picture or person"
+            )
+    return lines
 
 
 def near_duplicates(design: Design, embedding: Method, keeper: Keeper) -> dict[int, tuple[float, int]]:

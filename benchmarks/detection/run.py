@@ -6,7 +6,8 @@
 The second measures a user's own images: a column ``split`` (train, validation, test) divides them, else identities are
 divided 60/20/20. ``--weights clip=FOLDER`` adds a network whose weights are at hand, and ``--weights
 packhaeuser=FOLDER dar=FOLDER dar_unsupervised=FOLDER`` what ``lcmem-filter train --baseline`` trained on the training
-split (here with ``--where split=train --resolution 64 --steps 1500 --mixed-precision bf16``);
+split (here with ``--where split=train --resolution 64 --mixed-precision bf16``, and ``--steps 6000`` for dar, 1500 for
+the others);
 ``pip install 'lcmem-filter[bench]'`` brings the packages that some rows need. Writes
 ``benchmarks/results/detection.json`` and plots beside it. What was computed lies in ``--cache``, outside the
 repository, and is not computed again.
@@ -24,7 +25,14 @@ from typing import Any
 
 import numpy as np
 import plots
-from arguments import add_data_arguments, add_rate_argument, open_data, run_command
+from arguments import (
+    add_data_arguments,
+    add_rate_argument,
+    name_and_path,
+    open_data,
+    positive,
+    run_command,
+)
 from changes import CHANGES, Change
 from data import Images, one_per_identity
 from figures import Judge, average_precision, curve, deciding
@@ -44,8 +52,8 @@ from protocol import (
     near_duplicates,
 )
 from provenance import provenance
-from tasks import SEED, main_tasks
-from views import View, heavy, mild
+from tasks import SEED, copies_of, main_tasks
+from views import View
 
 from lcmem_filter.errors import CalibrationError
 
@@ -140,15 +148,14 @@ def all_pairs(
     those of the test images or of validation have no two images."""
     held_rows = one_per_identity(validation, SEED, in_each_set=True)
     held_rows = np.sort(np.random.default_rng(SEED).permutation(held_rows)[:HELD_COPIES])
-    made = {"mild_copies": mild(keeper.encoder), "heavy_copies": heavy}
+    copies = copies_of(validation, held_rows, keeper, "held_")
     result: dict[str, Any] = {"held_copies": len(held_rows)}
     for task in tasks:
         if task.images is None:
             test, held = identity_pairs(design.test, SEED), identity_pairs(validation, SEED)
         else:
-            view = View(f"held_{task.name}", validation, held_rows, made[task.name], keeper.resolution, SEED)
             test = copy_pairs(task.images, task.rows, design.test, SEED)
-            held = copy_pairs(view.open(keeper.cache), held_rows, validation, SEED)
+            held = copy_pairs(copies[task.name].open(keeper.cache), held_rows, validation, SEED)
         if len(test.a) and len(held.a):
             result[task.name] = {m.row.name: _pairs_of(m, test, held, keeper) for m in methods}
         log(f"pairs of {task.name}")
@@ -275,7 +282,7 @@ def _parse() -> argparse.Namespace:
         help="unseen images whose picture stands in the index under another name (look.py)",
     )
     add_rate_argument(parser)
-    parser.add_argument("--draws", type=int, default=1000, help="draws of identities for the intervals")
+    parser.add_argument("--draws", type=positive, default=1000, help="draws of identities for the intervals")
     parser.add_argument(
         "--add",
         action="store_true",
@@ -283,14 +290,12 @@ def _parse() -> argparse.Namespace:
         "place of theirs: LCMem's figures, which are measured again, have to be the same",
     )
     parser.add_argument("--methods", nargs="*", default=[], help="rows to measure; default all")
-    parser.add_argument(
-        "--weights", nargs="*", default=[], type=lambda v: v.split("=", 1), metavar="NAME=PATH"
-    )
+    parser.add_argument("--weights", nargs="*", default=[], type=name_and_path, metavar="NAME=PATH")
     parser.add_argument(
         "--download", action="store_true", help="ask the hub for weights that are not at hand"
     )
     parser.add_argument(
-        "--copies", type=int, default=1000, help="test images of a domain that are copied, at most"
+        "--copies", type=positive, default=1000, help="test images of a domain that are copied, at most"
     )
     parser.add_argument("--robustness-images", type=int, default=300, help="0 leaves robustness out")
     parser.add_argument("--skip-pairs", action="store_true", help="leave pair-level figures out")

@@ -16,17 +16,25 @@ SEED = 0
 
 
 def main_tasks(design: Design, keeper: Keeper) -> list[Task]:
-    made = {"mild_copies": mild(keeper.encoder), "heavy_copies": heavy}
     copies = [
-        Task(
-            name,
-            design.copied,
-            View(name, design.test, design.copied, make, keeper.resolution, SEED).open(keeper.cache),
-        )
-        for name, make in made.items()
+        Task(name, design.copied, view.open(keeper.cache))
+        for name, view in copies_of(design.test, design.copied, keeper).items()
     ]
     others = Task("same_identity", design.with_others, itself=True)
     return [*copies, others] if len(design.with_others) else copies
+
+
+def copies_of(images: Images, rows: np.ndarray, keeper: Keeper, prefix: str = "") -> dict[str, View]:
+    """The ways of copying ``rows``, by the names of the tasks.
+
+    Args:
+        prefix: Of the copies' names, where they are not what is asked.
+    """
+    by = keeper.encoder.source.sha256
+    return {
+        name: View(prefix + name, images, rows, make, keeper.resolution, SEED, decoder)
+        for name, make, decoder in (("mild_copies", mild(keeper.encoder), by), ("heavy_copies", heavy, ""))
+    }
 
 
 def open_validation(arguments: argparse.Namespace) -> tuple[dict[str, Images], Keeper, Judge]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from changes import crop, jpeg, noise, turn
-from data import Images, identity_of
+from data import Images
 from PIL import Image, ImageEnhance, ImageFilter
 
 from lcmem_filter.images import ImageRecord, ImageSource, to_pixels
@@ -36,6 +36,7 @@ class View:
         name: Names the pictures with everything else that they depend on.
         rows: Of the images that are copied.
         make: A square RGB picture and a random generator to the copy.
+        by: What else it depends on.
     """
 
     name: str
@@ -44,10 +45,12 @@ class View:
     make: Make
     resolution: int
     seed: int = 0
+    by: str = ""
 
     def open(self, cache: Path) -> Images:
         """The copies as images of one source, made where they are not there yet."""
         key = f"{self.name} {self.images.fingerprint} {self.rows.tolist()} {self.resolution} {self.seed} {VERSION}"
+        key += f" {self.by}" if self.by else ""
         fingerprint = hashlib.sha256(key.encode()).hexdigest()
         folder = cache / "pictures" / f"{self.name}-{fingerprint[:12]}"
         shards = [self._shard(folder, first) for first in range(0, len(self.rows), SHARD)]
@@ -57,8 +60,13 @@ class View:
             Image.fromarray(shards[row // SHARD][row % SHARD]).save(buffer, "BMP")
             return buffer.getvalue()
 
-        records = [self.images.records[row] for row in self.rows]
-        records = [ImageRecord(f"{self.name} of {r.id}", identity_of(r), r.labels) for r in records]
+        identities = self.images.identities[self.rows]
+        records = [
+            ImageRecord(
+                f"{self.name} of {self.images.records[row].id}", identity, self.images.records[row].labels
+            )
+            for row, identity in zip(self.rows, identities, strict=True)
+        ]
         source = ImageSource(self.name, records, read, fingerprint)
         return Images(self.name, (source,), tuple(self.images.domains[self.rows].tolist()))
 

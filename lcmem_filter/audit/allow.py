@@ -5,21 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, MissingColumnError
+from ..errors import DataError, MissingColumnError, first_of
 from ..report import AllowEntry, Sample
+
+COLUMNS = ("id", "reason", "sha256")
+MORE = "cells beyond the header"
 
 
 def read_allow_list(path: str | os.PathLike[str]) -> list[AllowEntry]:
     """Read a CSV or JSON lines file with columns ``id``, ``reason`` and, if the entry is to hold for one file only,
-    ``sha256``.
+    ``sha256``, in small or capital letters.
 
     Raises:
-        DataError: it cannot be read, an entry has no id or no reason, or an id stands there twice.
+        DataError: it cannot be read, has another column, an entry has no id, no reason or a digest that is none, or an
+            id stands there twice.
         MissingColumnError: no column ``id`` or ``reason``.
     """
     path = Path(path)
@@ -28,7 +33,7 @@ def read_allow_list(path: str | os.PathLike[str]) -> list[AllowEntry]:
             rows = (
                 _json_lines(file)
                 if path.suffix.lower() in (".jsonl", ".json")
-                else list(csv.DictReader(file))
+                else list(csv.DictReader(file, restkey=MORE))
             )
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"allow-list {path} cannot be read: {error}; give CSV or JSON lines") from error
@@ -72,12 +77,23 @@ def _json_lines(lines: Iterable[str]) -> list[Any]:
 def _entry(path: Path, number: int, row: Any) -> AllowEntry:
     if not isinstance(row, Mapping):
         raise DataError(f"entry {number} of allow-list {path} is no object with id and reason: {row!r}")
+    has = ", ".join(map(str, row))
+    row = {str(name).strip().lower(): value for name, value in row.items()}
     for name in ("id", "reason"):
         if name not in row:
-            raise MissingColumnError(
-                f"entry {number} of allow-list {path} has no {name!r}; it has {', '.join(map(str, row))}"
-            )
-    id_, reason, digest = (str(row.get(name) or "").strip() for name in ("id", "reason", "sha256"))
+            raise MissingColumnError(f"entry {number} of allow-list {path} has no {name!r}; it has {has}")
+    if unknown := [
+        name for name in row if name not in COLUMNS
+    ]:  # a digest under another name would not count
+        raise DataError(
+            f"entry {number} of allow-list {path} has {first_of(unknown)} besides {', '.join(COLUMNS)}; leave it out"
+        )
+    id_, reason, digest = (str(row.get(name) or "").strip() for name in COLUMNS)
     if not id_ or not reason:
         raise DataError(f"entry {number} of allow-list {path} lacks its id or its reason; give both")
+    if digest and not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        raise DataError(
+            f"entry {number} of allow-list {path} has {digest!r} for its sha256, which are 64 hexadecimal digits; give "
+            "those of the file, or none"
+        )
     return AllowEntry(id_, reason, digest.lower())

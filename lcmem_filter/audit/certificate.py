@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,11 @@ class Judge:
     encoder: Encoder
     progress: bool
 
-    def decide(self, source: ImageSource, description: str) -> Iterator[tuple[Judged, Decision]]:
-        """A decision for each image of ``source`` that can be read and judged."""
+    def decide(
+        self, source: ImageSource, description: str, problems: list[str] | None = None
+    ) -> Iterator[tuple[Judged, Decision]]:
+        """A decision for each image of ``source`` that can be read and judged; what was wrong with the others is added
+        to ``problems``."""
         rows = range(len(source))
         judged = judge_images(
             self.filter.index,
@@ -48,6 +51,8 @@ class Judge:
         for one in judged:
             if one.scored is not None:
                 yield one, self.filter.decide(one.scored)
+            elif problems is not None:
+                problems.append(one.problem)
 
 
 def certify(
@@ -97,26 +102,30 @@ def _near_duplicates(
         how = GENERATED
         source = generated_near_duplicates_of(training, rows, seeds, image_to_image, index.resolution)
     found: dict[int, list[bool]] = {}
-    named = 0
-    for one, decision in judge.decide(source, "near-duplicates"):
+    named, problems = 0, list[str]()
+    for one, decision in judge.decide(source, "near-duplicates", problems):
         row = rows[one.row // seeds]
         found.setdefault(row, []).append(not decision.accepted)
         nearest = decision.neighbours[0].id
         named += not decision.accepted and nearest == training.records[row].id
     whole = [each for each in found.values() if len(each) == seeds]
     if not whole:
-        return _neither(f"None of the {len(rows)} training images that were drawn could be read and judged.")
+        return _neither(
+            f"No near-duplicates of the {len(rows)} training images that were drawn could be made and judged; the "
+            f"first: {problems[0]}"
+        )
     flat = [rejected for each in found.values() for rejected in each]
     sensitivity = Measured(
-        rate_of(sum(flat), len(flat)),
-        f"{seeds} near-duplicates of each of {len(found)} training images, {how}."
-        + _left_out(len(source) - len(flat))
+        rate_of(sum(flat), len(flat), independent=len(found)),
+        f"{seeds} near-duplicates of each of {len(found)} training images, {how}. Those of one image resemble each "
+        "other: the interval is that of as many independent samples as there are images."
+        + _left_out(len(source) - len(flat), problems)
         + (
             f" {len(others)} training images are other pictures than the index has by their ids."
             if others
             else ""
         ),
-        {"that very training image named as the nearest": rate_of(named, len(flat))},
+        {"that very training image named as the nearest": rate_of(named, len(flat), independent=len(found))},
     )
     consistency = Measured(
         rate_of(sum(len(set(each)) == 1 for each in whole), len(whole)),
@@ -138,8 +147,10 @@ def _neither(why: str) -> tuple[Measured, Measured]:
     return Measured(None, why), Measured(None, why)
 
 
-def _left_out(count: int) -> str:
-    return f" Left out: {count:,} that could not be read or judged." if count else ""
+def _left_out(count: int, problems: Sequence[str]) -> str:
+    return (
+        f" Left out: {count:,} that could not be read or judged; the first: {problems[0]}." if count else ""
+    )
 
 
 def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
@@ -148,25 +159,31 @@ def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
             None,
             "To have it measured, give real images that neither the model nor the calibration saw (--unseen DATA).",
         )
-    judged = list(judge.decide(unseen, "unseen images"))
-    decisions = list({one.sha256: decision for one, decision in judged}.values())
-    if not decisions:
-        return Measured(None, f"None of the {len(unseen)} unseen images could be read and judged.")
-    known = judge.filter.calibration.scores
-    again = sum(_stands_in(known, decision.score) for decision in decisions)
-    if 2 * again > len(decisions):
+    problems: list[str] = []
+    judged = list(judge.decide(unseen, "unseen images", problems))
+    every = list({one.sha256: decision for one, decision in judged}.values())
+    if not every:
         return Measured(
             None,
-            f"{again} of the {len(decisions)} images given as unseen have the scores of the held-out images that set "
+            f"None of the {len(unseen)} unseen images could be read and judged; the first: {problems[0]}",
+        )
+    known = judge.filter.calibration.scores
+    decisions = [decision for decision in every if not _stands_in(known, decision.score)]
+    again = len(every) - len(decisions)
+    if 2 * again > len(every):
+        return Measured(
+            None,
+            f"{again} of the {len(every)} images given as unseen have the scores of the held-out images that set "
             "the threshold, so they say nothing about it. Give others.",
         )
     promised = judge.filter.calibration.false_rejection_rate
-    repeated = len(judged) - len(decisions)
+    repeated = len(judged) - len(every)
     return Measured(
         rate_of(sum(bool(decision.accepted) for decision in decisions), len(decisions)),
         f"Real images that neither the model nor the calibration saw; {100 * (1 - promised):.4g}% was promised."
-        + _left_out(len(unseen) - len(judged))
-        + (f" Files given several times count once: {repeated:,}." if repeated else ""),
+        + _left_out(len(unseen) - len(judged), problems)
+        + (f" Files given several times count once: {repeated:,}." if repeated else "")
+        + (f" Left out, since they have scores of held-out images: {again:,}." if again else ""),
         p_values=tuple(decision.p_value for decision in decisions),
     )
 

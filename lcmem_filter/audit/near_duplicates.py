@@ -76,13 +76,16 @@ def generated_near_duplicates_of(
     prompt = {"prompt": ""} if "prompt" in named else {}
 
     def drawn(image: Image.Image, seed: int) -> Image.Image:
-        found = image_to_image(
-            **prompt,
-            image=image.resize((resolution, resolution), Image.Resampling.LANCZOS),
-            strength=STRENGTH,
-            num_inference_steps=STEPS,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        try:
+            found = image_to_image(
+                **prompt,
+                image=image.resize((resolution, resolution), Image.Resampling.LANCZOS),
+                strength=STRENGTH,
+                num_inference_steps=STEPS,
+                generator=torch.Generator().manual_seed(seed),
+            )
+        except Exception as error:  # whatever it is, the images that were examined before must not be lost
+            raise ValueError(f"the pipeline failed: {type(error).__name__}: {error}") from error
         return found.images[0]
 
     return _made_of(source, rows, seeds, drawn)

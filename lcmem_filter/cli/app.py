@@ -44,8 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     from ..app import Drawer, Examiner, build_app, check_gradio, serve
+    from ..errors import ConfigurationError
 
     check_gradio()  # before anything is loaded
+    if args.port is not None and not 0 < args.port < 65536:
+        raise ConfigurationError(f"--port is between 1 and 65535, got {args.port}")
     training = open_source(args, args.training) if args.training else None
     index, encoder = open_index(args)
     page = build_app(

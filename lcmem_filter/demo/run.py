@@ -174,7 +174,7 @@ def _save_images(outcome: Outcome, output: Path) -> None:
     for folder, samples in (("without", outcome.without), ("with", outcome.filtered)):
         where = output / folder
         where.mkdir(parents=True, exist_ok=True)
-        for old in where.glob("*.png"):
+        for old in where.glob("[0-9][0-9].png"):
             old.unlink()
         for row, sample in enumerate(samples):
             if sample.verdict != "withheld":

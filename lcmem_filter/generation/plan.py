@@ -154,6 +154,10 @@ def read_requests(
     else:
         columns = {use: name or use for use, name in zip(COLUMNS, named, strict=True)}
         table = _read_table(path, texts=(columns["prompt"], columns["label"]))
+        try:
+            table.column_names  # noqa: B018  # decoded here
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} cannot be read: {error}; save it in UTF-8") from error
         needed = [columns["prompt"], *(name for name in named if name)]
         if missing := next((name for name in needed if name not in table.column_names), None):
             raise MissingColumnError(
@@ -176,6 +180,8 @@ def _requests_of(path: Path, table: pa.Table, columns: dict[str, str]) -> list[R
     for row, (prompt, label, seed, count) in enumerate(zip(*values.values(), strict=True), start=1):
         if prompt is None:
             raise DataError(f"{path}: row {row} has no prompt; fill it in or remove the row")
+        if isinstance(prompt, list | dict):
+            raise DataError(f"{path}: row {row} has {prompt!r} for a prompt, which is no text; mend it")
         counted = _whole(path, row, "count", count)
         requests.append(
             Request(
@@ -214,7 +220,7 @@ def _read_table(path: Path, texts: Sequence[str]) -> pa.Table:
                     column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=False
                 ),
             )
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}; mend it or give another file") from error
     raise DataError(
         f"{path} is no file of prompts that can be read; give .txt, .csv, .tsv, .jsonl or .parquet"

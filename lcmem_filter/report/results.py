@@ -74,6 +74,11 @@ class Sample:
     rung: str | None = None
 
     @property
+    def matched_at_first(self) -> bool:
+        """Whether its first draw matched a training image: the others were drawn because of that."""
+        return self.accepted is False or (self.attempts or 1) > 1
+
+    @property
     def status(self) -> Status:
         """How the report files it."""
         if self.accepted is None:
@@ -189,7 +194,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class LabelRow:
-    """Checked samples of one label, and how many of them were rejected (allowed ones included)."""
+    """Checked samples of one label, and of how many the first draw matched (allowed ones included)."""
 
     label: str
     rejected: Rate
@@ -262,8 +267,8 @@ class Results:
         exit_code: 0 no match, 1 matches, 2 not everything could be checked.
         samples: One for each image, in their order.
         calibration: Scores of unseen real images, and the threshold.
-        rate: Rejected among checked samples, allowed and withheld ones included.
-        chance: How many would be rejected by chance alone; ``None`` where nothing was checked.
+        rate: Checked samples of which the first draw matched, allowed and withheld ones included.
+        chance: For how many it would by chance alone; ``None`` where nothing was checked.
         false_discovery: ``None`` where nothing was checked.
         certificate: ``None`` where it was not asked for.
         labels: Where samples have labels.

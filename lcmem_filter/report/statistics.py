@@ -11,9 +11,18 @@ from ..types import Calibration
 from .results import Chance, Rate
 
 
-def rate_of(count: int, of: int, confidence: float = 0.95) -> Rate:
+def rate_of(count: int, of: int, confidence: float = 0.95, *, independent: int | None = None) -> Rate:
     """A share with its exact interval (Clopper and Pearson, 1934): the shares p for which neither
-    P(Binomial(of, p) >= count) nor P(Binomial(of, p) <= count) is below (1 - ``confidence``) / 2."""
+    P(Binomial(of, p) >= count) nor P(Binomial(of, p) <= count) is below (1 - ``confidence``) / 2.
+
+    Args:
+        independent: Where samples come in groups that resemble each other, how many groups there are: the interval is
+            that of so many samples, which is too wide rather than too narrow.
+    """
+    if independent is not None and independent < of:
+        whole = rate_of(math.floor(count * independent / of), independent, confidence)
+        above = rate_of(math.ceil(count * independent / of), independent, confidence)
+        return Rate(count, of, whole.low, above.high)
     tail = (1 - confidence) / 2
     low = _share_with_tail(of, range(count, of + 1), tail) if count else 0.0
     # the misses' lower end is the hits' upper end

@@ -52,16 +52,17 @@ def results_of(
     samples = tuple(samples)
     checked = [sample for sample in samples if sample.accepted is not None]
     rejected = [sample for sample in checked if not sample.accepted]
+    matched = sum(sample.matched_at_first for sample in checked)
     exit_code = _exit_code(samples)
     found = false_discovery(checked, calibration, false_discovery_rate) if checked else None
-    chance = chance_of(calibration, len(checked), len(rejected)) if checked else None
+    chance = chance_of(calibration, len(checked), matched) if checked else None
     return Results(
         run=run,
         verdict=_verdict(run, samples, 0 if chance is None else chance.expected),
         exit_code=exit_code,
         samples=samples,
         calibration=calibration,
-        rate=rate_of(len(rejected), len(checked)),
+        rate=rate_of(matched, len(checked)),
         chance=chance,
         false_discovery=found,
         certificate=certificate,
@@ -169,7 +170,7 @@ def _labels(checked: Sequence[Sample]) -> list[LabelRow]:
     return [
         LabelRow(
             label,
-            rate_of(sum(not one.accepted for one in found), len(found)),
+            rate_of(sum(one.matched_at_first for one in found), len(found)),
             sum(one.status == "allowed" for one in found),
         )
         for label, found in sorted(by_label.items())
