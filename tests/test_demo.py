@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,11 @@ from lcmem_filter.alignment import aligned_similarity
 from lcmem_filter.demo import build
 from lcmem_filter.demo.phantoms import FINDINGS, SIZE, Visit, draw_scan, scans
 from lcmem_filter.demo.roster import HEAD_TRAINING, HELD_OUT, NAMED, ONCE, VAE_TRAINING, caption_of, lessons
-from lcmem_filter.demo.run import PROMPTS, WEIGHTS, load_pipeline, report, run_demo
+from lcmem_filter.demo.run import PROMPTS, WEIGHTS, _save_images, load_pipeline, report, run_demo
 from lcmem_filter.demo.small_diffusion import Recipe, train_small_pipeline
 from lcmem_filter.demo.small_vae import VaeRecipe, train_small_vae
 from lcmem_filter.demo.story import draw_story
+from lcmem_filter.errors import ArtifactError
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import canonical, weights_sha256
 
@@ -113,6 +114,8 @@ def test_autoencoder_goes_on_where_it_was_interrupted(tmp_path):
     assert [line.split(" loss")[0] for line in said] == ["vae: step 2/4", "vae: step 4/4", "vae: step 4/4"]
     assert weights_sha256(whole) == weights_sha256(gone_on)
     assert whole.config.scaling_factor == gone_on.config.scaling_factor
+    with pytest.raises(ArtifactError, match="is of another recipe"):
+        train_small_vae(pixels, halted, replace(recipe, learning_rate=1e-3))
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,15 @@ def names_of_text_encoder(pipeline: Path) -> set[str]:
 
 def test_transformers_4_finds_the_text_encoders_weights_too():
     assert names_of_text_encoder(WEIGHTS) == {"text_model"}  # without it, 4 draws them at random
+
+
+def test_pictures_of_before_are_dropped_and_those_of_others_kept(outcome, tmp_path):
+    for name in ("99.png", "mine.png"):
+        (tmp_path / "with").mkdir(exist_ok=True)
+        (tmp_path / "with" / name).touch()
+    _save_images(outcome, tmp_path)
+    found = {path.name for path in (tmp_path / "with").iterdir()}
+    assert "mine.png" in found and "99.png" not in found and len(found) > 1
 
 
 def test_a_pipeline_that_was_trained_is_the_one_that_was_saved(tmp_path):

@@ -170,6 +170,9 @@ def test_images_that_are_their_own_identities_in_a_folder_without_a_table(tmp_pa
     [
         ({"rate": 0.01}, "needs at least 99 held-out images, got 10 usable"),
         ({"identity-column": "patient"}, "has no column 'patient'"),
+        ({"space": "sdxl"}, "encodes into 'sd', not into 'sdxl'; give --space sd"),
+        ({"weights": "dinov9=x"}, "--weights: there is no 'dinov9'"),
+        ({"near-duplicates": "nothing.csv"}, "nothing.csv cannot be read"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line_before_anything_is_encoded(tmp_path, options, why):

@@ -88,7 +88,7 @@ def test_an_empty_split_is_refused(data, tmp_path):
     ("columns", "identities"),
     [
         ("id", {"x0", "x1", "x2"}),
-        ("name", {"0.png", "1.png", "2.png"}),
+        ("name", {"mine/0.png", "mine/1.png", "mine/2.png"}),
         ("identity", {"x0", "x1", "x2"}),
     ],
 )
@@ -102,6 +102,14 @@ def test_identity_goes_before_id(data, tmp_path):
     rows = [f"{number},x{number},{split}" for number, split in enumerate(data.SPLITS)]
     splits = data.open_splits([write(tmp_path / "mine.csv", "id identity split", *rows)], None)
     assert [images.identities.tolist() for images in splits.values()] == [["x0"], ["x1"], ["x2"]]
+
+
+def test_files_of_one_name_in_two_sets_are_no_identity(data, tmp_path):
+    for name in ("a", "b"):
+        write_pictures(tmp_path / name, range(30))
+    splits = data.open_splits([tmp_path / "a", tmp_path / "b"], None)
+    every = [person for images in splits.values() for person in images.identities]
+    assert len(every) == len(set(every)) == 60
 
 
 def test_a_folder_without_a_table_needs_no_column(data, tmp_path):

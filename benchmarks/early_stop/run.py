@@ -32,6 +32,7 @@ from provenance import provenance
 from sources import head_name, small_index
 
 import lcmem_filter
+from lcmem_filter.generation.job import pipeline_fingerprint
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "early_stop.json"
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -94,7 +95,7 @@ def one_scheduler(
     """Fit on some samples and measure on others, with one scheduler; yields what is found, as it is found."""
     kind, options = SCHEDULERS[name]
     pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
-    stem = f"{cache}/early-stop-{kind}-{index.fingerprint[:8]}-{size.fit}"
+    stem = f"{cache}/early-stop-{kind}-{index.fingerprint[:8]}-{pipeline_fingerprint(pipe)[:8]}-{size.fit}"
     early = fitted(pipe, index, rows, size.fit, Path(f"{stem}.json"))
     log(f"{name}: thresholds {[round(stage.calibration.threshold, 3) for stage in early.stages]}")
     yield {"scheduler": kind, "fit": describe(early, index)}

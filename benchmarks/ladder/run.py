@@ -35,6 +35,7 @@ from worth import Worth
 
 import lcmem_filter
 from lcmem_filter.errors import MissingExtraError
+from lcmem_filter.generation.job import pipeline_fingerprint
 from lcmem_filter.pipeline import MemorizationWarning
 from lcmem_filter.pipeline.rungs import DEFAULT_LADDER, RUNGS
 
@@ -60,7 +61,11 @@ def main() -> None:
     samples = memorised(pipe, index, judge, samples)
     log(f"{len(samples)} of {len(captions)} prompts give a memorised image")
     ladders = {name: (name,) for name in RUNGS} | {"default ladder": DEFAULT_LADDER}
-    folder = arguments.cache / "ladders" / f"{len(samples)}-{index.fingerprint[:8]}"
+    folder = (
+        arguments.cache
+        / "ladders"
+        / f"{len(samples)}-{index.fingerprint[:8]}-{pipeline_fingerprint(pipe)[:8]}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     table = [through(pipe, index, judge, samples, label, rungs, folder) for label, rungs in ladders.items()]
     worth = measured_worth(pipe, rows, arguments.cache)

@@ -10,12 +10,12 @@ from lcmem_filter.audit import read_allow_list
 from lcmem_filter.errors import DataError, MissingColumnError
 from lcmem_filter.report import AllowEntry
 
-ENTRIES = [AllowEntry("007.png", "a test chart, ours", "ab12"), AllowEntry("a/b.png", 'seen by "M"')]
+ENTRIES = [AllowEntry("007.png", "a test chart, ours", "ab12" * 16), AllowEntry("a/b.png", 'seen by "M"')]
 
 
 def test_csv_and_json_lines_give_the_same(tmp_path):
     (tmp_path / "allow.csv").write_text(
-        '\ufeffid,reason,sha256\n007.png,"a test chart, ours",AB12\na/b.png,"seen by ""M""",\n',
+        f'\ufeffid,reason, SHA256\n007.png,"a test chart, ours",{"AB12" * 16}\na/b.png,"seen by ""M""",\n',
         encoding="utf-8",
     )
     lines = [{"id": one.id, "reason": one.reason, "sha256": one.sha256} for one in ENTRIES]
@@ -30,6 +30,9 @@ def test_csv_and_json_lines_give_the_same(tmp_path):
         ("a.csv", "id,reason\nx,\n", DataError, "entry 1"),
         ("a.csv", "id,reason\nx\n", DataError, "entry 1"),
         ("a.csv", "id,reason\nx,a\nx,b\n", DataError, "twice"),
+        ("a.csv", "id,reason,digest\nx,a,ab12\n", DataError, "has digest besides id, reason, sha256"),
+        ("a.csv", "id,reason\nx,a,ab12\n", DataError, "has cells beyond the header besides"),
+        ("a.csv", "id,reason,sha256\nx,a,ab12\n", DataError, "64 hexadecimal digits"),
         ("a.jsonl", '{"id": "x"}\n', MissingColumnError, "no 'reason'"),
         ("a.jsonl", '["x"]\n', DataError, "no object"),
         ("a.jsonl", "{\n", DataError, "cannot be read"),

@@ -127,6 +127,17 @@ def test_near_duplicates_can_be_drawn_by_the_pipeline_itself(folder):
     assert pixels[0] == pixels[1] and len(set(pixels)) == 3
 
 
+def test_a_pipeline_that_fails_costs_the_certificate_alone(folder):
+    class Failing:
+        def __call__(self, **_):
+            raise AttributeError("no such part")
+
+    found = audit(folder, "unseen", training=opened(folder / "train"), image_to_image=Failing())
+    assert found.samples and found.certificate is not None
+    assert found.certificate.sensitivity.rate is None
+    assert "the pipeline failed: AttributeError: no such part" in found.certificate.sensitivity.how
+
+
 def test_what_a_certificate_leaves_out_is_told(folder, tmp_path):
     write_pictures(tmp_path, UNSEEN)
     (tmp_path / "broken.png").write_bytes(b"no picture")
@@ -175,6 +186,16 @@ def test_images_that_set_the_threshold_prove_no_specificity(folder):
     found = audit(folder, "unseen", unseen=opened(folder / "held-out")).certificate
     assert found is not None and found.specificity.rate is None
     assert f"{len(HELD_OUT)} of the {len(HELD_OUT)} images" in found.specificity.how
+
+
+def test_held_out_images_among_the_unseen_do_not_count(folder, tmp_path):
+    write_pictures(tmp_path, UNSEEN)
+    alone = audit(folder, "unseen", unseen=opened(tmp_path)).certificate
+    write_pictures(tmp_path, HELD_OUT[:10])
+    found = audit(folder, "unseen", unseen=opened(tmp_path)).certificate
+    assert found is not None and alone is not None and found.specificity.rate == alone.specificity.rate
+    assert "scores of held-out images: 10." in found.specificity.how
+    assert len(found.specificity.p_values) == len(UNSEEN)
 
 
 def test_allow_list_changes_the_verdict_and_nothing_else(folder, results, sources):

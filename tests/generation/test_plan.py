@@ -66,6 +66,7 @@ def test_columns_may_be_named_otherwise(tmp_path):
         ("p.csv", "prompt,seed\na cat,-1\n", {}, DataError, "lies in"),
         ("p.jsonl", '{"prompt": "a cat"', {}, DataError, "cannot be read"),
         ("p.jsonl", '{"prompt": null}\n', {}, DataError, "row 1 has no prompt"),
+        ("p.jsonl", '{"prompt": ["a cat"]}\n', {}, DataError, "is no text"),
         ("p.docx", "", {}, DataError, "no file of prompts"),
     ],
 )
@@ -75,6 +76,13 @@ def test_what_cannot_be_read_is_refused(tmp_path, name, content, options, error,
         read_requests(tmp_path / name, **options)
     with pytest.raises(DataError):
         read_requests(tmp_path / "missing" / name, **options)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_prompts_in_another_encoding_are_refused(tmp_path, encoding):
+    (tmp_path / "p.csv").write_bytes("prompt,Größe\na cat,groß\n".encode(encoding))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_requests(tmp_path / "p.csv")
 
 
 def test_a_seed_depends_on_the_job_and_the_place_only():

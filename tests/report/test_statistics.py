@@ -36,6 +36,19 @@ def test_interval_ends_where_the_tails_are_as_likely_as_the_confidence_allows(co
         assert tail(range(count + 1), of, found.high) == pytest.approx(0.025)
 
 
+@pytest.mark.parametrize(
+    ("count", "of", "independent"), [(270, 300, 100), (271, 300, 100), (0, 6, 3), (6, 6, 3)]
+)
+def test_interval_of_samples_in_groups_covers_that_of_as_many_samples_as_groups(count, of, independent):
+    found = rate_of(count, of, independent=independent)
+    assert (found.count, found.of) == (count, of)
+    assert found.low == rate_of(count * independent // of, independent).low
+    assert found.high == rate_of(-(-count * independent // of), independent).high
+    single = rate_of(count, of)
+    assert found.low <= single.low and found.high >= single.high and found != single
+    assert rate_of(count, of, independent=of) == single
+
+
 def test_interval_of_a_large_and_of_an_empty_set():
     assert rate_of(0, 1_000_000).high == pytest.approx(3.689e-6, rel=1e-3)  # log(1 / 0.025) / n
     nothing = rate_of(0, 0)

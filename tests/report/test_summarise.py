@@ -67,6 +67,16 @@ def test_allowed_images_stay_in_the_rate_and_in_the_tables():
     assert found.copied[0].samples == ("known.png", MATCH.id)
 
 
+def test_images_that_were_drawn_again_count_by_their_first_draw():
+    """The last of several draws matches less often than chance would have it."""
+    again = replace(CLEAN, id="again.png", attempts=3, labels=("drawn",))
+    found = of(CLEAN, again, WITHHELD, run=replace(RUN, kind="generation"))
+    assert (found.rate.count, found.rate.of) == (2, 3)
+    assert found.chance == of(CLEAN, MATCH, WITHHELD).chance
+    assert next(row.rejected.count for row in found.labels if row.label == "drawn") == 1
+    assert len(found.copied) == 1
+
+
 def test_a_small_group_cannot_be_certified_and_nothing_is_ever_called_clean():
     few = of(*[sample(i, 0.5) for i in range(300)], n=999)
     assert few.false_discovery is not None and few.false_discovery.smallest_group == 3
