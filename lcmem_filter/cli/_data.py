@@ -20,7 +20,11 @@ def add_column_arguments(parser: argparse.ArgumentParser, *, ids: bool = True) -
     if ids:
         parser.add_argument("--id-column", help="column of unique ids (default: path, or row number)")
     parser.add_argument(
-        "--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these rows of a table"
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only these rows of a table; given several times, rows that meet all of them",
     )
 
 

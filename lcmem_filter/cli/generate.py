@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAME = "generate"
 HELP = "Generate a set of images, none of them memorised, with a manifest and a report"
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS = ("", "K", "M", "G", "T")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -238,10 +238,12 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 def _bytes(text: str) -> int:
     from ..errors import DataError
 
-    found = re.fullmatch(r"([\d.]+)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"([\d.]+)\s*(?:([KMGT])(i?)B?|B)", text.strip(), re.IGNORECASE)
     try:
         if found:
-            return int(float(found[1]) * UNITS[found[2].upper()])
+            return int(
+                float(found[1]) * (1024 if found[3] else 1000) ** UNITS.index((found[2] or "").upper())
+            )
     except ValueError:
         pass
     raise DataError(f"a disk budget is a number with a unit, got {text!r}; for example --disk-budget 20GB")

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lcmem_filter.cli.generate import _bytes
 from lcmem_filter.cli.main import main
+from lcmem_filter.errors import DataError
 
 from ..generation.material import PROMPTS, checksums, material
 
@@ -111,3 +113,12 @@ def test_a_killed_process_and_two_processes_give_the_same_bytes(folder, tmp_path
         assert json.loads(done.stdout.splitlines()[-1])["asked_for"] == len(PROMPTS)
     assert checksums(tmp_path / "killed") == checksums(tmp_path / "two")
     assert len(list((tmp_path / "two" / "images").iterdir())) > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("20GB", 20e9), ("1.5 TiB", 1.5 * 2**40), ("512k", 512e3), ("7 B", 7)]
+)
+def test_a_disk_budget_has_a_unit(text, expected):
+    assert _bytes(text) == expected
+    with pytest.raises(DataError, match="with a unit"):
+        _bytes(text.rstrip("GTiBk "))
