@@ -22,7 +22,8 @@ pipe.with_memorization_filter(index, on_exhausted="drop")
 
 folder = Path(output)
 folder.mkdir(parents=True, exist_ok=True)
-for path in sorted(Path(images).glob("*.png")):
+for path in sorted(Path(images).rglob("*.png")):
+    name = path.relative_to(images).as_posix()
     generator = torch.Generator().manual_seed(0)
     image = Image.open(path).convert("RGB")
     out = pipe(
@@ -31,7 +32,7 @@ for path in sorted(Path(images).glob("*.png")):
         strength=0.8,
         num_images_per_prompt=2,
         generator=generator,
-        allowed_ids=[path.name],
+        allowed_ids=[name],
     )
     for number, variant in enumerate(out.images):
-        variant.save(folder / f"{path.stem}-{number}.png")
+        variant.save(folder / f"{name[:-4].replace('/', '-')}-{number}.png")

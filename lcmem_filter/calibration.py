@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from tqdm.auto import tqdm
 
-from .errors import CalibrationError, EmptyDataError, FilterFailedError
+from .errors import CalibrationError, EmptyDataError, FilterFailedError, check_kind
 from .images import ImageSource
 from .index import MemorizationIndex
 from .index.identities import classes_among
@@ -76,6 +76,7 @@ def calibrate(
     """
     if not 0 < false_rejection_rate < 1:
         raise CalibrationError(f"a false-rejection rate lies between 0 and 1, got {false_rejection_rate}")
+    check_kind("held_out", held_out, ImageSource, "open_images(PATH)")
     index = index if isinstance(index, MemorizationIndex) else MemorizationIndex.load(index)
     encoder = encoder or index.load_encoder()
     space = index.head.identify_space(encoder.vae).space

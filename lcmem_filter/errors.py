@@ -114,6 +114,16 @@ class MemorizationError(LcmemFilterError):
         self.decisions = tuple(decisions)
 
 
+def check_kind(name: str, value: object, kind: type, make: str) -> None:
+    """Whether an argument is what it has to be.
+
+    Raises:
+        TypeError: it is not; says what makes one.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} has to be of {kind.__name__}, got {type(value).__name__}; {make} gives one")
+
+
 def first_of(names: Sequence[str], most: int = 4) -> str:
     """The first names of some, and how many more there are, for a message."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

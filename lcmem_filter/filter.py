@@ -145,11 +145,15 @@ class MemorizationFilter:
             expected = self.index.latent_size
         if expected is not None and latents.ndim == 4 and size != expected and size not in self._warned_sizes:
             self._warned_sizes.add(size)
+            do = (
+                "build the index at the size that the pipeline generates"
+                if size[0] == size[1]
+                else "an index squashes pictures to squares, so check finished images too (lcmem-filter check)"
+            )
             warnings.warn(
                 f"index {self.index.path} was built and calibrated at {self.index.resolution} px (latents "
                 f"{_times(expected)}), these latents are {_times(size)}: encodings of another resolution "
-                "differ, so copies may be missed and the false-rejection rate does not hold; "
-                "build the index at the size that the pipeline generates",
+                f"differ, so copies may be missed and the false-rejection rate does not hold; {do}",
                 stacklevel=2,
             )
 

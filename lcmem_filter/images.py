@@ -23,8 +23,10 @@ from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraE
 from .tables import CSV_READING, NOT_AVAILABLE, is_csv, matching, read_table, text_of
 
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5"}
-OTHER_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".hif", ".ima", ".jxl"})
-"""Of images that Pillow may know only with a plug-in, and of DICOM as some scanners write it."""
+OTHER_SUFFIXES = frozenset(
+    {".avif", ".heic", ".heif", ".hif", ".ima", ".jxl", ".mha", ".mhd", ".nii", ".nrrd"}
+)
+"""Of images that Pillow may know only with a plug-in, of DICOM as some scanners write it, and of volumes."""
 PACKED_SUFFIXES = frozenset({".bz2", ".gz", ".xz"})
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
 """How PNG, JPEG, GIF and TIFF begin."""

@@ -122,6 +122,9 @@ class Decision:
             otherwise.
         rung: What the last draw did to get away from a training image, one of ``pipeline.rungs.RUNGS`` or a rung of
             the user's; ``None`` for the first draw.
+        prompt: What the last draw was asked for, where ``rung`` put other words into the prompt; ``None`` where that is
+            the caller's.
+        matched_before: The training image that each earlier draw was nearest to, in their order.
         allowed_ids: Training images that the sample was allowed to resemble: it was judged as if the index lacked
             them.
         flagged_at: Share of the denoising steps after which early stop first took the last draw for a copy; ``None``
@@ -147,6 +150,8 @@ class Decision:
     stopped: bool = False
     steps_run: int | None = None
     steps_saved: int | None = None
+    prompt: str | None = None
+    matched_before: tuple[str, ...] = ()
 
     @property
     def matched_ids(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from .alignment import aligned_similarity
 from .errors import FilterFailedError
 from .head import LCMemHead
 from .index import MemorizationIndex
+from .latents import check_latents
 from .matching import alike_under_warps
 from .standing import (
     BACKGROUND,
@@ -96,6 +97,8 @@ class Query:
     @classmethod
     def of(cls, head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts | None) -> Query:
         """Describe canonical latents (B, C, g, g) of ``space``."""
+        if space in head.spaces:
+            check_latents(canonical, int(head.config.spaces[space]), space)
         poses = torch.stack([canonical, canonical.flip(-2)])
         described = head.describe(poses.flatten(0, 1), space)
         embedding = described.embedding.unflatten(0, poses.shape[:2])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..calibration import Judged, judge_images
-from ..errors import LcmemFilterError
+from ..errors import LcmemFilterError, check_kind
 from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..index import MemorizationIndex
@@ -84,6 +84,8 @@ def audit_images(
     """
     if not 0 < false_discovery_rate < 1:
         raise LcmemFilterError(f"a false-discovery rate lies between 0 and 1, got {false_discovery_rate}")
+    check_kind("images", images, ImageSource, "open_images(PATH)")
+    check_kind("index", index, MemorizationIndex, "MemorizationIndex.load(PATH)")
     encoder = encoder or index.load_encoder()
     space = index.head.identify_space(encoder.vae).space
     judge = Judge(MemorizationFilter(index, space=space), encoder, progress)

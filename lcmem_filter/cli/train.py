@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--space",
-        help="name of the VAE's latent space (default: the name that --initial or a shipped head knows it by, else, "
-        "and with --add-space, the name of its folder)",
+        help="name of the VAE's latent space (default: the name that --initial or a shipped head knows it by, else the "
+        "name of its folder)",
     )
     parser.add_argument(
         "--cache", help="folder of encoded latents, to be used by other runs too (default: in --output)"
@@ -201,9 +201,11 @@ def _add_space(args: argparse.Namespace, config: AddSpaceConfig, encoder: Encode
     from ..latents import load_encoder
     from ..training import add_space
 
+    initial = LCMemHead.from_pretrained(args.initial)
+    known = _name_of_space(encoder, None)
     return add_space(
-        LCMemHead.from_pretrained(args.initial),
-        args.space or _named_after_folder(encoder),
+        initial,
+        args.space or (_named_after_folder(encoder) if known in initial.spaces else known),
         encoder,
         load_encoder(args.reference_vae, trust_remote_code=args.trust_remote_code),
         _open(args, args.data, args.where),

@@ -51,10 +51,11 @@ def _sample(row: Row) -> Sample:
         row.sha256 or "",
         row.reason,
         delivered=row.delivered,
-        prompt=row.prompt,
+        prompt=row.drawn_prompt or row.prompt,
         seed=row.seed if row.last_seed is None else row.last_seed,
         attempts=row.attempts,
         rung=row.rung or None,
+        matched_before=row.matched_before,
     )
 
 

@@ -34,6 +34,8 @@ class Row:
         rung: The remedy that the last draw came from; empty for the first.
         rungs: The remedies behind each draw after the first, in order.
         sha256, bytes: Of the file.
+        drawn_prompt: What the last draw was asked for, where the remedy put other words into the prompt; else empty.
+        matched_before: The training image that each earlier draw was nearest to, in their order.
     """
 
     position: int
@@ -54,6 +56,8 @@ class Row:
     reason: str
     sha256: str | None = None
     bytes: int = 0
+    drawn_prompt: str = ""
+    matched_before: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -86,13 +90,16 @@ class Row:
             decision.reason,
             sha256,
             size,
+            decision.prompt or "",
+            decision.matched_before,
         )
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Row:
         """From JSON."""
         neighbours = tuple(Neighbour(**one) for one in found["neighbours"])
-        return cls(**{**found, "neighbours": neighbours, "rungs": tuple(found["rungs"])})
+        lists = {name: tuple(found.get(name, ())) for name in ("rungs", "matched_before")}
+        return cls(**{**found, **lists, "neighbours": neighbours})
 
     @property
     def delivered(self) -> bool:
@@ -103,6 +110,7 @@ class Row:
         """As a row of a table."""
         found = asdict(self)
         neighbours, found["rungs"] = found.pop("neighbours"), list(self.rungs)
+        found["matched_before"] = list(self.matched_before)
         found["nearest"] = [one["id"] for one in neighbours]
         found["nearest_scores"] = [one["score"] for one in neighbours]
         return found
@@ -162,6 +170,8 @@ def _schema(job: Mapping[str, Any]) -> pa.Schema:
             ("reason", pa.string()),
             ("sha256", pa.string()),
             ("bytes", pa.int64()),
+            ("drawn_prompt", pa.string()),
+            ("matched_before", pa.list_(pa.string())),
             ("versions", texts(list(job["fixed"]["versions"]))),
             ("fingerprints", texts(list(job["fixed"]["fingerprints"]))),
         ]

@@ -21,6 +21,7 @@ from ..errors import (
     FilterFailedError,
     IncompleteIndexError,
     LcmemFilterError,
+    check_kind,
 )
 from ..head import LCMemHead
 from ..images import ImageRecord, ImageSource
@@ -120,6 +121,9 @@ class MemorizationIndex:
             EmptyDataError: no image could be read.
             LatentSpaceError: the head does not know the encoder's latent space.
         """
+        check_kind("source", source, ImageSource, "open_images(PATH)")
+        check_kind("encoder", encoder, Encoder, "load_encoder(PATH)")
+        check_kind("head", head, LCMemHead, "LCMemHead.from_pretrained(NAME)")
         space = head.identify_space(encoder.vae).space
         side = default_resolution(encoder) if resolution is None else resolution
         if side < MIN_RESOLUTION:

@@ -290,7 +290,17 @@ def _draw_again(drawing: Drawing, call: BoundCall, drawn: Drawn) -> None:
                 steps_saved=_sum(before.steps_saved, found.steps_saved),
                 seed=redraw.seeds[source_row],
                 rung=attempt.rung,
+                prompt=_reworded(attempt.call, redraw.call, source_row),
+                matched_before=before.matched_before + tuple(near.id for near in before.neighbours[:1]),
             )
+
+
+def _reworded(call: BoundCall, given: BoundCall, row: int) -> str | None:
+    """The prompt that ``call`` draws a row from, where it is not the one that was given."""
+    prompt, place = call.arguments.get("prompt"), row // (call.arguments.get("num_images_per_prompt") or 1)
+    if prompt is None or prompt == given.arguments.get("prompt"):
+        return None
+    return str(prompt if isinstance(prompt, str) else prompt[place])
 
 
 def _sum(before: int | None, found: int | None) -> int | None:

@@ -56,6 +56,7 @@ class Sample:
         allowed: Why it is on the allow-list; empty where it is not.
         delivered: ``False`` for a draw that a generation job withheld.
         prompt, seed, attempts, rung: How a generation job drew it; ``rung`` is the remedy that was in force.
+        matched_before: The training image that each earlier draw was nearest to, in their order.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Sample:
     seed: int | None = None
     attempts: int | None = None
     rung: str | None = None
+    matched_before: tuple[str, ...] = ()
 
     @property
     def matched_at_first(self) -> bool:
@@ -203,7 +205,7 @@ class LabelRow:
 
 @dataclass(frozen=True, slots=True)
 class CopiedTraining:
-    """A training image that is the nearest of rejected samples."""
+    """A training image that is the nearest of rejected samples, or of draws that were rejected before theirs."""
 
     id: str
     samples: tuple[str, ...]

@@ -50,6 +50,7 @@ def _salted_sample(sample: Sample, salt: bytes) -> Sample:
         id=salted_id(sample.id, salt),
         sha256=salted_id(sample.sha256, salt) if sample.sha256 else "",
         neighbours=tuple(replace(one, id=salted_id(one.id, salt)) for one in sample.neighbours),
+        matched_before=tuple(salted_id(id_, salt) for id_ in sample.matched_before),
         prompt=None,
         problem="the image could not be read or judged" if sample.problem else "",
     )

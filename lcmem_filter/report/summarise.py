@@ -51,9 +51,8 @@ def results_of(
     """
     samples = tuple(samples)
     checked = [sample for sample in samples if sample.accepted is not None]
-    rejected = [sample for sample in checked if not sample.accepted]
     matched = sum(sample.matched_at_first for sample in checked)
-    exit_code = _exit_code(samples)
+    exit_code = _exit_code(run, samples)
     found = false_discovery(checked, calibration, false_discovery_rate) if checked else None
     chance = chance_of(calibration, len(checked), matched) if checked else None
     return Results(
@@ -67,11 +66,11 @@ def results_of(
         false_discovery=found,
         certificate=certificate,
         labels=tuple(_labels(checked)),
-        copied=tuple(_copied(rejected)),
+        copied=tuple(_copied(samples)),
         duplicates=None if duplicates is None else tuple(duplicates),
         rungs=tuple(rungs),
         allow_list=tuple(allow_list),
-        cautions=tuple(_cautions(run, certificate, calibration)),
+        cautions=(*_cautions(run, certificate, calibration), *_cautions_of_allow_list(allow_list)),
     )
 
 
@@ -107,11 +106,12 @@ def false_discovery(checked: Sequence[Sample], calibration: Calibration, rate: f
     return FalseDiscovery(rate, m, n, ids, fewest, needed, conclusion)
 
 
-def _exit_code(samples: Sequence[Sample]) -> int:
+def _exit_code(run: Run, samples: Sequence[Sample]) -> int:
     statuses = {sample.status for sample in samples}
     if "match" in statuses:
         return MATCHES
-    return NOT_CHECKED if "not checked" in statuses else NO_MATCH
+    nothing_delivered = run.kind == "generation" and statuses <= {"withheld", "not checked"}
+    return NOT_CHECKED if nothing_delivered or "not checked" in statuses else NO_MATCH
 
 
 def _verdict(run: Run, samples: Sequence[Sample], expected: float) -> str:
@@ -124,6 +124,9 @@ def _verdict(run: Run, samples: Sequence[Sample], expected: float) -> str:
     if count["match"]:
         verb = "matches" if count["match"] == 1 else "match"
         text = f"{count['match']:,} of {given:,} {subject}s {verb} a training image"
+    elif run.kind == "generation" and count["withheld"] == len(samples):
+        all_of_them = f"{_images(len(samples))} matched a training image and {_was(len(samples))} withheld"
+        return f"Nothing was delivered: {all_of_them}."
     elif count["not checked"] == len(samples):
         return f"None of the {given:,} {subject}s could be checked, so nothing is known about them."
     else:
@@ -162,6 +165,11 @@ def _cautions(run: Run, certificate: Certificate | None, calibration: Calibratio
         yield f"Copies of {_images(run.training_unreadable)} missing from the index would not be found."
 
 
+def _cautions_of_allow_list(entries: Sequence[AllowEntry]) -> Iterable[str]:
+    if unknown := [entry.id for entry in entries if entry.effect == "no such image"]:
+        yield f"{len(unknown):,} of {len(entries):,} entries of the allow-list name no image of the set."
+
+
 def _labels(checked: Sequence[Sample]) -> list[LabelRow]:
     by_label: dict[str, list[Sample]] = {}
     for sample in checked:
@@ -177,11 +185,12 @@ def _labels(checked: Sequence[Sample]) -> list[LabelRow]:
     ]
 
 
-def _copied(rejected: Sequence[Sample]) -> list[CopiedTraining]:
+def _copied(samples: Sequence[Sample]) -> list[CopiedTraining]:
     by_id: dict[str, list[str]] = {}
-    for sample in rejected:
-        if sample.neighbours:
-            by_id.setdefault(sample.neighbours[0].id, []).append(sample.id)
+    for sample in samples:
+        last = sample.neighbours[:1] if sample.accepted is False else ()
+        for id_ in dict.fromkeys((*sample.matched_before, *(near.id for near in last))):
+            by_id.setdefault(id_, []).append(sample.id)
     found = [CopiedTraining(id_, tuple(ids)) for id_, ids in by_id.items()]
     return sorted(found, key=lambda one: (-one.count, one.id))
 

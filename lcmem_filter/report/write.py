@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..errors import check_kind
 from .figures import calibration_plot, label_chart, score_histogram
 from .pictures import Pictures, thumbnails
 from .results import Results, Sample
@@ -51,6 +52,7 @@ def write_report(
         pictures: Where thumbnails come from; without it images are named, not shown.
         salt: Replaces ids by keyed hashes, and leaves out prompts and the names of the data.
     """
+    check_kind("results", results, Results, "results_of, and audit_images as its results,")
     shown = _gallery(results)
     samples, training = {}, {}
     if pictures is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from accelerate import Accelerator, PartialState
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, check_kind
 from ..head import LCMemHead, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder
@@ -16,6 +16,8 @@ from .checkpoint import Checkpoints
 from .config import Stage, TrainingConfig
 from .data import check_pairs, identity_of
 from .weights import check_initial, check_known
+
+Sources: TypeAlias = ImageSource | Sequence[ImageSource]
 
 
 def check_run(
@@ -59,6 +61,18 @@ def check_run(
     check_initial(initial, config, encoders, trunk=stages[0] < 3)
     if config.keep_spaces:
         check_known(initial, encoders)
+
+
+def listed(sources: Sources) -> list[ImageSource]:
+    """One or several sources as a list.
+
+    Raises:
+        TypeError: one is none.
+    """
+    every = list(sources) if isinstance(sources, list | tuple) else [cast(ImageSource, sources)]
+    for source in every:
+        check_kind("a source", source, ImageSource, "open_images(PATH)")
+    return every
 
 
 def check_encodes(encoder: Encoder, resolution: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -19,14 +19,14 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from tqdm.auto import tqdm
 
 from ..calibration import held_out_needed
-from ..errors import DataError, TrainingFailedError
+from ..errors import DataError, TrainingFailedError, check_kind
 from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import Encoder
 from .batches import batch_of, moved_against
 from .card import encoders_before, unseen_before, went_on_from, write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
-from .checks import check_folders, check_run, check_sources, plan_of
+from .checks import Sources, check_folders, check_run, check_sources, listed, plan_of
 from .config import Stage, TrainingConfig
 from .data import LatentSet, Pairs, PairSampler, digest_of, drawn_ahead, sampler_for
 from .fresh import DeviceViews, FreshViews
@@ -39,8 +39,6 @@ from .weights import averaged, decay_groups, head_to_train
 
 MOST_WORKERS = 8
 """Processes that draw pairs."""
-
-Sources: TypeAlias = ImageSource | Sequence[ImageSource]
 
 
 def train_head(
@@ -90,9 +88,10 @@ def train_head(
         TrainingFailedError: the loss is no longer finite.
     """
     output, config = Path(output), config or TrainingConfig()
+    check_kind("encoders", encoders, Mapping, "{'sd': load_encoder(PATH)}")
     check_run(stages, config, encoders, initial)
     folders = [output if stage == stages[-1] else output / f"stage{stage}" for stage in stages]
-    given = _listed(sources), _listed(validation or ())
+    given = listed(sources), listed(validation or ())
     plans = [plan_of(*given, encoders, config.for_stage(stage), leave_out) for stage in stages]
     check_folders(dict(zip(folders, plans, strict=True)))
     # folders of earlier stages are kept: they say that their stage is done
@@ -393,7 +392,3 @@ class _Run:
     def _say(self, line: str) -> None:
         if self.show:
             tqdm.write(line, file=sys.stderr)
-
-
-def _listed(sources: Sources) -> list[ImageSource]:
-    return list(sources) if isinstance(sources, list | tuple) else [cast(ImageSource, sources)]

@@ -93,8 +93,17 @@ def test_names_that_are_taken_for_classes_are_told(folder, capsys):
     for picture in (folder / "train").glob("*.png"):
         picture.unlink()
     _, (built,), err = build(capsys, folder)
-    assert built["images"] == 23
+    assert (built["images"], built["identities"]) == (23, 1)
     assert "taken for classes, not for identities, since each has more than 20 pictures: healthy\n" in err
+
+
+def test_what_deep_folders_are_taken_for_is_told(folder, capsys):
+    for picture in (folder / "train").glob("*.png"):
+        picture.unlink()
+    write_pictures(folder / "train" / "site 0" / "patient 7", range(3))
+    _, (built,), err = build(capsys, folder)
+    assert built["identities"] == 1
+    assert "3 images of" in err and "first folder, as 'site 0', is taken for the identity" in err
 
 
 def test_calibrate_tells_how_many_more_images_set_the_threshold(folder, capsys):

@@ -81,12 +81,16 @@ def whole(pipe, folder, tmp_path_factory):
     )
 
 
-def test_the_set_holds_what_was_accepted_and_the_manifest_everything(whole, pipe):
+def test_the_set_holds_what_was_accepted_and_the_manifest_everything(whole, pipe, folder):
     rows = whole.rows
     assert {row.status for row in rows} == {"accepted", "withheld"}, "the index must reject some for good"
     assert any(row.status == "accepted" and row.attempts == 2 and row.rung for row in rows)
     assert all(len(row.rungs) == row.attempts - 1 and (row.rungs or ("",))[-1] == row.rung for row in rows)
     assert all((row.accepted is True) == (row.file_name is not None) for row in rows)
+    known = {record.id for record in lcmem_filter.MemorizationIndex.load(folder / "index").records}
+    assert all(len(row.matched_before) == row.attempts - 1 and known >= {*row.matched_before} for row in rows)
+    copied = {id_ for one in whole.results.copied for id_ in one.samples}
+    assert {row.file_name for row in rows if row.matched_before and row.delivered} <= copied
     files = {path.relative_to(whole.folder).as_posix() for path in (whole.folder / "images").iterdir()}
     assert files == {row.file_name for row in rows if row.delivered}
     manifest = pq.read_table(whole.folder / "manifest.parquet")
@@ -122,6 +126,17 @@ def test_the_report_counts_what_was_withheld(whole):
     assert numbers["rungs"] == [{"rung": "new_seed", "tried": len(redrawn), "accepted": accepted}]
     assert numbers["run"]["kind"] == "generation"
     assert (whole.tally.drawn, whole.tally.withheld) == (len(PROMPTS), withheld)
+
+
+def test_the_words_that_an_image_was_drawn_from_are_kept(job, whole):
+    found = job("words", rungs=["prompt_perturbation"])
+    again = [row for row in found.rows if row.attempts > 1]
+    assert again and all({*row.prompt.split()} < {*row.drawn_prompt.split()} for row in again)
+    assert not any(row.drawn_prompt for row in (*whole.rows, *found.rows) if row not in again)
+    lines = [json.loads(line) for line in (found.folder / "manifest.jsonl").read_text().splitlines()]
+    assert [line["drawn_prompt"] for line in lines] == [row.drawn_prompt for row in found.rows]
+    shown = {sample.id: sample.prompt for sample in found.results.samples}
+    assert all(shown[row.file_name] == row.drawn_prompt for row in again if row.delivered)
 
 
 def test_an_image_is_what_the_plain_pipeline_draws_from_its_seed(whole, pipe):

@@ -70,6 +70,13 @@ def test_a_rung_draws_only_what_was_rejected_and_puts_everything_back(name: str,
     assert not np.allclose(out.images[[1, 2]], plain[[1, 2]], atol=1e-3)
     assert [d.rung for d in out.memorization] == [None, name, name, None]
     assert [d.attempts for d in out.memorization] == [1, 2, 2, 1]
+    prompts = [d.prompt for d in out.memorization]
+    if name == "prompt_perturbation":  # each row's own
+        assert set(PROMPTS[0].split()) < set(prompts[1].split()) and set(PROMPTS[1].split()) < set(
+            prompts[2].split()
+        )
+        prompts[1:3] = [None, None]
+    assert prompts == [None] * 4
     again = drawn_by(name, index)
     assert np.array_equal(again.images, out.images)
     assert [d.seed for d in again.memorization] == [d.seed for d in out.memorization]

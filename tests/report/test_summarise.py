@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from lcmem_filter.report import Certificate, Measured, Results, Run, Sample, rate_of, results_of
+from lcmem_filter.report import AllowEntry, Certificate, Measured, Results, Run, Sample, rate_of, results_of
 from lcmem_filter.types import Neighbour
 
 from .made_up import audit, calibration, sample
@@ -75,6 +75,30 @@ def test_images_that_were_drawn_again_count_by_their_first_draw():
     assert found.chance == of(CLEAN, MATCH, WITHHELD).chance
     assert next(row.rejected.count for row in found.labels if row.label == "drawn") == 1
     assert len(found.copied) == 1
+
+
+def test_training_images_of_draws_that_others_took_the_place_of_are_named():
+    freed = replace(CLEAN, id="freed.png", attempts=3, matched_before=("t9", "t9"))
+    kept = replace(MATCH, attempts=2, delivered=False, matched_before=(MATCH.neighbours[0].id,))
+    found = of(freed, kept, run=replace(RUN, kind="generation"))
+    assert {one.id: one.samples for one in found.copied} == {
+        "t9": ("freed.png",),
+        MATCH.neighbours[0].id: (kept.id,),
+    }
+
+
+def test_a_job_that_delivers_nothing_is_no_success():
+    found = of(WITHHELD, WITHHELD, run=replace(RUN, kind="generation"))
+    assert found.exit_code == 2 and found.verdict.startswith("Nothing was delivered: 2 images matched")
+
+
+def test_entries_of_an_allow_list_that_name_nothing_are_a_caution():
+    entries = [
+        AllowEntry("gone.png", "ours", effect="no such image"),
+        AllowEntry("a.png", "ours", effect="allowed"),
+    ]
+    cautions = results_of(RUN, [CLEAN], calibration(), allow_list=entries).cautions
+    assert "1 of 2 entries of the allow-list name no image" in cautions[-1]
 
 
 def test_a_small_group_cannot_be_certified_and_nothing_is_ever_called_clean():
