@@ -390,4 +390,5 @@ def shipped_heads() -> list[str]:
 
 def folder_of(name_or_path: str | os.PathLike[str]) -> Path:
     """Where a head lies that ships with this package, if that is its name; else the path itself."""
-    return SHIPPED / name_or_path if name_or_path in shipped_heads() else Path(name_or_path)
+    name = os.fspath(name_or_path)
+    return SHIPPED / name if name in shipped_heads() else Path(name)

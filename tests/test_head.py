@@ -294,7 +294,8 @@ def test_a_folder_that_is_named_as_one_is_no_shipped_head(
     monkeypatch.chdir(tmp_path)
     shipped = LCMemHead.from_pretrained("lcmem-small").fingerprint
     assert LCMemHead.from_pretrained("./lcmem-small").fingerprint == head.fingerprint != shipped
-    assert LCMemHead.from_pretrained(Path("lcmem-small")).fingerprint == head.fingerprint
+    assert LCMemHead.from_pretrained(tmp_path / "lcmem-small").fingerprint == head.fingerprint
+    assert LCMemHead.from_pretrained(Path("lcmem-small")).fingerprint == shipped
 
 
 def test_what_is_saved_does_not_tell_where_it_was_loaded_from(tmp_path: Path) -> None:

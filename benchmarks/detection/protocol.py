@@ -24,9 +24,9 @@ from lcmem_filter.errors import DataError
 from lcmem_filter.index.identities import numbered
 
 LISTED = Path(__file__).parent / "near_duplicates.csv"
-PAIR = ("unseen_set", "unseen", "indexed_set", "indexed", "same")
-"""Columns of a table of pairs that show one picture or person."""
 """Unseen images whose picture, or person, stands in the index under another name, as somebody saw."""
+PAIR = ("unseen_set", "unseen", "indexed_set", "indexed", "same")
+"""Columns of such a table."""
 
 DEPTH = 20
 """Neighbours of a query that are looked at."""

@@ -11,20 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, MissingColumnError, first_of
+from ..errors import DataError, MissingColumnError
 from ..report import AllowEntry, Sample
 
 COLUMNS = ("id", "reason", "sha256")
+CHECKSUMS = ("sha", "hash", "digest", "checksum", "md5")
 MORE = "cells beyond the header"
 
 
 def read_allow_list(path: str | os.PathLike[str]) -> list[AllowEntry]:
     """Read a CSV or JSON lines file with columns ``id``, ``reason`` and, if the entry is to hold for one file only,
-    ``sha256``, in small or capital letters.
+    ``sha256``, in small or capital letters; others are for those who keep it.
 
     Raises:
-        DataError: it cannot be read, has another column, an entry has no id, no reason or a digest that is none, or an
-            id stands there twice.
+        DataError: it cannot be read, has a checksum in another column, an entry has no id, no reason or a digest that
+            is none, or an id stands there twice.
         MissingColumnError: no column ``id`` or ``reason``.
     """
     path = Path(path)
@@ -82,11 +83,12 @@ def _entry(path: Path, number: int, row: Any) -> AllowEntry:
     for name in ("id", "reason"):
         if name not in row:
             raise MissingColumnError(f"entry {number} of allow-list {path} has no {name!r}; it has {has}")
-    if unknown := [
-        name for name in row if name not in COLUMNS
-    ]:  # a digest under another name would not count
+    others = [
+        name for name, value in row.items() if name not in COLUMNS and (name == MORE or _tells_a_file(name))
+    ]
+    if others:  # a digest that does not count would let other files of that id pass
         raise DataError(
-            f"entry {number} of allow-list {path} has {first_of(unknown)} besides {', '.join(COLUMNS)}; leave it out"
+            f"entry {number} of allow-list {path} has {others[0]}; call a column of SHA-256 {COLUMNS[2]!r}"
         )
     id_, reason, digest = (str(row.get(name) or "").strip() for name in COLUMNS)
     if not id_ or not reason:
@@ -97,3 +99,7 @@ def _entry(path: Path, number: int, row: Any) -> AllowEntry:
             "those of the file, or none"
         )
     return AllowEntry(id_, reason, digest.lower())
+
+
+def _tells_a_file(name: str) -> bool:
+    return any(word in name for word in CHECKSUMS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,21 +111,22 @@ def _near_duplicates(
     whole = [each for each in found.values() if len(each) == seeds]
     if not whole:
         return _neither(
-            f"No near-duplicates of the {len(rows)} training images that were drawn could be made and judged; the "
-            f"first: {problems[0]}"
+            f"No near-duplicates of the {len(rows)} training images that were drawn could be made and judged.",
+            problems[0],
         )
     flat = [rejected for each in found.values() for rejected in each]
     sensitivity = Measured(
         rate_of(sum(flat), len(flat), independent=len(found)),
         f"{seeds} near-duplicates of each of {len(found)} training images, {how}. Those of one image resemble each "
         "other: the interval is that of as many independent samples as there are images."
-        + _left_out(len(source) - len(flat), problems)
+        + _left_out(len(source) - len(flat))
         + (
             f" {len(others)} training images are other pictures than the index has by their ids."
             if others
             else ""
         ),
         {"that very training image named as the nearest": rate_of(named, len(flat), independent=len(found))},
+        problem=problems[0] if problems else "",
     )
     consistency = Measured(
         rate_of(sum(len(set(each)) == 1 for each in whole), len(whole)),
@@ -143,14 +144,12 @@ def _is_another(index: MemorizationIndex, training: ImageSource, row: int) -> bo
     return hashlib.sha256(encoded).hexdigest() != index.sha256_of(training.records[row].id)
 
 
-def _neither(why: str) -> tuple[Measured, Measured]:
-    return Measured(None, why), Measured(None, why)
+def _neither(why: str, problem: str = "") -> tuple[Measured, Measured]:
+    return Measured(None, why, problem=problem), Measured(None, why, problem=problem)
 
 
-def _left_out(count: int, problems: Sequence[str]) -> str:
-    return (
-        f" Left out: {count:,} that could not be read or judged; the first: {problems[0]}." if count else ""
-    )
+def _left_out(count: int) -> str:
+    return f" Left out: {count:,} that could not be read or judged." if count else ""
 
 
 def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
@@ -163,10 +162,8 @@ def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
     judged = list(judge.decide(unseen, "unseen images", problems))
     every = list({one.sha256: decision for one, decision in judged}.values())
     if not every:
-        return Measured(
-            None,
-            f"None of the {len(unseen)} unseen images could be read and judged; the first: {problems[0]}",
-        )
+        why = f"None of the {len(unseen)} unseen images could be read and judged."
+        return Measured(None, why, problem=problems[0])
     known = judge.filter.calibration.scores
     decisions = [decision for decision in every if not _stands_in(known, decision.score)]
     again = len(every) - len(decisions)
@@ -181,10 +178,11 @@ def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
     return Measured(
         rate_of(sum(bool(decision.accepted) for decision in decisions), len(decisions)),
         f"Real images that neither the model nor the calibration saw; {100 * (1 - promised):.4g}% was promised."
-        + _left_out(len(unseen) - len(judged), problems)
+        + _left_out(len(unseen) - len(judged))
         + (f" Files given several times count once: {repeated:,}." if repeated else "")
         + (f" Left out, since they have scores of held-out images: {again:,}." if again else ""),
         p_values=tuple(decision.p_value for decision in decisions),
+        problem=problems[0] if problems else "",
     )
 
 

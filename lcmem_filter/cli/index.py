@@ -18,7 +18,7 @@ from ._data import (
 )
 
 if TYPE_CHECKING:
-    from ..images import ImageSource
+    from ..index import MemorizationIndex
 
 NAME = "index"
 HELP = "Build the index of a training set, or embed one anew with another head"
@@ -73,10 +73,8 @@ def run(args: argparse.Namespace) -> int:
         old = MemorizationIndex.load(args.index, allow_unindexed=True)
         index = old.reembed(head.to(device_of(args)), args.output)
     else:
-        source = open_source(args, args.data)
-        _tell_what_deep_folders_are_taken_for(args.data, source)
         index = MemorizationIndex.build(
-            source,
+            open_source(args, args.data),
             open_encoder(args),
             head,
             args.output,
@@ -104,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
             f"{MOST_OF_IDENTITY} pictures: {', '.join(named[:SHOWN])}{more}",
             file=sys.stderr,
         )
+    if args.action == "build":
+        _tell_what_deep_folders_are_taken_for(args.data, index)
     if not index.unreadable:
         return 0
     print(
@@ -114,11 +114,12 @@ def run(args: argparse.Namespace) -> int:
     return 2
 
 
-def _tell_what_deep_folders_are_taken_for(data: str, source: ImageSource) -> None:
+def _tell_what_deep_folders_are_taken_for(data: str, index: MemorizationIndex) -> None:
     """In a folder of identities the first folder names them, however deep pictures lie."""
     from ..images import is_table
 
-    deep = [one.identity for one in source.records if one.identity is not None and one.id.count("/") > 1]
+    known = (record for record, number in zip(index.records, index.identities, strict=True) if number >= 0)
+    deep = [record.identity for record in known if record.id.count("/") > 1]
     if deep and not is_table(data):
         print(
             f"lcmem-filter: {len(deep)} images of {data} lie in folders within folders; their first folder, as "

@@ -21,7 +21,7 @@ def read_checkpoint(path: Path, recipe: Any) -> dict[str, Any] | None:
     if not path.exists():
         return None
     saved: dict[str, Any] = torch.load(path, weights_only=True)
-    if saved.get("recipe") != asdict(recipe):
+    if saved.get("recipe", asdict(recipe)) != asdict(recipe):  # checkpoints of before did not say
         raise ArtifactError(f"{path} is of another recipe; give another folder, or remove it")
     return saved
 

@@ -35,7 +35,8 @@ class Row:
         rungs: The remedies behind each draw after the first, in order.
         sha256, bytes: Of the file.
         drawn_prompt: What the last draw was asked for, where the remedy put other words into the prompt; else empty.
-        matched_before: The training image that each earlier draw was nearest to, in their order.
+        matched_before: The training image that each earlier draw was nearest to, in their order; empty in rows of
+            before.
     """
 
     position: int

@@ -297,10 +297,13 @@ def _draw_again(drawing: Drawing, call: BoundCall, drawn: Drawn) -> None:
 
 def _reworded(call: BoundCall, given: BoundCall, row: int) -> str | None:
     """The prompt that ``call`` draws a row from, where it is not the one that was given."""
-    prompt, place = call.arguments.get("prompt"), row // (call.arguments.get("num_images_per_prompt") or 1)
-    if prompt is None or prompt == given.arguments.get("prompt"):
-        return None
-    return str(prompt if isinstance(prompt, str) else prompt[place])
+
+    def of_row(prompt: Any) -> Any:
+        place = row // (call.arguments.get("num_images_per_prompt") or 1)
+        return prompt[place % len(prompt)] if isinstance(prompt, list | tuple) and prompt else prompt
+
+    drawn, asked = (of_row(one.arguments.get("prompt")) for one in (call, given))
+    return None if drawn is None or drawn == asked else str(drawn)
 
 
 def _sum(before: int | None, found: int | None) -> int | None:

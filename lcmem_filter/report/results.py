@@ -171,12 +171,14 @@ class Measured:
         how: What was done, or what to do to have it measured.
         details: Further rates, by what they are of.
         p_values: Of the images behind the rate, where they were scored like samples.
+        problem: What was wrong with the first image that could not be read or judged; may name it.
     """
 
     rate: Rate | None
     how: str
     details: Mapping[str, Rate] = field(default_factory=dict)
     p_values: tuple[float, ...] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +268,7 @@ class Results:
         run: What was run.
         verdict: In one sentence.
         cautions: Sentences that the verdict must be read with: what the check would miss, or was not measured.
-        exit_code: 0 no match, 1 matches, 2 not everything could be checked.
+        exit_code: 0 no match, 1 matches, 2 not everything could be checked, or nothing was delivered.
         samples: One for each image, in their order.
         calibration: Scores of unseen real images, and the threshold.
         rate: Checked samples of which the first draw matched, allowed and withheld ones included.
@@ -274,7 +276,8 @@ class Results:
         false_discovery: ``None`` where nothing was checked.
         certificate: ``None`` where it was not asked for.
         labels: Where samples have labels.
-        copied: Training images that are nearest to rejected samples, the most copied first.
+        copied: Training images that are nearest to rejected samples, or to draws that others took the place of; the
+            most copied first.
         duplicates: Within the set; ``None`` where they were not looked for.
         rungs: Of a generation job.
         allow_list: Every entry, with what came of it.

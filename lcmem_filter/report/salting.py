@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from dataclasses import replace
 
-from .results import Results, Run, Sample
+from .results import Certificate, Results, Run, Sample
 
 LENGTH = 16
 """Hexadecimal digits of a salted id: 64 bits, so that a million of them collide with a chance of 3e-8."""
@@ -38,6 +38,7 @@ def salted(results: Results, salt: bytes) -> Results:
         ),
         duplicates=results.duplicates
         and tuple(replace(one, ids=tuple(name(id_) for id_ in one.ids)) for one in results.duplicates),
+        certificate=results.certificate and _unquoted(results.certificate),
         allow_list=tuple(
             replace(one, id=name(one.id), sha256=name(one.sha256)) for one in results.allow_list
         ),
@@ -53,6 +54,15 @@ def _salted_sample(sample: Sample, salt: bytes) -> Sample:
         matched_before=tuple(salted_id(id_, salt) for id_ in sample.matched_before),
         prompt=None,
         problem="the image could not be read or judged" if sample.problem else "",
+    )
+
+
+def _unquoted(certificate: Certificate) -> Certificate:
+    return Certificate(
+        *(
+            replace(part, problem="")
+            for part in (certificate.sensitivity, certificate.specificity, certificate.consistency)
+        )
     )
 
 

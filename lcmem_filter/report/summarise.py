@@ -124,6 +124,8 @@ def _verdict(run: Run, samples: Sequence[Sample], expected: float) -> str:
     if count["match"]:
         verb = "matches" if count["match"] == 1 else "match"
         text = f"{count['match']:,} of {given:,} {subject}s {verb} a training image"
+    elif not samples:
+        return "Nothing was delivered."
     elif run.kind == "generation" and count["withheld"] == len(samples):
         all_of_them = f"{_images(len(samples))} matched a training image and {_was(len(samples))} withheld"
         return f"Nothing was delivered: {all_of_them}."

@@ -267,7 +267,7 @@ class TrainingConfig:
             )
         if self.batch_pairs % portion:
             raise ConfigurationError(
-                f"batch_pairs must be a multiple of processes x gradient_accumulation ({portion}), "
+                f"{name} must be a multiple of processes x gradient_accumulation ({portion}), "
                 f"got {self.batch_pairs}"
             )
         if self.stage == 3 and self.batch_pairs % whole and (portion > 1 or self.batch_pairs > MATCHED_AMONG):

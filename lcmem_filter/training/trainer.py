@@ -370,7 +370,7 @@ class _Run:
                     "train": train.counts(),
                     "validation": held_out.counts(),
                     "unreadable": len(held_out.unreadable),
-                    "left_out": len(set(self.leave_out).difference(() if train.ids is None else train.ids)),
+                    "left_out": len(set(self.leave_out) - self._trained_on(train)),
                 },
                 "spaces": {
                     **encoders_before(self.before, head),
@@ -388,6 +388,10 @@ class _Run:
             self.checkpoints.clear()
         self.accelerator.wait_for_everyone()
         return head
+
+    def _trained_on(self, train: LatentSet) -> set[str]:
+        """Ids of images that would be validated on if they were not trained on."""
+        return set() if self.validation or train.ids is None else set(train.ids)
 
     def _say(self, line: str) -> None:
         if self.show:

@@ -135,7 +135,7 @@ def test_a_pipeline_that_fails_costs_the_certificate_alone(folder):
     found = audit(folder, "unseen", training=opened(folder / "train"), image_to_image=Failing())
     assert found.samples and found.certificate is not None
     assert found.certificate.sensitivity.rate is None
-    assert "the pipeline failed: AttributeError: no such part" in found.certificate.sensitivity.how
+    assert "the pipeline failed: AttributeError: no such part" in found.certificate.sensitivity.problem
 
 
 def test_what_a_certificate_leaves_out_is_told(folder, tmp_path):

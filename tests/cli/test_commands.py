@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from lcmem_filter.cli import index as command
 from lcmem_filter.cli.main import main
+from lcmem_filter.index import build as building
 
 from tests.index.material import head, saved_encoder
 from tests.tiny import fussy_encode, write_pictures, write_unjudgeable
@@ -102,7 +104,7 @@ def test_what_deep_folders_are_taken_for_is_told(folder, capsys):
         picture.unlink()
     write_pictures(folder / "train" / "site 0" / "patient 7", range(3))
     _, (built,), err = build(capsys, folder)
-    assert built["identities"] == 1
+    assert built["identities"] == 1 and command.SHARD_ROWS == building.SHARD_ROWS
     assert "3 images of" in err and "first folder, as 'site 0', is taken for the identity" in err
 
 

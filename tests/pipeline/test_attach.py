@@ -48,14 +48,13 @@ def memorised(tmp_path_factory):
     write_pictures(folder / "train", range(40))
     write_pictures(folder / "held", range(100, 200))
 
-    class Scripted:
+    class Scripted(Encoder):
         """Encodes pictures as the autoencoder does, but the first two as what the pipeline draws."""
 
-        vae, source = pipe.vae, Encoder(pipe.vae, str(folder / "vae")).source
         left = (drawn[0], drawn[2])
 
         def encode(self, pixels):
-            found = Encoder(pipe.vae, "").encode(pixels)
+            found = super().encode(pixels)
             for row in range(len(found)):
                 if self.left:
                     found[row], *rest = self.left
@@ -64,7 +63,7 @@ def memorised(tmp_path_factory):
 
     index = MemorizationIndex.build(
         open_images(folder / "train"),
-        Scripted(),
+        Scripted(pipe.vae, str(folder / "vae")),
         head,
         folder / "index",
         resolution=RESOLUTION,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from diffusers import TCDScheduler
 
 from lcmem_filter.pipeline import MemorizationWarning, detach
+from lcmem_filter.pipeline.call import _reworded
 from lcmem_filter.pipeline.rungs import RUNGS, make_rungs
 from lcmem_filter.pipeline.rungs.prompt_embedding import PromptEmbedding
 from lcmem_filter.pipeline.rungs.prompt_perturbation import PromptPerturbation, noised
@@ -261,6 +263,23 @@ def test_prompts_are_perturbed_around_their_own_words(index: Any) -> None:
             assert [word for word in words if word in own.split()][:2] == own.split() or set(
                 own.split()
             ) <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("given", "drawn", "row", "expected"),
+    [
+        ("a", "a b", 3, "a b"),
+        (["a"], ["a b"], 3, "a b"),  # one for all
+        (["a", "c"], ["a b", "c"], 0, "a b"),
+        (["a", "c"], ["a b", "c"], 2, None),
+        (None, None, 0, None),
+    ],
+)
+def test_what_a_row_was_drawn_from_is_told_where_it_is_not_what_was_asked(
+    given: Any, drawn: Any, row: int, expected: str | None
+) -> None:
+    calls = (SimpleNamespace(arguments={"prompt": one, "num_images_per_prompt": 2}) for one in (drawn, given))
+    assert _reworded(*calls, row) == expected  # type: ignore[arg-type]
 
 
 def test_embeddings_given_as_prompts_are_perturbed_with_noise(index: Any) -> None:

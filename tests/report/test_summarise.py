@@ -90,6 +90,7 @@ def test_training_images_of_draws_that_others_took_the_place_of_are_named():
 def test_a_job_that_delivers_nothing_is_no_success():
     found = of(WITHHELD, WITHHELD, run=replace(RUN, kind="generation"))
     assert found.exit_code == 2 and found.verdict.startswith("Nothing was delivered: 2 images matched")
+    assert of(run=replace(RUN, kind="generation")).verdict == "Nothing was delivered."
 
 
 def test_entries_of_an_allow_list_that_name_nothing_are_a_caution():

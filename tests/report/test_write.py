@@ -87,16 +87,23 @@ def test_training_images_are_shown_only_where_a_source_of_them_is_given(tmp_path
 
 def test_salted_report_has_no_name_prompt_or_checksum(tmp_path):
     held_out = replace(audit().calibration, highest=(("held-out-scan", "training-scan", 0.5),))
+    told = audit().certificate
+    assert told is not None
     results = replace(
         audit(),
-        samples=tuple(replace(one, sha256="f00d" * 16, prompt="Ms Doe") for one in audit().samples),
+        samples=tuple(
+            replace(one, sha256="f00d" * 16, prompt="Ms Doe", matched_before=("first-match",))
+            for one in audit().samples
+        ),
         calibration=held_out,
+        certificate=replace(told, specificity=replace(told.specificity, problem="image 'doe.png' is broken")),
     )
+    assert "doe.png" in write_report(results, tmp_path).html.read_text()
     written = write_report(results, tmp_path, pictures=pictures(), salt=b"a secret salt")
     names = (
         {one.id for one in results.samples} | {one.id for one in results.copied} | {"f00d", "Ms Doe", HOSTILE}
     )
-    names |= {"held-out-scan", "training-scan"}
+    names |= {"held-out-scan", "training-scan", "doe.png", "first-match"}
     names |= {id_ for group in results.duplicates or () for id_ in group.ids if len(id_) > 1}
     for path in (written.html, written.json):
         content = path.read_text()

@@ -207,6 +207,21 @@ def test_a_card_names_the_encoders_of_all_spaces_that_a_head_knows(tmp_path: Pat
     assert known is not None and found is not None and found["spaces"] == known["spaces"]
 
 
+def test_a_card_counts_what_was_left_out(tmp_path: Path, cache: Path) -> None:
+    first = open_images(write_pictures(tmp_path / "a", range(12)))
+    given: dict[str, Any] = {"sources": [first], "leave_out": ["000.png", "001.png"]}
+    write_pictures(tmp_path / "b", range(50, 62))
+    for path in sorted((tmp_path / "b").iterdir()):  # the same names, other pictures
+        path.rename(path.with_name(f"{int(path.stem) - 50:03d}.png"))
+    second = open_images(tmp_path / "b")
+    train(tmp_path / "apart", cache, replace(QUICK, steps=1), validation=[second], **given)
+    assert record(tmp_path / "apart")["data"]["left_out"] == 2
+    train(tmp_path / "split", cache, replace(QUICK, steps=1), **given)
+    split = record(tmp_path / "split")["data"]
+    held = 4 - sum(images for images, _ in split["validation"].values())
+    assert split["left_out"] == held
+
+
 @pytest.mark.parametrize("written", ["{", "{}", '{"plan": {}}'])
 def test_a_broken_record_of_a_head_to_go_on_from_is_told(tmp_path: Path, written: str) -> None:
     (tmp_path / "training.json").write_text(written)
