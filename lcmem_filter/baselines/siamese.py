@@ -74,12 +74,13 @@ class SiameseNetwork(nn.Module):
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> SiameseNetwork:
+    def load(cls, folder: str | os.PathLike[str]) -> SiameseNetwork:
         """The network of a folder that ``save`` wrote, for use.
 
         Raises:
             CorruptArtifactError: it is not what it should be.
         """
+        folder = Path(folder)
         try:
             config = json.loads((folder / CONFIG).read_text())
             with torch.random.fork_rng(devices=[]):
