@@ -350,6 +350,7 @@ def _open_table(
     else:
         files = _stats(path.parent, [images[row] or "" for row in rows]) if in_files else []
     reading = [CSV_READING] if is_csv(path) else []
+    # releases that knew no capitals read no labels there: theirs was another source
     reading += [name for name in (spelled.get("labels"),) if name not in (None, "labels")]
     plan = (
         image_column,
