@@ -83,9 +83,7 @@ def _entry(path: Path, number: int, row: Any) -> AllowEntry:
     for name in ("id", "reason"):
         if name not in row:
             raise MissingColumnError(f"entry {number} of allow-list {path} has no {name!r}; it has {has}")
-    others = [
-        name for name, value in row.items() if name not in COLUMNS and (name == MORE or _tells_a_file(name))
-    ]
+    others = [name for name in row if name not in COLUMNS and (name == MORE or _tells_a_file(name))]
     if others:  # a digest that does not count would let other files of that id pass
         raise DataError(
             f"entry {number} of allow-list {path} has {others[0]}; call a column of SHA-256 {COLUMNS[2]!r}"

@@ -54,7 +54,7 @@ def train_baseline(args: argparse.Namespace, recipe: dict[str, Any]) -> int:
         foreign.append("stages")
     refuse(foreign, "--baseline trains no head")
     if args.baseline == "packhaeuser":
-        refuse([name for name in ("temperature",) if name in recipe], "packhaeuser's loss has none")
+        refuse(["temperature"] if "temperature" in recipe else [], "packhaeuser's loss has none")
     config = SiameseConfig(cast("Method", args.baseline.replace("-", "_")), **recipe)
     if args.baseline == "dar-unsupervised":  # asks for no identities
         sources = [open_source(args, one, args.where) for one in args.data]

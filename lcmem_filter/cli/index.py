@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             {
                 "index": args.output,
                 "images": len(index),
-                "identities": len({int(one) for one in index.identities if one >= 0}),
+                "identities": index.identities[index.identities >= 0].unique().numel(),
                 "unreadable": index.unreadable,
                 "space": index.space,
                 "resolution": index.resolution,
@@ -118,9 +118,11 @@ def _tell_what_deep_folders_are_taken_for(data: str, index: MemorizationIndex) -
     """In a folder of identities the first folder names them, however deep pictures lie."""
     from ..images import is_table
 
-    known = (record for record, number in zip(index.records, index.identities, strict=True) if number >= 0)
-    deep = [record.identity for record in known if record.id.count("/") > 1]
-    if deep and not is_table(data):
+    if is_table(data):
+        return
+    numbers = index.identities.tolist()
+    known = (record for record, number in zip(index.records, numbers, strict=True) if number >= 0)
+    if deep := [record.identity for record in known if record.id.count("/") > 1]:
         print(
             f"lcmem-filter: {len(deep)} images of {data} lie in folders within folders; their first folder, as "
             f"{deep[0]!r}, is taken for the identity. Where it is not, give a table with a column identity",
