@@ -154,6 +154,5 @@ POOLINGS: dict[str, Callable[[int], nn.Module]] = {
 def in_float32(module: nn.Module, *given: Any) -> Any:
     """What ``module`` makes of ``given``, whatever precision its weights are kept in."""
     state = module.state_dict()
-    if all(value.dtype == torch.float32 for value in state.values()):
-        return module(*given)
-    return torch.func.functional_call(module, {name: value.float() for name, value in state.items()}, given)
+    other = {n: v.float() for n, v in state.items() if v.is_floating_point() and v.dtype != torch.float32}
+    return torch.func.functional_call(module, other, given) if other else module(*given)

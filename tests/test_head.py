@@ -50,6 +50,30 @@ def test_sizes(size: Any) -> None:
     assert norms and {module.eps for module in norms} == {1e-6}
 
 
+def test_a_trunk_of_cells_sees_a_token_of_each() -> None:
+    head = tiny_head(trunk_type="resnet")
+    seen = []
+    head.trunk.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    described = head.describe(latents(2), "sd")
+    assert seen == [(2, 32, 16, 16)] and head.token_side == 16
+    assert described.tokens is not None and described.tokens.shape == (2, 16 * 16, 16)
+    assert tiny_head().token_side == 8
+
+
+def test_a_trunk_that_counts_batches_is_kept_in_half_precision(tmp_path: Path) -> None:
+    head = tiny_head(trunk_type="resnet").train()
+    for seed in range(3):  # what is normalised by then is not what it was drawn with
+        head(5 + latents(8, seed=seed), "sd")
+    head.eval()
+    head.half().save_pretrained(tmp_path)
+    again = LCMemHead.from_pretrained(tmp_path)
+    assert again.trunk.encoder.stages[0].layers[0].layer[0].normalization.num_batches_tracked == 3
+    assert again.fingerprint == head.fingerprint
+    expected = LCMemHead.from_pretrained(tmp_path).embed(latents(), "sd")
+    torch.testing.assert_close(head.embed(latents(), "sd"), expected)
+    assert not torch.allclose(expected, tiny_head(trunk_type="resnet").embed(latents(), "sd"), atol=0.05)
+
+
 def test_tiny_is_the_papers_and_small_is_small() -> None:
     tiny, small = LCMemHead.create("tiny"), LCMemHead.create("small")
     assert tiny.embedding_dim == 512
@@ -61,7 +85,7 @@ def test_tiny_is_the_papers_and_small_is_small() -> None:
 
 
 def test_unknown_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="one of tiny, small, small32, micro, got 'huge'"):
+    with pytest.raises(ValueError, match="one of tiny, small, small32, resnet, micro, got 'huge'"):
         LCMemHead.create("huge")  # type: ignore[arg-type]
 
 

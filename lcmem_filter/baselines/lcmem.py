@@ -118,8 +118,7 @@ class LCMem(OfHead):
             "latents": (int(head.config.spaces[space]), head.grid, head.grid)
         }
         if head.has_tokens:
-            cells = (head.grid // int(head.config.patch_size)) ** 2
-            shapes["tokens"] = (cells, int(head.config.token_dim))
+            shapes["tokens"] = (head.token_side**2, int(head.config.token_dim))
         if head.has_descriptors(space):
             kind = parts_between(head, space, space)
             assert kind is not None

@@ -6,9 +6,9 @@ from typing import Any
 
 RECIPE: dict[str, dict[str, Any]] = {
     "size": {
-        "choices": ["tiny", "small", "small32", "micro"],
-        "help": "size of the head: tiny is the paper's, small is for CPUs, small32 sees latents at 32x32, not 16x16 "
-        "(default: small)",
+        "choices": ["tiny", "small", "small32", "resnet", "micro"],
+        "help": "size of the head: tiny is the paper's, small is for CPUs, small32 sees latents at 32x32, not 16x16, "
+        "resnet looks at every cell (default: small)",
     },
     "pooling": {
         "choices": ["mean", "gem", "attention"],
@@ -98,6 +98,11 @@ RECIPE: dict[str, dict[str, Any]] = {
     },
     "stage2_steps": {"type": int, "help": "optimiser steps of stage 2 (default: 1500)"},
     "stage2_learning_rate": {"type": float, "help": "peak of stage 2 (default: 0.0003)"},
+    "stage2_same_image": {
+        "type": float,
+        "help": "stage 2: share of pairs that are two views of one image although its identity has another, in [0, 1] "
+        "(default: 0.7)",
+    },
     "upside_down_views": {
         "type": int,
         "help": "stage 3: strongly augmented views of each image upside down (default: 1)",

@@ -15,7 +15,7 @@ from ..latents import Encoder
 from .checkpoint import Checkpoints
 from .config import Stage, TrainingConfig
 from .data import check_pairs, identity_of
-from .weights import check_initial, check_known
+from .weights import check_initial, check_known, other_trunk
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
 
@@ -61,6 +61,11 @@ def check_run(
     check_initial(initial, config, encoders, trunk=stages[0] < 3)
     if config.keep_spaces:
         check_known(initial, encoders)
+        if config.keep_initial and other_trunk(initial, config.size):
+            raise ConfigurationError(
+                "keep_initial goes back to weights of the head to go on from, whose trunk is of another shape; leave "
+                "it out"
+            )
 
 
 def listed(sources: Sources) -> list[ImageSource]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 
 from ..branches import DenseBranch
 from ..errors import ArtifactError, ConfigurationError, LatentSpaceError
-from ..head import SIZES, LCMemHead, Size
+from ..head import LATER, SIZES, LCMemHead, Size
 from ..latents import Encoder
 from .config import TrainingConfig
 
-SHAPE = ("grid", "patch_size", "stem_channels", "hidden_sizes", "depths", "embedding_dim", "token_dim")
-"""Of a head's configuration, what decides on the shapes of its weights."""
+OF_SPACES = ("grid", "patch_size", "stem_channels")
+"""Of a head's configuration, what decides on the shapes of the weights that each space has to itself, beside the width
+of the trunk's first stage."""
+
+OF_THE_TRUNK = ("trunk_type", "hidden_sizes", "depths", "embedding_dim", "token_dim")
+"""What decides on the shapes of the others."""
 
 
 TRAINED_FOR = {
@@ -48,7 +52,9 @@ def head_to_train(
         return head, _lost_descriptors(initial, head)
     told: list[str] = []
     if config.keep_spaces and initial is not None:
-        head = with_trunk_to_train(initial, config.seed)
+        if other_trunk(initial, config.size):
+            told.append("the trunk is drawn anew: that of the head to go on from is of another shape")
+        head = with_trunk_to_train(initial, config)
     else:
         head = drawn_head(config, channels, tuple(initial.halvings) if initial is not None else ())
         if initial is not None and (left := take_weights(head, initial)):
@@ -156,7 +162,10 @@ def check_initial(
         )
     if not trunk:
         return
-    check_shape(initial, config.size, encoders)
+    if config.keep_spaces:
+        check_stems(initial, config.size)
+    else:
+        check_shape(initial, config.size, encoders)
     if initial.config.score != TRAINED_FOR[config.loss]["score"]:
         raise ArtifactError(
             f"the head to go on from was trained for {initial.config.score}, which loss {config.loss!r} is not "
@@ -170,20 +179,50 @@ def check_shape(initial: LCMemHead, size: str, spaces: Collection[str]) -> None:
     Raises:
         ArtifactError: ``initial`` is of another size, or knows none of the spaces.
     """
-    theirs = {name: _plain(initial.config[name]) for name in SHAPE}
-    ours = {name: _plain(SIZES[size][name]) for name in SHAPE}
-    if different := [
-        name for name in SHAPE if ours[name] != theirs[name] and (name != "token_dim" or theirs[name])
-    ]:
+    if different := _differing(initial, size, (*OF_SPACES, *OF_THE_TRUNK)):
         raise ArtifactError(
-            f"the head to go on from has another shape than one of size {size!r} ("
-            + "; ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in different)
-            + "); give its size"
+            f"the head to go on from has another shape than one of size {size!r} ({different}); give its size"
         )
     if not set(spaces) & set(initial.spaces):
         raise ArtifactError(
             f"the head to go on from has no stem for {', '.join(spaces)}; it has {', '.join(initial.spaces)}"
         )
+
+
+def check_stems(initial: LCMemHead, size: str) -> None:
+    """Whether a trunk of a named size can stand on the stems of ``initial``.
+
+    Raises:
+        ArtifactError: it cannot.
+    """
+    theirs, ours = initial.config.hidden_sizes[0], SIZES[size]["hidden_sizes"][0]
+    width = "" if theirs == ours else f"stems {theirs} wide, not {ours}"
+    if different := "; ".join(filter(None, (_differing(initial, size, OF_SPACES), width))):
+        raise ArtifactError(
+            f"a trunk of size {size!r} does not go with the stems of the head to go on from ({different}); give "
+            "another size, or leave keep_spaces out"
+        )
+
+
+def other_trunk(initial: LCMemHead, size: str) -> bool:
+    """Whether the trunk of ``initial`` is of another shape than that of a head of a named size."""
+    return bool(_differing(initial, size, OF_THE_TRUNK))
+
+
+def _differing(initial: LCMemHead, size: str, names: Sequence[str]) -> str:
+    """What of a configuration is otherwise than that of a named size; tokens may be missing."""
+    theirs = {name: _plain(initial.config[name]) for name in names}
+    ours = {name: _plain(_of_size(size)[name]) for name in names}
+    return "; ".join(
+        f"{name} {theirs[name]}, not {ours[name]}"
+        for name in names
+        if ours[name] != theirs[name] and (name != "token_dim" or theirs[name])
+    )
+
+
+def _of_size(size: str) -> dict[str, Any]:
+    """The whole shape of a named size."""
+    return {"trunk_type": LATER["trunk_type"], **SIZES[size]}
 
 
 def check_sizes(
@@ -245,21 +284,37 @@ def _plain(value: Any) -> Any:
 
 def extended(initial: LCMemHead, seed: int, **changes: Any) -> LCMemHead:
     """``initial``, frozen, with what ``changes`` of its configuration add, untrained and drawn by ``seed``."""
-    config = {key: value for key, value in dict(initial.config).items() if not key.startswith("_")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = LCMemHead(**{**config, **changes})
+        head = LCMemHead(**{**_config_of(initial), **changes})
         take_weights(head, initial)
     return head.requires_grad_(False).eval()
 
 
-def with_trunk_to_train(initial: LCMemHead, seed: int) -> LCMemHead:
+def with_trunk_to_train(initial: LCMemHead, config: TrainingConfig) -> LCMemHead:
     """``initial``, of which the trunk and what makes a vector of its cells is trainable: nothing that a space has to
-    itself."""
-    head = extended(initial, seed)
+    itself. A trunk of another shape than the recipe's is replaced by one that is drawn."""
+    other = other_trunk(initial, config.size)
+    head = _with_drawn_trunk(initial, config) if other else extended(initial, config.seed)
     for part in (head.trunk, head.pool, head.projection):
         part.requires_grad_(True)
     return head
+
+
+def _with_drawn_trunk(initial: LCMemHead, config: TrainingConfig) -> LCMemHead:
+    """``initial``, frozen, on whose stems, descriptors and halving networks a trunk of the recipe's size stands."""
+    changes = {name: _of_size(config.size)[name] for name in (*OF_THE_TRUNK, "layer_scale")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        head = LCMemHead(**{**_config_of(initial), **changes})
+    kept = ("stems", "probes", "halvings", "dense")
+    state = {name: value for name, value in initial.state_dict().items() if name.split(".")[0] in kept}
+    head.load_state_dict(state, strict=False)
+    return head.requires_grad_(False).eval()
+
+
+def _config_of(head: LCMemHead) -> dict[str, Any]:
+    return {key: value for key, value in dict(head.config).items() if not key.startswith("_")}
 
 
 def check_known(initial: LCMemHead, spaces: Collection[str]) -> None:

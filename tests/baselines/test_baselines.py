@@ -198,16 +198,17 @@ def test_lcmem_is_the_filters_statistic_where_identities_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("matched", "deformed", "kind"),
+    ("matched", "deformed", "trunk", "kind"),
     [
-        (("sd", "other"), False, "descriptors"),
-        (("sd", "other"), True, "deformed descriptors"),
-        (("sd",), False, "tokens"),
+        (("sd", "other"), False, "convnext", "descriptors"),
+        (("sd", "other"), True, "convnext", "deformed descriptors"),
+        (("sd",), False, "convnext", "tokens"),
+        (("sd",), False, "resnet", "tokens"),
     ],
 )
-def test_lcmem_is_the_filters_statistic_between_spaces(tmp_path, matched, deformed, kind):
+def test_lcmem_is_the_filters_statistic_between_spaces(tmp_path, matched, deformed, trunk, kind):
     torch.manual_seed(0)
-    options = {"match_dim": 8, "match_spaces": list(matched), "match_deformed": deformed}
+    options = {"match_dim": 8, "match_spaces": list(matched), "match_deformed": deformed, "trunk_type": trunk}
     head = LCMemHead.create("micro", {"sd": 4, "other": 6}, token_dim=8, **options)
     head.add_probes("sd", tiny_vae())
     source, encoder = pictures(tmp_path / "train", range(20)), saved_encoder(tmp_path)

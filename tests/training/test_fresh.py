@@ -231,6 +231,37 @@ def test_the_trunk_alone_is_trained_where_spaces_are_kept(tmp_path: Path) -> Non
         train_head(SOURCES, encoders("sd", "new"), tmp_path / "new", config, initial=initial, progress=False)
 
 
+def test_a_trunk_of_another_shape_is_drawn_on_the_stems_that_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    initial = LCMemHead.create(
+        "small", {"sd": 4, "other": 4}, match_dim=8, match_spaces=["sd", "other"], same_identity=0.3
+    )
+    config = replace(QUICK, size="resnet", keep_spaces=True, steps=2, evaluate_every=2)
+    head = train_head(SOURCES, encoders("sd"), tmp_path / "head", config, initial=initial)
+    assert "the trunk is drawn anew" in capsys.readouterr().err
+    again = LCMemHead.from_pretrained(tmp_path / "head")
+    assert again.fingerprint == head.fingerprint and again.config.trunk_type == "resnet"
+    assert again.config.same_identity == 0.3 and not again.has_tokens
+    latents = torch.randn(3, 4, 16, 16)
+    assert torch.equal(again.descriptors(latents, "other"), initial.descriptors(latents, "other"))
+    before, after = initial.state_dict(), again.state_dict()
+    kept = [name for name in before if name.split(".")[0] in ("stems", "probes", "dense")]
+    assert kept and all(torch.equal(before[name], after[name]) for name in kept)
+    assert after["trunk.encoder.stages.0.layers.0.layer.0.normalization.num_batches_tracked"] >= 2
+    back = replace(config, keep_initial=0.5)
+    with pytest.raises(ConfigurationError, match=r"keep_initial goes back .* of another shape"):
+        train_head(SOURCES, encoders("sd"), tmp_path / "back", back, initial=initial, progress=False)
+    tiny = replace(config, size="tiny")
+    with pytest.raises(ArtifactError, match=r"'tiny' does not go with the stems .*grid 16, not 32.*96"):
+        train_head(SOURCES, encoders("sd"), tmp_path / "tiny", tiny, initial=initial, progress=False)
+    micro = LCMemHead.create("micro", {"sd": 4})
+    with pytest.raises(ArtifactError, match=r"stem_channels 16, not 32; stems 32 wide, not 64"):
+        train_head(SOURCES, encoders("sd"), tmp_path / "micro", config, initial=micro, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["head"]
+
+
 def test_descriptors_of_another_width_are_drawn_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
