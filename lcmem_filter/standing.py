@@ -50,9 +50,11 @@ def local_similarity(query: torch.Tensor, candidates: torch.Tensor) -> torch.Ten
     return (ours_found + theirs_found) / 2
 
 
-def likeness(cosine: torch.Tensor, parts: torch.Tensor | None) -> torch.Tensor:
-    """The mean, weighted by ``EMBEDDING_WEIGHT``, of the embeddings' cosine and of how alike the parts are."""
-    alike = cosine if parts is None else EMBEDDING_WEIGHT * cosine + (1 - EMBEDDING_WEIGHT) * parts
+def likeness(
+    cosine: torch.Tensor, parts: torch.Tensor | None, embedding_weight: float = EMBEDDING_WEIGHT
+) -> torch.Tensor:
+    """The mean, weighted by ``embedding_weight``, of the embeddings' cosine and of how alike the parts are."""
+    alike = cosine if parts is None else embedding_weight * cosine + (1 - embedding_weight) * parts
     return alike.clamp_max(1)
 
 

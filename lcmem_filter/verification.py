@@ -86,13 +86,14 @@ class Query:
         embedding: (2, B, D), unit norm.
         parts: (2, B, ...) as of ``describe_parts``; ``None`` where embeddings alone decide.
         kind: What ``parts`` are.
-        same_identity: As of ``LCMemHead``.
+        same_identity, embedding_weight: As of ``LCMemHead``.
     """
 
     embedding: torch.Tensor
     parts: torch.Tensor | None
     kind: Parts | None
     same_identity: float = 0.0
+    embedding_weight: float = 0.0
 
     @classmethod
     def of(cls, head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts | None) -> Query:
@@ -105,7 +106,8 @@ class Query:
         if kind == "tokens" and described.tokens is not None:
             return cls(embedding, described.tokens.unflatten(0, poses.shape[:2]), kind)
         parts = describe_parts(head, poses, space, kind) if kind else None
-        return cls(embedding, parts, kind, float(head.config.same_identity))
+        told = float(head.config.same_identity), float(head.config.embedding_weight)
+        return cls(embedding, parts, kind, *told)
 
     def of_rows(self, rows: slice | torch.Tensor) -> Query:
         """Some of the samples."""
@@ -211,12 +213,14 @@ def compare(query: Query, candidates: Candidates) -> Compared:
     parts, ranks, runner_up = None, BACKGROUND, RUNNER_UP_WEIGHT
     if query.parts is not None and query.kind is not None and candidates.parts is not None:
         parts = torch.stack([_parts_alike(query.kind, pose, candidates.parts) for pose in query.parts])
-    alike = likeness(cosine, parts).amax(0)
     identities = candidates.identities
     if parts is not None and query.kind in LAID_OVER:
-        alike, ranks, runner_up = parts.amax(0), BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
+        alike = likeness(cosine, parts, query.embedding_weight).amax(0)
+        ranks, runner_up = BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
         if query.same_identity and (identities is None or (identities < 0).any()):
             identities = _taken_together(query, candidates, alike, repeated)
+    else:
+        alike = likeness(cosine, parts).amax(0)
     if identities is not None:
         identities = told_apart(identities, ranks.stop)
     background = background_of(alike, repeated, ranks, identities)
@@ -248,13 +252,15 @@ def parts_between(head: LCMemHead, space: str, index_space: str, *, laid_over: b
     """What samples of ``space`` are compared with training images of ``index_space`` by; ``None``: embeddings alone.
 
     Args:
-        laid_over: Whether they are laid over each other where the head has descriptors of both.
+        laid_over: Whether they are laid over each other where the head has descriptors of both; if not, they are
+            compared by its tokens, or else by embeddings alone.
     """
-    if laid_over and head.has_descriptors(space) and head.has_descriptors(index_space):
+    described = head.has_descriptors(space) and head.has_descriptors(index_space)
+    if laid_over and described:
         return "deformed descriptors" if head.config.match_deformed else "descriptors"
     if head.has_tokens:
         return "tokens"
-    return "latents" if space == index_space else None
+    return "latents" if space == index_space and not described else None
 
 
 def describe_parts(head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts) -> torch.Tensor:

@@ -21,12 +21,13 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "benchmarks" / "ablations"
 pytestmark = pytest.mark.slow
 
 
-def run(script: str, code: str, tmp_path: Path, *more: str) -> dict[str, Any]:
+def run(script: str, code: str, tmp_path: Path, *more: str, **changes: Any) -> dict[str, Any]:
     """The results of a command that ``code`` goes around."""
     pytest.importorskip("sklearn")
     saved_encoder(tmp_path)
     torch.manual_seed(0)
-    head = LCMemHead.create("micro", {"sd": 4}, token_dim=8, match_dim=8, match_spaces=["sd"])
+    changes = {"token_dim": 8, "match_dim": 8, "match_spaces": ["sd"], **changes}
+    head = LCMemHead.create("micro", {"sd": 4}, **changes)
     head.add_probes("sd", tiny_vae())
     head.save_pretrained(tmp_path / "head")
     output = tmp_path / "out" / "ablations.json"
@@ -46,6 +47,14 @@ def test_the_filter_is_the_filter_and_parts_are_worth_something(tmp_path):
         for variant in table.values():
             low, high = variant[task]["gained_interval"]
             assert -1 <= low <= high <= 1 and low <= variant[task]["gained"] + 0.2
+
+
+def test_a_heads_own_weight_of_its_embeddings_is_the_filters(tmp_path):
+    table = run("run.py", COMPARED_WITH_THE_FILTER, tmp_path, token_dim=0, embedding_weight=0.2)["variants"]
+    assert not [name for name in table if "tokens" in name]
+    fifth = table["descriptors as part of the likeness, embeddings a fifth"]
+    assert fifth["mild_copies"]["recall"] == table["the filter"]["mild_copies"]["recall"]
+    assert any(row["gained_interval"] != [0, 0] for row in table["descriptors alone"].values())
 
 
 def test_identities_are_concluded_as_the_filter_concludes_them(tmp_path):
@@ -74,7 +83,7 @@ def same(baseline, every, queries, task, design, compared=script["compared"]):
         first = [i for i in range(len(queries)) if design.half[task.rows[i]] == 0]
         told = baseline.told(every, torch.from_numpy(design.identity))
         for name, stored in (("the filter", every), ("identities told", told)):
-            of = script["scores"](found, script["VARIANTS"][name]).amax(1)
+            of = script["scores"](found, script["variants_of"](baseline.head)[name]).amax(1)
             expected = Searcher(baseline, stored[rows]).search(queries[first], 1).similarity[:, 0]
             torch.testing.assert_close(of[first], expected, rtol=0, atol=1e-5)
         print(len(first), "copies as the filter scores them")

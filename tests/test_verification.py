@@ -126,6 +126,9 @@ def test_spaces_that_a_head_has_no_descriptors_for_are_compared_by_tokens():
     assert found == ["descriptors", "tokens", "tokens", "tokens"]
     bare = LCMemHead.create("micro", {"sd": 4, "other": 4}, token_dim=0)
     assert [parts_between(bare, "sd", b) for b in bare.spaces] == ["latents", None]
+    described = with_descriptors(bare, ("sd",), TrainingConfig(match_dim=16))
+    assert [parts_between(described, a, a, laid_over=False) for a in bare.spaces] == [None, "latents"]
+    assert parts_between(network, "sd", "sd", laid_over=False) == "tokens"
 
 
 @KINDS
@@ -384,6 +387,36 @@ def test_a_head_says_from_which_likeness_on_images_are_of_one_identity():
     assert (
         with_descriptors(network, ("sd",), recipe).config.same_identity == 0
     )  # whose may be another likeness
+
+
+def test_embeddings_count_in_the_likeness_as_much_as_the_head_says():
+    network, stored = head_with("descriptors"), smooth(30, seed=1)
+    shown = smooth(2, seed=2)
+    parts = describe_parts(network, stored, "sd", "descriptors").expand(2, -1, -1, -1, -1)
+    draw = torch.Generator().manual_seed(0)
+    embedding = torch.nn.functional.normalize(torch.randn(2, 30, 8, generator=draw), dim=2)
+    asked = torch.nn.functional.normalize(torch.randn(2, 2, 8, generator=draw), dim=2)
+    plain = Query(
+        asked, describe_parts(network, shown.expand(2, -1, -1, -1, -1), "sd", "descriptors"), "descriptors"
+    )
+    found = compare(plain, Candidates(embedding, parts))
+    both = torch.einsum("pbd,bkd->pbk", asked, embedding)
+    each = torch.stack([alike_under_warps(pose, parts) for pose in plain.parts])
+    for share in (0.0, 0.3, 1.0):
+        of = compare(replace(plain, embedding_weight=share), Candidates(embedding, parts))
+        assert torch.equal(of.cosine, found.cosine) and torch.equal(of.parts, found.parts)
+        alike = (share * both + (1 - share) * each).amax(0)
+        places = alike.argsort(dim=1, descending=True)
+        assert (of.score.gather(1, places).diff(dim=1) <= 1e-6).all(), share
+        assert torch.equal(of.score, found.score) == (share == 0)
+    same = Candidates(
+        asked[0, :, None].repeat(1, 30, 1), parts
+    )  # all of one embedding: what lies where decides
+    weighed = replace(plain, embedding=asked[:1].expand(2, -1, -1), embedding_weight=0.3)
+    assert torch.equal(compare(weighed, same).score.argmax(1), each.amax(0).argmax(1))
+    given = LCMemHead.from_pretrained("lcmem-reid", embedding_weight=0.25)
+    assert Query.of(given, smooth(1, side=given.grid), "sd", "descriptors").embedding_weight == 0.25
+    assert with_descriptors(given, ("sd",), TrainingConfig(match_width=128)).config.embedding_weight == 0
 
 
 def test_the_statistic_rises_with_either_similarity():

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from run import RESULTS, found_by, shortlists
 
+from lcmem_filter import standing
 from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.matching import alike_under_warps
@@ -49,7 +50,7 @@ class Found:
     """Of Q queries and their K candidates, those of the upright pose first.
 
     Attributes:
-        alike: (Q, K) under the best warp, in the better pose.
+        alike: (Q, K) as the filter finds them, in the better pose.
         repeated: (Q, K), as of ``standing.repeats``.
         right: (Q, K): candidates that are to be found.
         identity: (Q, K): numbers of the candidates' identities.
@@ -97,7 +98,9 @@ def compared(
     for query, kept, chosen, right in shortlists(baseline, every, queries, task, design, SHORTLIST):
         asked, candidates = baseline.asked(kept), baseline.candidates(every[chosen][None])
         assert asked.parts is not None and candidates.parts is not None
-        alike = torch.cat([alike_under_warps(pose, candidates.parts) for pose in asked.parts]).amax(0)
+        laid_over = torch.cat([alike_under_warps(pose, candidates.parts) for pose in asked.parts])
+        cosine = torch.einsum("pbd,bkd->pk", asked.embedding, candidates.embedding)
+        alike = standing.likeness(cosine, laid_over, asked.embedding_weight).amax(0)
         repeated = repeats(candidates.embedding)[0]
         most = alike.masked_fill(repeated, -torch.inf).topk(TAKEN_TOGETHER).indices
         among = candidates.parts[0, most]

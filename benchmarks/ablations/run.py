@@ -33,6 +33,7 @@ from provenance import provenance
 from tasks import main_tasks, open_validation
 
 from lcmem_filter.baselines.lcmem import LCMem
+from lcmem_filter.head import LCMemHead
 from lcmem_filter.index.backends import make_backend
 from lcmem_filter.matching import alike_under_warps
 from lcmem_filter.standing import (
@@ -59,7 +60,7 @@ class Variant:
 
     Attributes:
         weights: Of the embeddings' cosine, tokens as they lie, descriptors under warps, and the same deformed too
-            (within the filter's own shortlist; elsewhere they count as they are).
+            (within the filter's own shortlist; elsewhere they count as they are); ``None``: as the filter has them.
         background: Ranks of the neighbours that are the background, without the second; ``None``: there is none.
         runner_up: Weight of how far a candidate stands out from the next best one.
         shortlist: Candidates of each pose.
@@ -67,7 +68,7 @@ class Variant:
         told: Whether the index names identities.
     """
 
-    weights: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 0.0)
+    weights: tuple[float, float, float, float] | None = None
     background: tuple[int, int] | None = (BACKGROUND_UNDER_WARPS.start, BACKGROUND_UNDER_WARPS.stop)
     runner_up: float = RUNNER_UP_UNDER_WARPS
     shortlist: int = SHORTLIST
@@ -81,8 +82,13 @@ MIXED = (EMBEDDING_WEIGHT, 1 - EMBEDDING_WEIGHT, 0.0, 0.0)
 DEFORMED = (0.0, 0.0, 0.0, 1.0)
 VARIANTS = {
     "the filter": FILTER,
+    "descriptors alone": replace(FILTER, weights=(0.0, 0.0, 1.0, 0.0)),
     "descriptors as part of the likeness, embeddings a tenth": replace(FILTER, weights=(0.1, 0.0, 0.9, 0.0)),
     "descriptors as part of the likeness, embeddings a fifth": replace(FILTER, weights=(0.2, 0.0, 0.8, 0.0)),
+    "descriptors as part of the likeness, embeddings a third": replace(
+        FILTER, weights=(1 / 3, 0.0, 2 / 3, 0.0)
+    ),
+    "descriptors as part of the likeness, embeddings half": replace(FILTER, weights=(0.5, 0.0, 0.5, 0.0)),
     "descriptors as part of the likeness, tokens a fifth": replace(FILTER, weights=(0.0, 0.2, 0.8, 0.0)),
     "embeddings and tokens as they lie": replace(
         FILTER, weights=MIXED, background=AS_THEY_LIE, runner_up=RUNNER_UP_WEIGHT
@@ -132,11 +138,19 @@ def main() -> None:
     judge, tasks, keeper, found = found_by(compared, arguments)
     results = {
         "about": f"{judge.about()}; what a variant gains over the filter with 95 % intervals by identity.",
-        "variants": evaluated(judge, found, tasks),
+        "variants": evaluated(judge, found, tasks, variants_of(LCMemHead.from_pretrained(arguments.head))),
         **provenance(arguments, judge.design, keeper),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def variants_of(head: LCMemHead) -> dict[str, Variant]:
+    """``VARIANTS``, less those that weigh tokens where ``head`` has none, weighted as the filter does for it."""
+    share = float(head.config.embedding_weight)
+    usual = (share, 0.0, 1 - share, 0.0)
+    every = {name: replace(one, weights=one.weights or usual) for name, one in VARIANTS.items()}
+    return {name: one for name, one in every.items() if head.has_tokens or not one.weights[1]}
 
 
 def found_by(
@@ -209,10 +223,8 @@ def _one(
     baseline: LCMem, kept: torch.Tensor, stored: torch.Tensor, right: np.ndarray, identities: np.ndarray
 ) -> Found:
     """A query (1, D) and its candidates (K, D)."""
-    asked, candidates, space = baseline.asked(kept), baseline.candidates(stored[None]), baseline.space
-    tokens = Query.of(baseline.head, baseline.parts(kept, space, "latents"), space, "tokens").parts
-    indexed = baseline.parts(stored[None], space, "tokens")
-    assert asked.parts is not None and candidates.parts is not None and tokens is not None
+    asked, candidates = baseline.asked(kept), baseline.candidates(stored[None])
+    assert asked.parts is not None and candidates.parts is not None
     usual = _shortlisted(
         len(stored), SHORTLIST, upside_down=True
     )  # of them the filter moves the nearest few closer
@@ -228,12 +240,23 @@ def _one(
     )
     ways = (
         torch.einsum("pbd,bkd->pk", asked.embedding, candidates.embedding),
-        torch.cat([local_similarity(pose, indexed) for pose in tokens]),
+        _tokens_alike(baseline, kept, stored),
         alike,
         deformed,
     )
     same = candidates.embedding[0] @ candidates.embedding[0].T >= SAME_IMAGE
     return Found(torch.stack(ways), same, torch.from_numpy(right), torch.from_numpy(identities))
+
+
+def _tokens_alike(baseline: LCMem, kept: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+    """How well tokens of a query find those of its candidates, in both poses (2, K); 0 where the head has none."""
+    if not baseline.head.has_tokens:
+        return torch.zeros(2, len(stored))
+    space = baseline.space
+    tokens = Query.of(baseline.head, baseline.parts(kept, space, "latents"), space, "tokens").parts
+    assert tokens is not None
+    indexed = baseline.parts(stored[None], space, "tokens")
+    return torch.cat([local_similarity(pose, indexed) for pose in tokens])
 
 
 def _shortlisted(count: int, shortlist: int, *, upside_down: bool) -> torch.Tensor:
@@ -245,6 +268,7 @@ def _shortlisted(count: int, shortlist: int, *, upside_down: bool) -> torch.Tens
 def scores(found: Found, variant: Variant) -> torch.Tensor:
     """Of each candidate (Q, K), ``-inf`` where the variant does not have it on its shortlist."""
     kept = _shortlisted(found.right.shape[1], variant.shortlist, upside_down=variant.upside_down)
+    assert variant.weights is not None  # as ``variants_of`` gives them
     weights = torch.tensor(variant.weights)
     alike = (found.alike * (weights / weights.sum())[:, None, None, None]).sum(0)
     alike = (alike.amax(1) if variant.upside_down else alike[:, 0])[:, kept].clamp_max(1)
@@ -262,11 +286,13 @@ def scores(found: Found, variant: Variant) -> torch.Tensor:
     return result
 
 
-def evaluated(judge: Judge, found: dict[str, Found], tasks: list[Task]) -> dict[str, Any]:
+def evaluated(
+    judge: Judge, found: dict[str, Found], tasks: list[Task], variants: dict[str, Variant]
+) -> dict[str, Any]:
     """For each variant and task: recall of each domain, and what is gained over the filter, with its interval."""
     weights = judge.weights()
-    measured = {name: _measured(found, tasks, variant) for name, variant in VARIANTS.items()}
-    table: dict[str, Any] = {name: {} for name in VARIANTS}
+    measured = {name: _measured(found, tasks, variant) for name, variant in variants.items()}
+    table: dict[str, Any] = {name: {} for name in variants}
     for task in tasks:
         of = {name: recalls(judge, one, task, weights) for name, one in measured.items()}
         reference = of["the filter"]

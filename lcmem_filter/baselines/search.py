@@ -58,7 +58,7 @@ class Searcher:
         poses = asked if asked.ndim == 3 else asked[None]
         rows = torch.cat([self._proposed(pose, k, but) for pose in poses], 1)
         similarity = self.baseline.similarity(queries, self._stored[rows])
-        similarity = similarity.masked_fill(_seen_before(rows), -torch.inf)
+        similarity = _of_each_row(rows, similarity)
         similarity, order = similarity.sort(dim=1, descending=True, stable=True)
         return Found(rows.gather(1, order)[:, :k], similarity[:, :k])
 
@@ -71,6 +71,9 @@ class Searcher:
         return rows.gather(1, others_first)[:, : proposed - 1]
 
 
-def _seen_before(rows: torch.Tensor) -> torch.Tensor:
-    """Where a row (B, K) stands for a second time; booleans."""
-    return (rows[:, :, None] == rows[:, None, :]).tril(-1).any(2)
+def _of_each_row(rows: torch.Tensor, similarity: torch.Tensor) -> torch.Tensor:
+    """The largest ``similarity`` (B, K) of each of ``rows`` (B, K) where it stands first, as the filter takes it;
+    ``-inf`` where it stands again."""
+    same = rows[:, :, None] == rows[:, None, :]
+    most = similarity[:, None].masked_fill(~same, -torch.inf).amax(2)
+    return most.masked_fill(same.tril(-1).any(2), -torch.inf)

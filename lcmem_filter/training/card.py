@@ -233,6 +233,11 @@ def _compared(head: LCMemHead) -> str:
         f"In the latent spaces {spaces}, pictures are laid over each other, {how} for the best\n"
         f"fit (`matching`); in any other they are compared by their embeddings and {parts}."
     )
+    if share := head.config.embedding_weight:
+        told += (
+            f"\nOf the likeness of pictures laid over each other, {share:g} is the cosine of their embeddings\n"
+            "(`embedding_weight`), and the rest what lies where."
+        )
     if least := head.config.same_identity:
         told += (
             f"\nWhere the index does not name who is in two training images, and their likeness is {least:g} or more\n"

@@ -20,6 +20,10 @@ of the trunk's first stage."""
 OF_THE_TRUNK = ("trunk_type", "hidden_sizes", "depths", "embedding_dim", "token_dim")
 """What decides on the shapes of the others."""
 
+EMBEDDINGS_COUNT_NO_MORE = (
+    "embeddings no longer count where pictures are laid over each other: how much they should depends on what is "
+    "trained; give embedding_weight again"
+)
 
 TRAINED_FOR = {
     "nt-xent": {"score": "cosine", "activation": "none"},
@@ -54,6 +58,8 @@ def head_to_train(
     if config.keep_spaces and initial is not None:
         if other_trunk(initial, config.size):
             told.append("the trunk is drawn anew: that of the head to go on from is of another shape")
+        if initial.config.embedding_weight:
+            told.append(EMBEDDINGS_COUNT_NO_MORE)
         head = with_trunk_to_train(initial, config)
     else:
         head = drawn_head(config, channels, tuple(initial.halvings) if initial is not None else ())
@@ -87,6 +93,8 @@ def _lost_descriptors(initial: LCMemHead, head: LCMemHead) -> list[str]:
             "identities that an index does not name are no longer concluded: from which likeness on they would be "
             "depends on the descriptors"
         )
+    if initial.config.embedding_weight:
+        told.append(EMBEDDINGS_COUNT_NO_MORE)
     return told
 
 
@@ -295,17 +303,17 @@ def with_trunk_to_train(initial: LCMemHead, config: TrainingConfig) -> LCMemHead
     """``initial``, of which the trunk and what makes a vector of its cells is trainable: nothing that a space has to
     itself. A trunk of another shape than the recipe's is replaced by one that is drawn."""
     other = other_trunk(initial, config.size)
-    head = _with_drawn_trunk(initial, config) if other else extended(initial, config.seed)
+    shape = {name: _of_size(config.size)[name] for name in (*OF_THE_TRUNK, "layer_scale")} if other else {}
+    head = (_with_drawn_trunk if other else extended)(initial, config.seed, embedding_weight=0.0, **shape)
     for part in (head.trunk, head.pool, head.projection):
         part.requires_grad_(True)
     return head
 
 
-def _with_drawn_trunk(initial: LCMemHead, config: TrainingConfig) -> LCMemHead:
-    """``initial``, frozen, on whose stems, descriptors and halving networks a trunk of the recipe's size stands."""
-    changes = {name: _of_size(config.size)[name] for name in (*OF_THE_TRUNK, "layer_scale")}
+def _with_drawn_trunk(initial: LCMemHead, seed: int, **changes: Any) -> LCMemHead:
+    """``initial``, frozen, on whose stems, descriptors and halving networks another trunk stands, drawn by ``seed``."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         head = LCMemHead(**{**_config_of(initial), **changes})
     kept = ("stems", "probes", "halvings", "dense")
     state = {name: value for name, value in initial.state_dict().items() if name.split(".")[0] in kept}
@@ -345,6 +353,7 @@ def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: Traini
         match_deformed=config.deformed,
         match_spaces=list(spaces),
         same_identity=0.0,  # other descriptors, another likeness
+        embedding_weight=0.0,
     )
     assert head.dense is not None
     head.dense.requires_grad_(True)

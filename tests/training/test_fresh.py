@@ -236,14 +236,20 @@ def test_a_trunk_of_another_shape_is_drawn_on_the_stems_that_are_kept(
 ) -> None:
     torch.manual_seed(0)
     initial = LCMemHead.create(
-        "small", {"sd": 4, "other": 4}, match_dim=8, match_spaces=["sd", "other"], same_identity=0.3
+        "small",
+        {"sd": 4, "other": 4},
+        match_dim=8,
+        match_spaces=["sd", "other"],
+        same_identity=0.3,
+        embedding_weight=0.2,
     )
     config = replace(QUICK, size="resnet", keep_spaces=True, steps=2, evaluate_every=2)
     head = train_head(SOURCES, encoders("sd"), tmp_path / "head", config, initial=initial)
-    assert "the trunk is drawn anew" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "the trunk is drawn anew" in told and "embeddings no longer count" in told
     again = LCMemHead.from_pretrained(tmp_path / "head")
     assert again.fingerprint == head.fingerprint and again.config.trunk_type == "resnet"
-    assert again.config.same_identity == 0.3 and not again.has_tokens
+    assert again.config.same_identity == 0.3 and not again.config.embedding_weight and not again.has_tokens
     latents = torch.randn(3, 4, 16, 16)
     assert torch.equal(again.descriptors(latents, "other"), initial.descriptors(latents, "other"))
     before, after = initial.state_dict(), again.state_dict()
