@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .errors import ArtifactNotFoundError, LatentSpaceError, UnreadableImageError
+from .errors import ArtifactNotFoundError, ConfigurationError, LatentSpaceError, UnreadableImageError
 from .images import ImageSource, to_pixels
 
 NORMALISED_STD = 0.5
@@ -77,9 +77,20 @@ class Encoder:
 
     @torch.inference_mode()
     def side_at(self, resolution: int) -> int:
-        """Shorter side of the latents of a square picture of so many pixels a side."""
+        """Shorter side of the latents of a square picture of so many pixels a side.
+
+        Raises:
+            ConfigurationError: it encodes no pictures of that size.
+        """
         device = next(iter(self.vae.parameters())).device
-        return min(self.encode(torch.zeros(1, 3, resolution, resolution, device=device)).shape[-2:])
+        try:
+            return min(self.encode(torch.zeros(1, 3, resolution, resolution, device=device)).shape[-2:])
+        except RuntimeError as error:
+            why = str(error).split("\n")[0]
+            raise ConfigurationError(
+                f"{type(self.vae).__name__} cannot encode pictures of {resolution} px: {why}; give a resolution that "
+                "it takes, best a multiple of 64"
+            ) from error
 
 
 def load_encoder(

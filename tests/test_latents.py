@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from lcmem_filter.errors import ArtifactNotFoundError, LatentSpaceError
+from lcmem_filter.errors import ArtifactNotFoundError, ConfigurationError, LatentSpaceError
 from lcmem_filter.latents import (
+    Encoder,
     canonical,
     channel_agreement,
     check_latents,
@@ -190,3 +191,17 @@ def test_weights_hash_knows_values_not_devices_or_formats() -> None:
     assert weights_sha256(tiny_vae()) == before != weights_sha256(tiny_vae(seed=1))
     assert weights_sha256(vae, b"prefix") != before
     assert weights_sha256(SimpleNamespace(state_dict=vae.state_dict)) == before  # type: ignore[arg-type]
+
+
+def test_pictures_that_an_encoder_does_not_take_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(tiny_vae(), "tiny")
+    assert encoder.side_at(64) == encode_pixels(encoder.vae, torch.zeros(1, 3, 64, 64)).shape[-1]
+
+    def none(self: Encoder, pixels: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such\nsides")
+
+    monkeypatch.setattr(Encoder, "encode", none)
+    with pytest.raises(
+        ConfigurationError, match=r"AutoencoderKL cannot encode pictures of 64 px: no such; give"
+    ):
+        encoder.side_at(64)

@@ -22,7 +22,6 @@ from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import NORMALISED_STD, Encoder
 from .checkpoint import LATENTS, Checkpoints
-from .checks import check_encodes
 from .config import TrainingConfig, check_fractions, check_positive, check_resolutions
 from .data import LatentSet, digest_of
 from .distil import apart
@@ -118,9 +117,8 @@ def add_halving(
     space = initial.identify_space(encoder.vae).space
     if space in initial.halvings:
         raise ArtifactError(f"the head halves latents of {space!r} already; give one that does not")
-    for resolution in (config.resolution, 2 * config.resolution):
-        check_encodes(encoder, resolution)
     once, grid = encoder.side_at(config.resolution), initial.grid
+    encoder.side_at(2 * config.resolution)  # told before anything is encoded
     if not grid <= once < 2 * grid:
         raise ConfigurationError(
             f"latents of {config.resolution} px are {once}x{once}, which is not about as fine as the head's grid, "

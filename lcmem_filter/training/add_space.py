@@ -20,7 +20,6 @@ from ..head import LCMemHead, SpaceMatch, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder, canonical
 from .checkpoint import LATENTS, Checkpoints
-from .checks import check_encodes
 from .config import TrainingConfig, check_fractions, check_positive, check_resolutions
 from .data import LatentSet, digest_of
 from .distil import apart
@@ -126,8 +125,8 @@ def add_space(
         raise ArtifactError(
             f"the head knows this VAE's space as {same.space!r} (agreement {same.agreement:.2f}); nothing to add"
         )
-    check_encodes(encoder, config.resolution)
-    check_encodes(reference, config.reference_resolution or config.resolution)
+    encoder.side_at(config.resolution)  # told before anything is encoded
+    reference.side_at(config.reference_resolution or config.resolution)
     check_sizes(initial, {known: reference}, {known: (config.reference_resolution or config.resolution,)})
     accelerator = Accelerator()
     encoders = {known: reference, space: encoder}

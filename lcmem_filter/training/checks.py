@@ -40,7 +40,7 @@ def check_run(
         raise ConfigurationError("mixed_precision fp16 needs a GPU, and there is none; give bf16 or no")
     for encoder in encoders.values():
         for resolution in (config.resolution, *config.further_resolutions):
-            check_encodes(encoder, resolution)
+            encoder.side_at(resolution)
     processes = Accelerator(mixed_precision=config.mixed_precision).num_processes
     for stage in stages:
         config.for_stage(stage).check_batch(processes)
@@ -78,22 +78,6 @@ def listed(sources: Sources) -> list[ImageSource]:
     for source in every:
         check_kind("a source", source, ImageSource, "open_images(PATH)")
     return every
-
-
-def check_encodes(encoder: Encoder, resolution: int) -> None:
-    """Whether an encoder takes pictures of that side.
-
-    Raises:
-        ConfigurationError: it does not.
-    """
-    try:
-        encoder.side_at(resolution)
-    except RuntimeError as error:
-        why = str(error).split("\n")[0]
-        raise ConfigurationError(
-            f"{type(encoder.vae).__name__} cannot encode pictures of {resolution} px: {why}; give a resolution that it "
-            "takes, best a multiple of 64"
-        ) from error
 
 
 def check_sources(sources: Sequence[ImageSource], config: TrainingConfig) -> None:
