@@ -99,6 +99,7 @@ ROWS = (
         told=True,
     ),
     *_rows_of("lcmem-reid"),
+    *_rows_of("lcmem-large"),
     *_rows_of("lcmem-xray", ", whose descriptors were trained on X-rays alone"),
     Row(
         "lcmem_without_warps",

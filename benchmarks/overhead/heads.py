@@ -69,7 +69,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--heads",
         nargs="+",
-        default=["lcmem-small", "lcmem-reid", "lcmem-xray"],
+        default=["lcmem-small", "lcmem-reid", "lcmem-large", "lcmem-xray"],
         help="names or folders; the others are compared with the first",
     )
     parser.add_argument("--batch", type=int, default=4, help="latents at once (default: 4)")
