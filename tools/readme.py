@@ -166,8 +166,13 @@ DETECTION_TASKS = {
 }
 
 
-HEADS = {"lcmem": "lcmem-small", "lcmem_lcmem_reid": "lcmem-reid", "lcmem_lcmem_xray": "lcmem-xray"}
-"""The heads that ship, by their methods in ``benchmarks/detection``."""
+HEADS = {
+    "lcmem_lcmem_reid": "lcmem-reid",
+    "lcmem_lcmem_large": "lcmem-large",
+    "lcmem": "lcmem-small",
+    "lcmem_lcmem_xray": "lcmem-xray",
+}
+"""The heads that ship, by their methods in ``benchmarks/detection``, the one to take first."""
 
 COMPARED = {name: HEADS[name] for name in ("lcmem", "lcmem_lcmem_reid")}
 """Those that have columns."""
@@ -207,7 +212,7 @@ def _others(cells: dict[str, Any]) -> list[str]:
 def _leads(tasks: dict[str, Any]) -> str:
     """Over how many of the others, in how many of the domains, each head leads beyond doubt."""
     told = []
-    for name, head in COMPARED.items():
+    for name, head in HEADS.items():
         leads = [
             row["methods"][other]["leads"].get(name)
             for domains in tasks.values()
@@ -247,6 +252,8 @@ def found() -> str:
 FOUND = {
     "lcmem_lcmem_reid": "lcmem-reid",
     "lcmem_lcmem_reid_told": "lcmem-reid, identities named",
+    "lcmem_lcmem_large": "lcmem-large",
+    "lcmem_lcmem_large_told": "lcmem-large, identities named",
     "lcmem": "lcmem-small",
     "lcmem_lcmem_xray_told": "lcmem-xray, identities named",
 }
@@ -267,13 +274,13 @@ def heads() -> str:
         "the same, patients named": ("same_identity", "X-rays", "_told"),
     }
     rows = []
-    for method in ("lcmem_lcmem_reid", "lcmem", "lcmem_lcmem_xray"):  # the one to take first
-        head = HEADS[method]
+    for method, head in HEADS.items():
         cells = [f"[{head}](lcmem_filter/heads/{head}/README.md)"]
         for task, domain, told in shown.values():
             cells.append(f"{results['deciding'][task][domain]['methods'][method + told]['recall']:.1%}")
         for when in ("", AGAIN):
-            cells.append(f"{timed['seconds'][head + when] / timed['seconds']['lcmem-small' + when]:.1f}")
+            took = timed["seconds"].get(head + when)
+            cells.append("-" if took is None else f"{took / timed['seconds']['lcmem-small' + when]:.1f}")
         rows.append(f"| {' | '.join(cells)} |")
     return _table(["head", *shown, "time at first", "time later"], rows)
 
@@ -345,7 +352,7 @@ def pairs() -> str:
         if task not in named:
             continue
         for domain in ("X-rays", "all domains"):
-            own = ("lcmem", "lcmem_embedding", "lcmem_lcmem_reid", "lcmem_lcmem_xray")
+            own = ("lcmem", "lcmem_embedding", "lcmem_lcmem_reid", "lcmem_lcmem_large", "lcmem_lcmem_xray")
             others = {name: found[domain] for name, found in methods.items() if not name.startswith("lcmem")}
             best = max(others, key=lambda name: others[name]["auc"])
             cells = [_pair(methods[name][domain]) if name in methods else "-" for name in own]
@@ -357,6 +364,7 @@ def pairs() -> str:
         "LCMem (the filter)",
         "its embedding alone",
         "lcmem-reid",
+        "lcmem-large",
         "lcmem-xray",
         "best other by AUC",
     ]
@@ -398,6 +406,11 @@ def spaces() -> str:
 def spaces_reid() -> str:
     """The same of the other head that ships, from another results file of ``benchmarks/spaces``."""
     return _across("spaces-reid.json", "latent space")
+
+
+def spaces_large() -> str:
+    """The same with ``lcmem-large``, from another results file of ``benchmarks/spaces``."""
+    return _across("spaces-large.json", "latent space")
 
 
 def spaces_256() -> str:
@@ -495,7 +508,11 @@ def recipe_spaces() -> str:
     return _table(["within", "head", "score", *TASKS.values()], rows) + note
 
 
-ABLATED = {"lcmem-small": "ablations.json", "lcmem-reid": "ablations-reid.json"}
+ABLATED = {
+    "lcmem-small": "ablations.json",
+    "lcmem-reid": "ablations-reid.json",
+    "lcmem-large": "ablations-large.json",
+}
 
 
 def ablations() -> str:
@@ -770,6 +787,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "robustness": robustness,
     "spaces": spaces,
     "spaces_256": spaces_256,
+    "spaces_large": spaces_large,
     "spaces_reid": spaces_reid,
 }
 
