@@ -51,10 +51,8 @@ def _resnet(hidden_sizes: tuple[int, ...], depths: tuple[int, ...], layer_scale:
             layer_type="basic",
         )
     )
-    trunk.embedder = (
-        nn.Identity()
-    )  # the stems stand in its place, and the head's own pooling in that of the other
-    trunk.pooler = nn.Identity()
+    trunk.embedder = nn.Identity()  # the stems stand in its place
+    trunk.pooler = nn.Identity()  # and the head's pooling in this one's
     trunk.layernorm = nn.LayerNorm(hidden_sizes[-1], eps=1e-6)
     return trunk
 

@@ -408,11 +408,6 @@ def spaces_reid() -> str:
     return _across("spaces-reid.json", "latent space")
 
 
-def spaces_large() -> str:
-    """The same with ``lcmem-large``, from another results file of ``benchmarks/spaces``."""
-    return _across("spaces-large.json", "latent space")
-
-
 def spaces_256() -> str:
     """The same at 256 px, from another results file of ``benchmarks/spaces``."""
     return _across("spaces-256.json", "latent space")
@@ -787,7 +782,6 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "robustness": robustness,
     "spaces": spaces,
     "spaces_256": spaces_256,
-    "spaces_large": spaces_large,
     "spaces_reid": spaces_reid,
 }
 
