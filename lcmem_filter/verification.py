@@ -306,8 +306,9 @@ def _one_of_each_picture(index: MemorizationIndex, embeddings: torch.Tensor) -> 
     """The nearest row of each of the ``SHORTLIST`` nearest pictures, (B, SHORTLIST); where the ``DEEPEST`` nearest rows
     show fewer, further ones of those."""
     rows = index.search(embeddings, min(DEEPEST, len(index))).rows
-    stored, each = index.embeddings(rows), torch.arange(len(rows))
-    left = torch.ones(rows.shape, dtype=torch.bool)
+    stored = index.embeddings(rows)
+    each = torch.arange(len(rows), device=stored.device)
+    left = torch.ones(rows.shape, dtype=torch.bool, device=stored.device)
     chosen = torch.zeros_like(left)
     for _ in range(SHORTLIST):
         nearest = left.byte().argmax(1)  # the first again where none is left

@@ -49,6 +49,7 @@ from lcmem_filter.verification import (
     Candidates,
     Parts,
     Query,
+    _one_of_each_picture,
     compare,
     compared_by,
     describe_parts,
@@ -456,6 +457,17 @@ def test_repetitions_in_an_index_are_recognised(tmp_path):
     assert (
         repeats(index.embeddings(rows)).tolist() == [expected] and expected[1] and expected[3] and expected[4]
     )
+
+
+def test_repetitions_are_told_apart_whatever_the_default_device(tmp_path):
+    for name in ("a", "b", "c"):  # each picture three times
+        pictures(tmp_path / "train" / name, range(20))
+    index = build(tmp_path)
+    asked = index.embeddings(torch.arange(2))
+    expected = _one_of_each_picture(index, asked)
+    assert not repeats(index.embeddings(expected[:, :20])).any()
+    with torch.device("meta"):
+        assert torch.equal(_one_of_each_picture(index, asked), expected)
 
 
 @KINDS

@@ -7,6 +7,8 @@ import os
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from ..dicom import DICOM_SUFFIXES
 from ..errors import MissingExtraError
 from ..images import IMAGE_SUFFIXES, ImageSource
@@ -16,7 +18,6 @@ from .finding import render
 
 if TYPE_CHECKING:
     import gradio
-    from PIL import Image
 
 STEPS, MOST_STEPS = 30, 100
 KEPT_SECONDS = 600

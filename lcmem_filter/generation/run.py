@@ -43,7 +43,7 @@ class Generated:
     """A finished job.
 
     Attributes:
-        folder: Where it lies; ``datasets.load_dataset`` reads it.
+        folder: Where it lies; ``datasets.load_dataset("imagefolder", data_dir=folder)`` reads it.
         rows: One for each image that was asked for, in order.
         tally: Them, counted.
         results: What the report shows; ``None`` in processes other than the first.

@@ -71,9 +71,11 @@ def withheld_rows(decisions: Sequence[Decision]) -> list[int]:
 def gated(vae: Any, gate: Gate) -> Iterator[None]:
     """Stand ``gate`` before ``vae.decode``, for this thread, until the block ends; within this thread's ``turn``.
 
-    An instance attribute ``decode`` that was there before (a compiled decoder, say) is called, and put back.
+    An instance attribute ``decode`` that was there before (a compiled decoder, say) is called, and put back. Where the
+    block fails, the decoder gets back its dtype, which a pipeline that casts it to decode restores only afterwards.
     """
     module = _uncompiled(vae)
+    dtype = getattr(module, "dtype", None)
     held = _turn_of(module)
     owner, inner = threading.get_ident(), module.decode
     before = module.__dict__.get("decode")
@@ -90,6 +92,10 @@ def gated(vae: Any, gate: Gate) -> Iterator[None]:
     held.gate_stands = True
     try:
         yield
+    except BaseException:
+        if dtype is not None and module.dtype != dtype:
+            module.to(dtype=dtype)
+        raise
     finally:
         held.gate_stands = False
         if before is None:

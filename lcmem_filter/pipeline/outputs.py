@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..errors import FilterFailedError
 
@@ -38,7 +39,11 @@ def count_rows(value: Any) -> int | None:
 def replace_rows(
     output: Any, rows: Sequence[int], source: Any, source_rows: Sequence[int], total: int
 ) -> Any:
-    """``output`` with each of ``rows`` taken from ``source_rows`` of ``source``, in every field that has rows."""
+    """``output`` with each of ``rows`` taken from ``source_rows`` of ``source``, in every field that has rows.
+
+    Raises:
+        FilterFailedError: what was drawn again has another size.
+    """
     sources = _fields(source)
 
     def replaced(position: int, value: Any) -> Any:
@@ -47,6 +52,11 @@ def replace_rows(
         fresh = sources[position]
         value = value.copy() if not isinstance(value, torch.Tensor) else value.clone()
         for row, source_row in zip(rows, source_rows, strict=True):
+            if _size(fresh[source_row]) != _size(value[row]):
+                raise FilterFailedError(
+                    f"an image of size {_size(value[row])} was drawn again as one of {_size(fresh[source_row])}; give "
+                    "height and width, or no latents; no image is returned"
+                )
             value[row] = fresh[source_row]
         return value
 
@@ -91,6 +101,11 @@ def check_one_decision_an_image(output: Any, decisions: Sequence[Any] | None) ->
         raise FilterFailedError(
             f"{len(decisions)} decisions for {images} images; this call cannot be filtered"
         )
+
+
+def _size(image: Any) -> tuple[int, ...]:
+    """Size of a picture, or shape of an array; nothing for what is neither."""
+    return tuple(image.size if isinstance(image, Image.Image) else getattr(image, "shape", ()))
 
 
 def _fields(output: Any) -> list[Any]:

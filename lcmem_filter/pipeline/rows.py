@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 Role = Literal["prompt", "cycled", "shared"]
 """Which entry of an argument row r of a call with n images a prompt uses: entry r // n, entry r modulo their number,
@@ -94,7 +95,7 @@ def roles_of(pipe: Any) -> dict[str, Role]:
 @dataclass(frozen=True)
 class BoundCall:
     """The arguments of one pipeline call by name; ``positional`` are those that only go by position, of ``*args``, and
-    ``cell`` the pixels along a side that a cell of latents becomes, where that is known."""
+    ``cell`` the pixels along a side that a cell of the latents that it takes becomes, where that is known."""
 
     arguments: dict[str, Any]
     roles: Mapping[str, Role]
@@ -121,7 +122,7 @@ class BoundCall:
                 positional = (*before, *arguments.pop(parameter.name))
             elif parameter.default is not inspect.Parameter.empty and not positional:
                 arguments.setdefault(parameter.name, parameter.default)
-        return cls(arguments, roles_of(pipe), positional, getattr(pipe, "vae_scale_factor", None))
+        return cls(arguments, roles_of(pipe), positional, _cell_of(pipe))
 
     @property
     def output_type(self) -> str | None:
@@ -154,16 +155,30 @@ class BoundCall:
         """The call that draws only ``rows``, one image each, each from its own generator."""
         images = self.arguments.get("num_images_per_prompt") or 1
         changed = dict(self.arguments)
+        together = self._is_one_prompt_beside_a_picture()
         for name, value in self.arguments.items():
             role = self.roles.get(name)
-            if role == "prompt":
+            if role == "prompt" and not together:
                 changed[name] = _take(value, [row // images for row in rows], repeat=name in TEXTS)
             elif role == "cycled":
                 changed[name] = _take(value, rows)
         if self.arguments.get("batch_size") is not None:
             changed["batch_size"] = len(rows)
-        again = _redrawn(changed, generators, self.cell, images=1)
+        again = _redrawn(changed, generators, self.cell, images=len(rows) if together else 1)
         return BoundCall(again, self.roles, cell=self.cell)
+
+    def _is_one_prompt_beside_a_picture(self) -> bool:
+        """Whether a single picture is given whose role is not known, and one prompt, for several images: some pipelines
+        take such a picture for one prompt alone."""
+        given = [value for name, value in self.arguments.items() if self.roles.get(name) == "prompt"]
+        return (
+            "num_images_per_prompt" in self.arguments
+            and all(_entries(value) == 1 for value in given if value is not None)
+            and any(
+                isinstance(value, Image.Image) and name not in self.roles
+                for name, value in self.arguments.items()
+            )
+        )
 
     def _batch_size_counts_rows(self, total: int) -> bool:
         """Whether ``batch_size``, where it is given, is how many rows are drawn: beside prompts, it may be for each."""
@@ -193,6 +208,12 @@ def generator_for(seed: int, like: torch.Generator | list[torch.Generator] | Non
     return torch.Generator(like.device if like is not None else "cpu").manual_seed(seed)
 
 
+def _cell_of(pipe: Any) -> int | None:
+    """Pixels along a side of a cell of the ``latents`` that ``pipe`` takes; FLUX.2 takes them patched two by two."""
+    cell = getattr(pipe, "vae_scale_factor", None)
+    return 2 * cell if cell and hasattr(pipe, "_unpack_latents_with_ids") else cell
+
+
 def _redrawn(
     arguments: dict[str, Any],
     generators: list[torch.Generator],
@@ -217,10 +238,17 @@ def _entries_are_rows(value: Any, role: Role | None, prompts: int, total: int, *
     """Whether ``value``, a list or an array, can be taken apart as its role says."""
     if role is None or role == "shared":
         return role == "shared"
-    entries = len(value) if isinstance(value, (list, tuple)) else value.shape[0] if value.ndim else 0
+    entries = _entries(value)
     if isinstance(value, (list, tuple)) and not texts and any(_holds_several(entry) for entry in value):
         return False
     return entries == prompts or entries == 1 if role == "prompt" else entries > 0 and total % entries == 0
+
+
+def _entries(value: Any) -> int:
+    """How many entries an argument has; one where it is no list and no array."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return int(value.shape[0]) if value.ndim else 0
+    return len(value) if isinstance(value, (list, tuple)) else 1
 
 
 def _may_be_one(value: Any) -> bool:
@@ -243,7 +271,9 @@ def _holds_several(entry: Any) -> bool:
 
 
 def _take(value: Any, positions: Sequence[int], *, repeat: bool = False) -> Any:
-    """Entries of ``value`` at ``positions``, modulo their number; a single text is repeated."""
+    """Entries of ``value`` at ``positions``, modulo their number; a single picture or text is repeated."""
+    if isinstance(value, Image.Image):
+        return [value] * len(positions)
     if isinstance(value, str):
         return [value] * len(positions) if repeat else value
     if isinstance(value, (torch.Tensor, np.ndarray)):

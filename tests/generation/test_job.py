@@ -106,14 +106,24 @@ def test_the_set_holds_what_was_accepted_and_the_manifest_everything(whole, pipe
 
 
 def test_datasets_reads_the_folder(whole, tmp_path):
-    for path in (str(whole.folder), "imagefolder"):
-        given = {"data_dir": str(whole.folder)} if path == "imagefolder" else {}
-        found = datasets.load_dataset(path, split="train", cache_dir=str(tmp_path), **given)
+    for given in ({"path": str(whole.folder)}, {"path": "imagefolder", "data_dir": str(whole.folder)}):
+        found = datasets.load_dataset(**given, split="train", cache_dir=str(tmp_path))
         delivered = [row for row in whole.rows if row.delivered]
         assert found["position"] == [row.position for row in delivered]
         assert found["prompt"] == [row.prompt for row in delivered]
         first = np.asarray(Image.open(whole.folder / delivered[0].file_name))
         assert np.array_equal(np.asarray(found[0]["image"]), first) and first.std() > 0
+
+
+def test_datasets_reads_a_single_image(job, tmp_path):
+    made = job(prompts=["a cat"], on_memorized="flag")
+    found = datasets.load_dataset(
+        "imagefolder", data_dir=str(made.folder), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert (
+        found["prompt"] == ["a cat"]
+        and found[0]["image"].size == Image.open(made.folder / made.rows[0].file_name).size
+    )
 
 
 def test_the_report_counts_what_was_withheld(whole):

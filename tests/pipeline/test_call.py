@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,11 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from PIL import Image
 
 from lcmem_filter.errors import FilterFailedError
 from lcmem_filter.pipeline import MemorizationWarning, detach
+from lcmem_filter.pipeline.outputs import replace_rows
 from lcmem_filter.types import Decision, Neighbour
 
+from .families.packed import flux2
+from .families.parts import embeds
 from .planting import spy_on_decode
 from .scripted import always, reject_first_pass, wear
 from tests.tiny import KINDS, VAES, call_arguments, tiny_pipeline
@@ -99,6 +104,35 @@ def test_rows_are_drawn_again_at_the_size_of_the_latents_that_were_given() -> No
     out = pipe(**given)
     assert out.images.shape == plain.shape and [d.attempts for d in out.memorization] == [1, 2, 1, 1]
     assert np.array_equal(out.images[[0, 2, 3]], plain[[0, 2, 3]])
+
+
+@pytest.mark.parametrize("kind", [Flux2Pipeline, Flux2KleinPipeline])
+def test_latents_that_are_taken_patched_tell_the_size_too(kind: type) -> None:
+    pipe = flux2(kind)
+    patched = torch.randn(2, 16, 16, 16, generator=generator())
+    given = {
+        "prompt_embeds": embeds(),
+        "latents": patched,
+        "height": 64,
+        "width": 64,
+        "num_inference_steps": 2,
+    }
+    if kind is Flux2KleinPipeline:
+        given["negative_prompt_embeds"] = embeds(seed=1)
+    scripted = wear(pipe, reject_first_pass(1))
+    out = pipe(**given)
+    assert [image.size for image in out.images] == [(64, 64)] * 2
+    assert [latents.shape[2:] for latents in scripted.seen] == [(32, 32)] * 2
+
+
+@pytest.mark.parametrize(
+    "made", [lambda side: Image.new("RGB", (side, side)), lambda side: np.zeros((side, side, 3))]
+)
+def test_an_image_of_another_size_does_not_take_a_rows_place(made: Callable[[int], Any]) -> None:
+    drawn, smaller, again = ([made(side)] for side in (32, 16, 32))
+    with pytest.raises(FilterFailedError, match=r"size \(32, 32.* was drawn again as one of \(16, 16"):
+        replace_rows((drawn,), [0], (smaller,), [0], 1)
+    assert replace_rows((drawn,), [0], (again,), [0], 1)[0][0] is again[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

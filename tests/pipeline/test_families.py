@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lcmem_filter.latents import canonical, encode_pixels
 from lcmem_filter.pipeline import MemorizationWarning, detach
@@ -158,6 +159,21 @@ def test_rejected_rows_are_drawn_again_and_the_rest_stays(family: Family, pipe: 
             every = [generator(seeds.get(r, seeds[1])) for r in ROWS]
             expected = pipe(**arguments(family, generator=every))[0][row]
         np.testing.assert_allclose(out[0][row], expected, atol=family.tolerance)
+
+
+def test_several_images_of_one_picture_are_drawn_again(family: Family, pipe: Any) -> None:
+    first = {name: value[0] for name, value in arguments(family).items() if isinstance(value, list)}
+    lone = {name: one for name, one in first.items() if isinstance(one, Image.Image)}
+    if not lone:
+        pytest.skip("its call is given no list of pictures")
+    prompted = {name: arguments(family)[name][:1] for name in family.per_prompt if name not in lone}
+    given = {**prompted, **lone, "num_images_per_prompt": 3}
+    plain = pipe(**arguments(family, **given))[0]
+    wear(pipe, reject_first_pass(0, 2))
+    out = pipe(**arguments(family, **given))
+    assert [d.attempts for d in out.memorization] == [2, 1, 2]
+    assert np.array_equal(out[0][1], plain[1])
+    assert not any(np.allclose(out[0][row], plain[row], atol=0.1) for row in (0, 2))
 
 
 def test_without_a_dict_it_returns_what_the_plain_pipeline_does(family: Family, pipe: Any) -> None:

@@ -93,6 +93,22 @@ def test_the_decoder_is_put_back_after_an_error() -> None:
     assert "decode" not in vae.__dict__ and not vae.seen
 
 
+def test_a_decoder_that_was_cast_to_decode_gets_its_dtype_back_after_an_error() -> None:
+    class Cast(Decoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float16))
+
+        @property
+        def dtype(self) -> torch.dtype:
+            return self.weight.dtype
+
+    vae = Cast()
+    with pytest.raises(FilterFailedError), gated(vae, gate(True)):
+        vae.float().decode(LATENTS)
+    assert vae.dtype == torch.float16
+
+
 def test_an_instance_decode_is_called_and_put_back() -> None:
     vae = Decoder()
     compiled = lambda z, return_dict=True: (3 * z,)  # noqa: E731

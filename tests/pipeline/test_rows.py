@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lcmem_filter.pipeline.rows import PICTURES, BoundCall
 
@@ -99,6 +100,23 @@ def test_one_picture_or_text_serves_every_row() -> None:
     after = taken(single, 1, 3)
     assert after["image"] == ["only", "only"] and after["negative_prompt"] == ["bad", "bad"]
     assert after["strength"] == 0.5 and after["num_images_per_prompt"] == 1
+
+
+def test_a_single_picture_whose_role_is_not_known_stays_with_its_one_prompt() -> None:
+    picture = Image.new("RGB", (8, 8))
+    given = {"num_images_per_prompt": TOTAL, "negative_prompt": "bad", "guide": picture}
+    for prompt in ("a", ["a"]):
+        after = taken(bound(prompt=prompt, **given), 0, 2)
+        assert after["prompt"] == prompt and after["negative_prompt"] == "bad" and after["guide"] is picture
+        assert after["num_images_per_prompt"] == 2 and len(after["generator"]) == 2
+    several = taken(bound(guide=picture), 1, 3)
+    assert several["prompt"] == ["a", "b"] and several["num_images_per_prompt"] == 1
+
+
+def test_a_single_picture_whose_role_is_known_is_given_for_each_row() -> None:
+    picture = Image.new("RGB", (8, 8))
+    after = taken(bound("StableDiffusion3Img2ImgPipeline", image=picture), 1, 2, 3)
+    assert after["image"] == [picture] * 3 and after["prompt"] == ["a", "b", "b"]
 
 
 def test_the_batch_size_becomes_the_number_of_rows() -> None:
