@@ -120,10 +120,8 @@ def test_datasets_reads_a_single_image(job, tmp_path):
     found = datasets.load_dataset(
         "imagefolder", data_dir=str(made.folder), split="train", cache_dir=str(tmp_path / "cache")
     )
-    assert (
-        found["prompt"] == ["a cat"]
-        and found[0]["image"].size == Image.open(made.folder / made.rows[0].file_name).size
-    )
+    with Image.open(made.folder / made.rows[0].file_name) as delivered:
+        assert found["prompt"] == ["a cat"] and found[0]["image"].size == delivered.size
 
 
 def test_the_report_counts_what_was_withheld(whole):
