@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .errors import CalibrationError, EmptyDataError, FilterFailedError, check_kind
 from .images import ImageSource
 from .index import MemorizationIndex
+from .index.folder import locked
 from .index.identities import classes_among
 from .latents import Encoder, encode_images
 from .types import Calibration, rejectable
@@ -73,6 +74,7 @@ def calibrate(
         CalibrationError: too few held-out images for the rate, with how many are needed; or no such image to leave out.
         EmptyDataError: none of the held-out images can be used.
         LatentSpaceError: the head does not know the encoder's latent space.
+        ArtifactError: the index's folder cannot be written to, or holds another index by now.
     """
     if not 0 < false_rejection_rate < 1:
         raise CalibrationError(f"a false-rejection rate lies between 0 and 1, got {false_rejection_rate}")
@@ -82,6 +84,8 @@ def calibrate(
     space = index.head.identify_space(encoder.vae).space
     rows, dropped = _usable_rows(index, held_out, leave_out)
     _check_number(len(rows), false_rejection_rate, dropped)  # before the hours that encoding may take
+    with locked(index.path):  # as much before that
+        pass
     used, size = [], index.latent_size
     files: set[str] = set()
     for judged in judge_images(index, held_out, rows, encoder, space, progress=progress):
@@ -251,6 +255,10 @@ def _check_number(n: int, rate: float, dropped: Counter[str]) -> int:
     better = 10 * (needed + 1) - 1
     low_better, high_better = realised_rate(better, rate)
     left_out = f" ({_listed(dropped)})" if dropped else ""
+    if dropped["identity is in the index"] or dropped["further image of an identity"]:
+        left_out += (
+            "; where names are of classes and not of people, give the images in one folder, or a table"
+        )
     raise CalibrationError(
         f"a false-rejection rate of {rate:g} needs at least {needed} held-out images, got {n} usable{left_out}; "
         f"with {needed} the rate comes out between {low:.2%} and {high:.2%}, "

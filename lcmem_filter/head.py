@@ -17,6 +17,7 @@ from torch import nn
 
 from .branches import POOLINGS, DenseBranch, Halving, LocalBranch, Stem, in_float32
 from .errors import ArtifactNotFoundError, ConfigurationError, CorruptArtifactError, LatentSpaceError
+from .hub import check_reachable
 from .latents import canonical, channel_agreement, check_latents, normalise, probe_latents, weights_sha256
 from .trunks import TRUNKS
 
@@ -201,12 +202,12 @@ class LCMemHead(ModelMixin, ConfigMixin):
             ArtifactNotFoundError: nothing lies there.
             CorruptArtifactError: what lies there is no head.
         """
-        where = folder_of(name_or_path)
-        local = where.exists()
+        local = (where := folder_of(name_or_path)).exists()
         if local and not (where / cls.config_name).exists():
             raise ArtifactNotFoundError(f"{where} holds no head: it has no {cls.config_name}")
         options.setdefault("torch_dtype", torch.float32)
         try:
+            check_reachable(where)
             head, loaded = super().from_pretrained(str(where), output_loading_info=True, **options)
             if wrong := [name for kind in ("missing_keys", "unexpected_keys") for name in loaded[kind]]:
                 raise ValueError(f"configuration and weights do not go together ({wrong[0]})")

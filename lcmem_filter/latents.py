@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import ArtifactNotFoundError, ConfigurationError, LatentSpaceError, UnreadableImageError
+from .hub import check_reachable
 from .images import ImageSource, to_pixels
 
 NORMALISED_STD = 0.5
@@ -115,6 +116,7 @@ def load_encoder(
     if subfolder is None and (Path(path) / "vae" / "config.json").exists():
         subfolder = "vae"
     try:
+        check_reachable(path)
         vae = _load_autoencoder(path, revision, subfolder, trust_remote_code)
     except Exception as error:
         raise ArtifactNotFoundError(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcmem_filter.calibration import calibrate, fit, judge_images, realised_rate
-from lcmem_filter.errors import CalibrationError, EmptyDataError, LatentSpaceError
+from lcmem_filter.errors import ArtifactError, CalibrationError, EmptyDataError, LatentSpaceError
 from lcmem_filter.images import open_images
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import Encoder
@@ -162,7 +162,8 @@ def test_subfolders_that_are_classes_hold_nothing_out(tmp_path):
 
     pictures(held / "somebody", range(400, 402))  # whoever names a person names persons
     with pytest.raises(
-        CalibrationError, match=r"15 left out: identity is in the index, 25 left out: further image"
+        CalibrationError,
+        match=r"15 left out: identity is in the index, 25 left out: further image.*give the images in one folder",
     ):
         calibrate(index, open_images(held), false_rejection_rate=0.1, progress=False)
 
@@ -205,3 +206,13 @@ def test_refusals(tmp_path):
     with pytest.raises(LatentSpaceError):
         calibrate(index, held, false_rejection_rate=0.1, encoder=Encoder(tiny_vae(seed=9), "other"))
     assert index.calibration is None
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_encoded(tmp_path, monkeypatch):
+    index = build(tmp_path)
+    monkeypatch.setattr("lcmem_filter.calibration.encode_images", None)
+    (index.path / "lock").mkdir()
+    with pytest.raises(ArtifactError, match=r"cannot be written to.*copy it"):
+        calibrate(
+            index, pictures(tmp_path / "held", range(100, 120)), false_rejection_rate=0.1, progress=False
+        )

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoModel, ModelMixin
 
 from lcmem_filter.errors import ArtifactNotFoundError, ConfigurationError, LatentSpaceError
+from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import (
     Encoder,
     canonical,
@@ -183,6 +185,23 @@ def test_what_is_no_encoder_is_named(tmp_path: Path) -> None:
     for where in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(ArtifactNotFoundError, match="no autoencoder could be loaded"):
             load_encoder(where)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "../some/where", "/nowhere/vae", "~/vae", "three/deep/folders"])
+def test_what_can_only_be_a_folder_is_not_asked_for_on_the_hub(name: str, monkeypatch) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    for loader in (AutoModel, ModelMixin):
+        monkeypatch.setattr(loader, "from_pretrained", asked)
+    with pytest.raises(ArtifactNotFoundError, match=r"no autoencoder.*there is no such folder"):
+        load_encoder(name)
+    with pytest.raises(
+        ArtifactNotFoundError, match=r"no such folder.*a shipped head \(lcmem-large, lcmem-reid"
+    ):
+        LCMemHead.from_pretrained(name)
+    with pytest.raises(ArtifactNotFoundError, match="the hub was asked"):
+        load_encoder("some-owner/some-vae")
 
 
 def test_weights_hash_knows_values_not_devices_or_formats() -> None:

@@ -270,6 +270,7 @@ def heads() -> str:
         "mild copies": ("mild_copies", "all domains", ""),
         "heavily transformed copies": ("heavy_copies", "all domains", ""),
         "the same, identities named": ("heavy_copies", "all domains", "_told"),
+        "those of X-rays, patients named": ("heavy_copies", "X-rays", "_told"),
         "a patient's other X-rays": ("same_identity", "X-rays", ""),
         "the same, patients named": ("same_identity", "X-rays", "_told"),
     }

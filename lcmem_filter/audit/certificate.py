@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..calibration import Judged, judge_images
-from ..errors import UnreadableImageError
+from ..errors import DataError, UnreadableImageError
 from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..index import MemorizationIndex
@@ -77,6 +77,19 @@ def certify(
     return Certificate(sensitivity, _specificity(judge, unseen), consistency)
 
 
+def check_training(index: MemorizationIndex, training: ImageSource) -> None:
+    """
+    Raises:
+        DataError: no image of ``training`` has an id that the index knows.
+    """
+    if not {record.id for record in index.records} & {record.id for record in training.records}:
+        raise DataError(
+            f"none of the {len(training)} images of {training.name!r} is a training image of index {index.path} by its "
+            f"id: they are like {training.records[0].id!r}, the index's like {index.records[0].id!r}; name the data "
+            "that it was built from, as they were named then"
+        )
+
+
 def _near_duplicates(
     judge: Judge, training: ImageSource | None, images: int, seeds: int, image_to_image: Any
 ) -> tuple[Measured, Measured]:
@@ -86,8 +99,6 @@ def _near_duplicates(
     indexed = {record.id for record in index.records}
     rows = [row for row, record in enumerate(training.records) if record.id in indexed]
     rows = sorted(random.Random(0).sample(rows, min(images, len(rows))))
-    if not rows:
-        return _neither("None of the training data that were named have an id that the index knows.")
     others = [row for row in rows if _is_another(index, training, row)]
     if 2 * len(others) >= len(rows):
         return _neither(

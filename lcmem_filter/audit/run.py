@@ -20,7 +20,7 @@ from ..latents import Encoder
 from ..report import AllowEntry, Pictures, Results, Run, Sample, results_of
 from ..verification import compared_by
 from .allow import apply_allow_list
-from .certificate import SENSITIVITY_IMAGES, SENSITIVITY_SEEDS, Judge, certify
+from .certificate import SENSITIVITY_IMAGES, SENSITIVITY_SEEDS, Judge, certify, check_training
 from .duplicates import find_duplicates
 
 VERSIONS = ("lcmem-filter", "torch", "diffusers", "transformers", "numpy", "pillow")
@@ -79,6 +79,7 @@ def audit_images(
 
     Raises:
         CalibrationError: the index has no threshold for the encoder's latent space.
+        DataError: none of ``training`` is an image of the index, by its id.
         LatentSpaceError: the head does not know it.
         LcmemFilterError: a rate that does not lie between 0 and 1.
     """
@@ -86,6 +87,8 @@ def audit_images(
         raise LcmemFilterError(f"a false-discovery rate lies between 0 and 1, got {false_discovery_rate}")
     check_kind("images", images, ImageSource, "open_images(PATH)")
     check_kind("index", index, MemorizationIndex, "MemorizationIndex.load(PATH)")
+    if training is not None:
+        check_training(index, training)
     encoder = encoder or index.load_encoder()
     space = index.head.identify_space(encoder.vae).space
     judge = Judge(MemorizationFilter(index, space=space), encoder, progress)

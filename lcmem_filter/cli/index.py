@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.action == "build":
         _tell_what_deep_folders_are_taken_for(args.data, index)
+        _tell_that_nobody_is_named(args.data, index)
     if not index.unreadable:
         return 0
     print(
@@ -112,6 +113,19 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 2
+
+
+def _tell_that_nobody_is_named(data: str, index: MemorizationIndex) -> None:
+    """A table whose column of identities has a name of its own would be taken for one without."""
+    from ..images import columns_of
+
+    if any(record.identity is not None for record in index.records) or not (columns := columns_of(data)):
+        return
+    print(
+        f"lcmem-filter: no column of {data} says who is in an image; where one does ({', '.join(columns)}), name it "
+        "(--identity-column): more is found then",
+        file=sys.stderr,
+    )
 
 
 def _tell_what_deep_folders_are_taken_for(data: str, index: MemorizationIndex) -> None:

@@ -146,7 +146,8 @@ def _check_plan(build: Build) -> None:
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed and not (changed == ["source"] and _shows_the_same(build)):
         raise ArtifactError(
-            f"{build.output} holds an index with other {', '.join(changed)}; give another --output, or remove it"
+            f"{build.output} holds an index with other {', '.join(changed)}; give another --output, or remove it "
+            "(images that could not be read can be mended where they are, but none added or taken out)"
         )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..errors import (
     ArtifactError,
+    ArtifactNotFoundError,
     ConfigurationError,
     CorruptArtifactError,
     FilterFailedError,
@@ -297,12 +298,17 @@ class MemorizationIndex:
             ArtifactNotFoundError: it is no longer where it was, or needs ``trust_remote_code``.
         """
         source = self.encoder_source
-        encoder = load_encoder(
-            source.path,
-            revision=source.revision,
-            subfolder=source.subfolder,
-            trust_remote_code=trust_remote_code,
-        )
+        try:
+            encoder = load_encoder(
+                source.path,
+                revision=source.revision,
+                subfolder=source.subfolder,
+                trust_remote_code=trust_remote_code,
+            )
+        except ArtifactNotFoundError as error:
+            raise ArtifactNotFoundError(
+                f"{error}. Index {self.path} was built with it; where it lies elsewhere now, name that (--vae)"
+            ) from error
         if encoder.source.sha256 != source.sha256:
             raise ArtifactError(
                 f"{source.path} holds another encoder than index {self.path} was built with (weights "

@@ -85,13 +85,23 @@ def write_array(path: Path, array: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Whoever else would put a manifest in force waits; not on Windows, nor where the file system locks nothing."""
+    """Whoever else would put a manifest in force waits; not on Windows, nor where the file system locks nothing.
+
+    Raises:
+        ArtifactError: nothing can be written there.
+    """
     if sys.platform == "win32" or not folder.is_dir():
         yield
         return
     path = folder / LOCK
     while True:
-        with path.open("a") as file:
+        try:
+            opened = path.open("a")
+        except OSError as error:
+            raise ArtifactError(
+                f"index {folder} cannot be written to: {error}; copy it, or have it writable"
+            ) from error
+        with opened as file:
             with contextlib.suppress(OSError):  # a file system that locks nothing
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not _lies_at(path, file):  # whoever held it took it away

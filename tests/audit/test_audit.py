@@ -14,7 +14,7 @@ from lcmem_filter.audit.near_duplicates import (
     near_duplicate,
     near_duplicates_of,
 )
-from lcmem_filter.errors import CalibrationError, IncompleteIndexError, LcmemFilterError
+from lcmem_filter.errors import CalibrationError, DataError, IncompleteIndexError, LcmemFilterError
 from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import encode_images
@@ -176,6 +176,15 @@ def test_other_pictures_of_the_same_names_measure_no_sensitivity(folder, sources
     assert true.pictures.training("000.png") is not None
 
 
+def test_training_data_of_other_names_are_refused_before_anything_is_examined(folder, sources, tmp_path):
+    write_pictures(tmp_path / "data" / "other", range(3))
+    index = MemorizationIndex.load(folder / "index")
+    with pytest.raises(
+        DataError, match=r"none of the 3 images of 'data'.*like 'other/000.png', the index's like"
+    ):
+        audit_images(opened(folder / "set"), index, training=opened(tmp_path / "data"), progress=False)
+
+
 def test_without_data_nothing_is_certified(folder, sources):
     found = audit(folder).certificate
     assert found is not None
@@ -231,7 +240,7 @@ def test_images_that_cannot_be_judged_are_not_checked_and_stop_nothing(folder, t
     monkeypatch.setattr("lcmem_filter.latents.encode_pixels", fussy_encode)
     index = MemorizationIndex.load(folder / "index")
     source = opened(tmp_path)
-    found = audit_images(source, index, progress=False, training=source, unseen=source).results
+    found = audit_images(source, index, progress=False, unseen=source).results
     assert found.exit_code == 2 and found.rate.of == 3
     problems = {one.id: one.problem for one in found.samples if one.accepted is None}
     assert list(problems) == bad
@@ -288,7 +297,7 @@ def test_a_second_folder_gives_the_same_as_an_index_of_it(folder, results):
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -1.0])
-def test_rates_that_are_none_are_refused(folder, rate):
+def test_rates_that_are_none_are_refused(folder, sources, rate):
     with pytest.raises(LcmemFilterError, match="false-discovery rate"):
         audit(folder, false_discovery_rate=rate)
 

@@ -108,6 +108,15 @@ def test_what_deep_folders_are_taken_for_is_told(folder, capsys):
     assert "3 images of" in err and "first folder, as 'site 0', is taken for the identity" in err
 
 
+def test_a_table_that_names_nobody_is_told_its_columns(folder, capsys):
+    rows = [f"{path.name},{path.stem[:-1]}" for path in sorted((folder / "train").glob("*.png"))]
+    (folder / "train" / "metadata.csv").write_text("\n".join(["file_name,patient", *rows]))
+    _, (built,), err = build(capsys, folder)
+    assert built["identities"] == 0 and "one does (file_name, patient), name it (--identity-column)" in err
+    _, (built,), err = build(capsys, folder, "--identity-column", "patient", "--output", folder / "named")
+    assert built["identities"] > 0 and "name it" not in err
+
+
 def test_calibrate_tells_how_many_more_images_set_the_threshold(folder, capsys):
     build(capsys, folder)
     given = (folder / "index", folder / "held", "--false-rejection-rate", 0.3, "--device", "cpu")
@@ -164,7 +173,7 @@ def test_the_encoder_that_an_index_names_may_be_gone(folder, capsys):
     (folder / "vae").rename(folder / "moved")
     calibration = ("calibrate", folder / "index", folder / "held", "--false-rejection-rate", 0.05)
     status, _, err = run(capsys, *calibration)
-    assert status == 2 and "no autoencoder could be loaded" in err
+    assert status == 2 and "no such folder" in err and "name that (--vae)" in err
     assert run(capsys, *calibration, "--vae", folder / "moved")[0] == 0
 
 

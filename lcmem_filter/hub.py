@@ -1,0 +1,17 @@
+"""What may lie on the hub, and what is told to be missing without asking there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def check_reachable(name_or_path: str | os.PathLike[str]) -> None:
+    """Whether something lies at a path, or may lie on the hub under this id, ``owner/name``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and no hub id is written so.
+    """
+    name = os.fspath(name_or_path)
+    if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise FileNotFoundError("there is no such folder, nor is this a hub id")
