@@ -409,6 +409,11 @@ def spaces_reid() -> str:
     return _across("spaces-reid.json", "latent space")
 
 
+def spaces_large() -> str:
+    """The same of a third head that ships, from another results file of ``benchmarks/spaces``."""
+    return _across("spaces-large.json", "latent space")
+
+
 def spaces_256() -> str:
     """The same at 256 px, from another results file of ``benchmarks/spaces``."""
     return _across("spaces-256.json", "latent space")
@@ -783,6 +788,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "robustness": robustness,
     "spaces": spaces,
     "spaces_256": spaces_256,
+    "spaces_large": spaces_large,
     "spaces_reid": spaces_reid,
 }
 

@@ -119,7 +119,7 @@ def _tell_that_nobody_is_named(data: str, index: MemorizationIndex) -> None:
     """A table whose column of identities has a name of its own would be taken for one without."""
     from ..images import columns_of
 
-    if any(record.identity is not None for record in index.records) or not (columns := columns_of(data)):
+    if any(record.identity is not None for record in index.records) or len(columns := columns_of(data)) < 2:
         return
     print(
         f"lcmem-filter: no column of {data} says who is in an image; where one does ({', '.join(columns)}), name it "
