@@ -84,7 +84,7 @@ def calibrate(
     space = index.head.identify_space(encoder.vae).space
     rows, dropped = _usable_rows(index, held_out, leave_out)
     _check_number(len(rows), false_rejection_rate, dropped)  # before the hours that encoding may take
-    with locked(index.path):  # as much before that
+    with locked(index.path):  # nor should a folder that cannot be written to come to light only after them
         pass
     used, size = [], index.latent_size
     files: set[str] = set()

@@ -82,7 +82,7 @@ def check_training(index: MemorizationIndex, training: ImageSource) -> None:
     Raises:
         DataError: no image of ``training`` has an id that the index knows.
     """
-    if not {record.id for record in index.records} & {record.id for record in training.records}:
+    if not any(record.id in index._row_of for record in training.records):
         raise DataError(
             f"none of the {len(training)} images of {training.name!r} is a training image of index {index.path} by its "
             f"id: they are like {training.records[0].id!r}, the index's like {index.records[0].id!r}; name the data "
@@ -96,8 +96,7 @@ def _near_duplicates(
     if training is None:
         return _neither("To have it measured, name the training data (--training DATA).")
     index = judge.filter.index
-    indexed = {record.id for record in index.records}
-    rows = [row for row, record in enumerate(training.records) if record.id in indexed]
+    rows = [row for row, record in enumerate(training.records) if record.id in index._row_of]
     rows = sorted(random.Random(0).sample(rows, min(images, len(rows))))
     others = [row for row in rows if _is_another(index, training, row)]
     if 2 * len(others) >= len(rows):
