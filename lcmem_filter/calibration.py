@@ -191,14 +191,15 @@ def _usable_rows(
     index: MemorizationIndex, held_out: ImageSource, leave_out: Collection[str]
 ) -> tuple[list[int], Counter[str]]:
     """One image an identity, of identities that are not in the index, without those of ``leave_out``; every image where
-    all that is named is a class of images, here or there (``classes_among``)."""
+    all that is named is a folder that is a class of images, here or there (``classes_among``)."""
     if unknown := set(leave_out) - {record.id for record in held_out.records}:
         raise CalibrationError(
             f"no held-out image {min(unknown)!r} to leave out ({len(unknown)} such); give ids as printed"
         )
     indexed = {record.identity for record in index.records} - {None}
     named = [record.identity for record in held_out.records]
-    if set(named) <= {None, *index.classes, *classes_among(named)}:
+    classes = classes_among(named) if held_out.named_by_folders else ()
+    if set(named) <= {None, *index.classes, *classes}:
         named = [None] * len(named)
     seen: set[str | None] = set()
     rows, dropped = [], Counter[str]()
@@ -215,7 +216,8 @@ def _usable_rows(
     if not rows:
         raise EmptyDataError(
             f"none of the {len(held_out)} held-out images can be used ({_listed(dropped)}); "
-            "give images of identities that the index does not hold, in one folder if its subfolders are classes"
+            "give images of identities that the index does not hold; where names are of classes and not of people, "
+            "give the images in one folder, or a table that does not name them"
         )
     return rows, dropped
 
@@ -257,7 +259,8 @@ def _check_number(n: int, rate: float, dropped: Counter[str]) -> int:
     left_out = f" ({_listed(dropped)})" if dropped else ""
     if dropped["identity is in the index"] or dropped["further image of an identity"]:
         left_out += (
-            "; where names are of classes and not of people, give the images in one folder, or a table"
+            "; where names are of classes and not of people, give the images in one folder, or a table that does not "
+            "name them"
         )
     raise CalibrationError(
         f"a false-rejection rate of {rate:g} needs at least {needed} held-out images, got {n} usable{left_out}; "

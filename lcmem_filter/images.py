@@ -66,19 +66,29 @@ class ImageSource:
         records: One for each image; their ids are unique.
         read: Row to the image's encoded bytes, or to its file.
         fingerprint: Changes when the images or their records do; of images in files, when size or time of a file does.
+        named_by_folders: Identities are names of folders, which may be of classes too (``index.identities``).
 
     Raises:
         EmptyDataError: no images.
         DataError: two images of one id.
     """
 
-    def __init__(self, name: str, records: Sequence[ImageRecord], read: Reader, fingerprint: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        records: Sequence[ImageRecord],
+        read: Reader,
+        fingerprint: str,
+        *,
+        named_by_folders: bool = False,
+    ) -> None:
         if not records:
             raise EmptyDataError(f"{name!r} has no images; give a folder or a table with at least one")
         if len({record.id for record in records}) < len(records):
             twice = Counter(record.id for record in records).most_common(1)[0][0]
             raise DataError(f"{name!r} has two images of id {twice!r}; give a column of unique ids, or none")
         self.name, self.records, self.fingerprint, self._read = name, list(records), fingerprint, read
+        self.named_by_folders = named_by_folders
 
     def __len__(self) -> int:
         return len(self.records)
@@ -232,6 +242,7 @@ def _open_folder(path: Path) -> ImageSource:
         records,
         lambda row: files[row],
         hashlib.sha256(repr(_stats(path, names)).encode()).hexdigest(),
+        named_by_folders=True,
     )
 
 
@@ -346,20 +357,13 @@ def _open_table(
         return value if isinstance(value, bytes) else path.parent / value
 
     if isinstance(first, dict) and first.get("bytes") is None:
-        files = _stats(path.parent, [str((images[row] or {}).get("path")) for row in rows])
+        files = [_stats(path.parent, [str((images[row] or {}).get("path")) for row in rows])]
     else:
-        files = _stats(path.parent, [images[row] or "" for row in rows]) if in_files else []
+        files = [_stats(path.parent, [images[row] or "" for row in rows])] if in_files else []
     reading = [CSV_READING] if is_csv(path) else []
     # releases that knew no capitals read no labels there: theirs was another source
     reading += [name for name in (spelled.get("labels"),) if name not in (None, "labels")]
-    plan = (
-        image_column,
-        identity_column,
-        id_column,
-        sorted(where.items()),
-        *([files] if files else []),
-        *reading,
-    )
+    plan = (image_column, identity_column, id_column, sorted(where.items()), *files, *reading)
     return ImageSource(
         path.parent.name if path.name in METADATA_FILES else path.stem,
         records,

@@ -57,7 +57,7 @@ class Design:
 
     @cached_property
     def told(self) -> np.ndarray:
-        """The same as an index numbers them: negative where an image's identity is not known."""
+        """The same as an index of tables numbers them: negative where an image's identity is not known."""
         records = [*self.base.records, *self.test.records]
         return numbered([record.identity for record in records])
 

@@ -85,7 +85,8 @@ def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -
         if classes := classes_among(record.identity for record in source.records):
             print(
                 f"{source.name}: {first_of(sorted(map(str, classes)))} have more than {MOST_OF_IDENTITY} images each "
-                "and are trained on as identities; if they are classes, give their images in one folder, or a table",
+                "and are trained on as identities; if they are classes, give their images in one folder, or a table "
+                "that does not name them",
                 file=sys.stderr,
             )
     return sources

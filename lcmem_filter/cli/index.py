@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 NAME = "index"
 HELP = "Build the index of a training set, or embed one anew with another head"
-SHOWN = 10
 SHARD_ROWS = 256
 """As of ``index.build``, which takes seconds to import."""
 
@@ -64,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build; print what was built as one JSON object; 2 where images could not be read."""
+    from ..errors import first_of
     from ..head import LCMemHead
     from ..index import MemorizationIndex
     from ..index.identities import MOST_OF_IDENTITY
@@ -95,11 +95,10 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     if index.classes:
-        named = sorted(map(str, index.classes))
-        more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
         print(
-            "lcmem-filter: taken for classes, not for identities, since each has more than "
-            f"{MOST_OF_IDENTITY} pictures: {', '.join(named[:SHOWN])}{more}",
+            "lcmem-filter: folders taken for classes, not for identities, since each has more than "
+            f"{MOST_OF_IDENTITY} pictures: {first_of(sorted(map(str, index.classes)))}; where they are of identities, "
+            "give a table with a column identity, which is believed",
             file=sys.stderr,
         )
     if args.action == "build":

@@ -369,6 +369,7 @@ def _commit(build: Build) -> bool:
         "resolution": build.resolution,
         "resize": "whole picture squashed to a square",
         "latent_size": size,
+        "named_by_folders": build.source.named_by_folders,
         "shards": shards,
         "files": checksums,
         "calibration": None,

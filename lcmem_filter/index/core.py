@@ -79,9 +79,7 @@ class MemorizationIndex:
         embeddings = Shards(path, manifest, files.EMBEDDINGS)
         self._embeddings = torch.from_numpy(embeddings.read_all())
         if self._embeddings.shape != (manifest["rows"], manifest["embedding_dim"]):
-            raise CorruptArtifactError(
-                f"index {path}: its embeddings have another shape than its manifest says"
-            )
+            raise CorruptArtifactError(f"index {path}: embeddings of another shape than its manifest says")
         self._records = records_of(path, manifest)
         self._calibrations = _calibrations_of(path, manifest)
         self.recent = Recent()
@@ -218,15 +216,16 @@ class MemorizationIndex:
     @functools.cached_property
     def identities(self) -> torch.Tensor:
         """``numbered`` identities of the rows."""
-        return torch.from_numpy(numbered(self._known_identities, self._records.sha256))
+        return torch.from_numpy(numbered(self._named_identities, self.classes))
 
     @functools.cached_property
     def classes(self) -> frozenset[Hashable]:
-        """What the training images name as an identity and what is none (``classes_among``)."""
-        return frozenset(classes_among(self._known_identities, self._records.sha256))
+        """Folders whose names are of no identity (``classes_among``); what else names identities is believed."""
+        by_folders = self._manifest.get("named_by_folders", True)
+        return frozenset(classes_among(self._named_identities, self._records.sha256) if by_folders else ())
 
     @property
-    def _known_identities(self) -> list[str | None]:
+    def _named_identities(self) -> list[str | None]:
         return [record.identity for record in self.records]
 
     @functools.cached_property

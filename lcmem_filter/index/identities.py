@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 import numpy as np
 
 MOST_OF_IDENTITY = 20
-"""Pictures of an identity, at most: what has more is taken for a class of images, which is no identity."""
+"""Pictures in an identity's folder, at most: one with more is taken for a class of images, which is no identity."""
 
 
 def classes_among(
@@ -26,14 +26,13 @@ def classes_among(
     return {one for one, count in counts.items() if one is not None and count > MOST_OF_IDENTITY}
 
 
-def numbered(identities: Sequence[Hashable], pictures: Sequence[Hashable] | None = None) -> np.ndarray:
+def numbered(identities: Sequence[Hashable], classes: Collection[Hashable] = ()) -> np.ndarray:
     """A number for the identity of each image, (N,) int64: equal for images of one identity.
 
-    An image whose identity is not known (``None``) has a negative number of its own. So have images of a class
-    (``classes_among``, which says what the arguments are), and all images where no two are of one: a folder for each
-    file, or a column of numbers, says nothing of whom they show.
+    An image whose identity is not known (``None``) has a negative number of its own. So have images of ``classes``, and
+    all images where no two are of one: a folder for each file, or a column of numbers, says nothing of whom they show.
     """
-    unknown = {None, *classes_among(identities, pictures)}
+    unknown = {None, *classes}
     counts = Counter(one for one in identities if one not in unknown)
     if max(counts.values(), default=0) < 2:
         unknown |= set(counts)

@@ -117,6 +117,24 @@ def test_identities_are_numbers_and_classes_are_none(tmp_path):
     assert (numbers < 0).sum() == counts["class"] + 3 and min(*of["few"], *of["most"]) >= 0
 
 
+def test_a_column_is_believed_however_many_images_share_a_name(tmp_path):
+    folder = tmp_path / "train"
+    pictures(folder, range(MOST_OF_IDENTITY + 3))
+    rows = [f"{path.name},{'often' if row > 1 else row}" for row, path in enumerate(sorted(folder.iterdir()))]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,identity", *rows]))
+    built = build(tmp_path)
+    again = built.reembed(head(), tmp_path / "again")
+    for index in (built, again, MemorizationIndex.load(tmp_path / "index")):
+        assert not index.classes and index.identities.tolist() == [0, 1] + [2] * (MOST_OF_IDENTITY + 1)
+
+
+def test_an_index_that_does_not_say_who_named_its_images_knows_classes(tmp_path):
+    pictures(tmp_path / "train" / "class", range(MOST_OF_IDENTITY + 1))
+    manifest = {key: value for key, value in build(tmp_path)._manifest.items() if key != "named_by_folders"}
+    files.put_in_force(tmp_path / "index", manifest)
+    assert MemorizationIndex.load(tmp_path / "index").classes == {"class"}
+
+
 def test_names_that_no_two_images_share_say_nothing_of_whom_they_show():
     assert numbered(["a", "b", None, "a"]).tolist() == [0, 1, -3, 0]
     assert numbered(["a", "b", None, "c"]).tolist() == [-1, -2, -3, -4]
