@@ -167,6 +167,9 @@ class LCMemHead(ModelMixin, ConfigMixin):
         embedding_weight: float = 0.0,
     ) -> None:
         super().__init__()
+        for name, value in {"same_identity": same_identity, "embedding_weight": embedding_weight}.items():
+            if not 0 <= value <= 1:
+                raise ConfigurationError(f"{name} lies between 0 and 1, got {value}")
         width = hidden_sizes[0]
         self.stems = nn.ModuleDict(
             {name: Stem(c, width, patch_size, stem_channels) for name, c in spaces.items()}
@@ -281,9 +284,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
     @property
     def token_side(self) -> int:
         """Side of the grid that its trunk works on, and its tokens lie on."""
-        return (
-            self.grid if TRUNKS[self.config.trunk_type].by_cells else self.grid // int(self.config.patch_size)
-        )
+        by_cells = TRUNKS[self.config.trunk_type].by_cells
+        return self.grid if by_cells else self.grid // int(self.config.patch_size)
 
     def has_descriptors(self, space: str) -> bool:
         """Whether the head describes every cell of latents of ``space``; see ``descriptors``."""
@@ -384,9 +386,7 @@ def check_space_name(name: str) -> None:
         ConfigurationError: it cannot.
     """
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
-        raise ConfigurationError(
-            f"a latent space cannot be called {name!r}; give a name of letters and digits"
-        )
+        raise ConfigurationError(f"a latent space cannot be called {name!r}; name it by letters and digits")
 
 
 def shipped_heads() -> list[str]:

@@ -12,7 +12,12 @@ from torch import nn
 
 from lcmem_filter import demo
 from lcmem_filter.branches import POOLINGS
-from lcmem_filter.errors import ArtifactNotFoundError, CorruptArtifactError, LatentSpaceError
+from lcmem_filter.errors import (
+    ArtifactNotFoundError,
+    ConfigurationError,
+    CorruptArtifactError,
+    LatentSpaceError,
+)
 from lcmem_filter.head import SIZES, LCMemHead, shipped_heads
 from lcmem_filter.training import TrainingConfig
 from lcmem_filter.training.card import write_card
@@ -84,7 +89,10 @@ def test_tiny_is_the_papers_and_small_is_small() -> None:
     assert features.min() > 0 and features.max() < 1
 
 
-def test_unknown_sizes_are_refused() -> None:
+def test_unknown_sizes_and_shares_beyond_one_are_refused() -> None:
+    for name in ("same_identity", "embedding_weight"):
+        with pytest.raises(ConfigurationError, match=f"{name} lies between 0 and 1, got 20"):
+            LCMemHead.create("micro", **{name: 20})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one of tiny, small, small32, resnet, micro, got 'huge'"):
         LCMemHead.create("huge")  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import pkgutil
@@ -17,6 +18,16 @@ from ..errors import LcmemFilterError
 FAILED = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+TO_DO = {
+    errno.EEXIST: "give a folder, or a path where nothing lies",
+    errno.ENOTDIR: "give a folder, or a path where nothing lies",
+    errno.EISDIR: "give a file",
+    errno.EACCES: "have it readable and writable, or give another path",
+    errno.EROFS: "give a path that can be written to",
+    errno.ENOSPC: "make room there, and run the same command again",
+}
+"""What helps against errors of the operating system."""
 
 _NOT_COMMANDS = {"main", "__main__"}
 
@@ -81,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split()) or type(error).__name__
+    advice = TO_DO.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f"{said}; {advice}" if advice else said
 
 
 if __name__ == "__main__":

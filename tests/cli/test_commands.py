@@ -96,7 +96,9 @@ def test_names_that_are_taken_for_classes_are_told(folder, capsys):
         picture.unlink()
     _, (built,), err = build(capsys, folder)
     assert (built["images"], built["identities"]) == (23, 1)
-    assert "taken for classes, not for identities, since each has more than 20 pictures: healthy; where" in err
+    assert (
+        "taken for classes, not for identities, since each has more than 20 pictures: healthy; where" in err
+    )
 
 
 def test_what_deep_folders_are_taken_for_is_told(folder, capsys):

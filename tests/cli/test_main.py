@@ -49,6 +49,14 @@ def test_expected_error_is_one_line_on_stderr_and_exit_2(doing, capsys, error):
     assert err.startswith("lcmem-filter: ") and err.count("\n") == 1 and "Traceback" not in err
 
 
+def test_an_output_that_is_a_file_is_told_what_to_do(tmp_path, doing, capsys):
+    (tmp_path / "file").write_text("kept")
+    for act in ((tmp_path / "file").mkdir, lambda: list((tmp_path / "file").iterdir())):
+        doing(act)
+        assert entry.main(["act"]) == 2
+        assert capsys.readouterr().err.endswith("file'; give a folder, or a path where nothing lies\n")
+
+
 def test_unexpected_error_shows_its_traceback_and_is_not_mistaken_for_matches_found(doing, capsys):
     doing(raising(RuntimeError("a defect")))
     assert entry.main(["act"]) == 2
