@@ -52,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "rather than make them in pixels",
     )
     add_pipeline_arguments(parser)
-    parser.add_argument("--output", required=True, help="folder of report.html and report.json")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="folder of report.html and report.json; those of an older report there are replaced",
+    )
     parser.add_argument(
         "--unseen",
         metavar="DATA",
