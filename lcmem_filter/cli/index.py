@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep embeddings only: latents can be decoded into the images, but make the filter more sensitive",
     )
+    build.add_argument(
+        "--reuse",
+        metavar="INDEX",
+        help="an index by the same VAE, head and resolution, as of the training set before it grew: pictures that it "
+        "holds are not encoded again",
+    )
     add_column_arguments(build)
     add_device_argument(build)
     about = (
@@ -80,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
             args.output,
             resolution=args.resolution,
             keep_latents=not args.no_latents,
+            reuse=MemorizationIndex.load(args.reuse, allow_unindexed=True) if args.reuse else None,
         )
     print(
         json.dumps(

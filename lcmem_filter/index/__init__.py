@@ -1,6 +1,6 @@
 """The training set, searchable: a folder of embeddings, canonical latents and records, behind one façade."""
 
-from .backends import BACKENDS, Backend
-from .core import Hits, MemorizationIndex
+from .backends import BACKENDS, Backend, Hits
+from .core import MemorizationIndex
 
 __all__ = ["BACKENDS", "Backend", "Hits", "MemorizationIndex"]

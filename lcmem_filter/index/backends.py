@@ -6,6 +6,7 @@ To add one: a module here with a class as below, its name in ``BACKENDS``.
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -14,6 +15,19 @@ from ..errors import LcmemFilterError
 
 BACKENDS = {"exact": "exact:ExactBackend", "faiss": "faiss:FaissBackend"}
 """Module and class of each backend; imported when it is first asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """The nearest rows of an index.
+
+    Attributes:
+        rows: (B, k), int64.
+        similarity: Cosine of query and stored embedding, (B, k), float32, descending.
+    """
+
+    rows: torch.Tensor
+    similarity: torch.Tensor
 
 
 class Backend(Protocol):

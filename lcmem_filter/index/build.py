@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,10 @@ from ..head import LCMemHead
 from ..images import CANNOT_BE_READ, ImageSource, can_be_read
 from ..latents import Encoder, encode_images
 from . import folder as files
+from .reuse import check_reusable, held_by
+
+if TYPE_CHECKING:
+    from .core import MemorizationIndex
 
 SHARD_ROWS = 256
 ENCODE_BATCH = 8
@@ -39,6 +43,7 @@ class Build:
 
     Attributes:
         space: Latent space of ``encoder``, as ``head`` calls it.
+        reuse: An index that holds some of the pictures.
     """
 
     source: ImageSource
@@ -48,6 +53,7 @@ class Build:
     space: str
     resolution: int
     keep_latents: bool
+    reuse: MemorizationIndex | None = None
 
     @property
     def shards(self) -> range:
@@ -59,7 +65,7 @@ class Build:
         return range(first, min(first + SHARD_ROWS, len(self.source)))
 
     def plan(self) -> dict[str, Any]:
-        """Everything that the finished index depends on."""
+        """Everything that the finished index depends on, but for rounding."""
         return {
             "source": self.source.fingerprint,
             "images": len(self.source),
@@ -83,7 +89,7 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     Shards with images that could not be read are built again once one of these can be, as is what was damaged since.
 
     Raises:
-        ArtifactError: ``output`` holds something else than this build.
+        ArtifactError: ``output`` holds something else than this build, or what it should reuse was built otherwise.
         CorruptArtifactError: a finished index of another version of this package.
         EmptyDataError: no image could be read.
     """
@@ -92,6 +98,8 @@ def build_index(build: Build, *, progress: bool = True) -> None:
 
     state = PartialState()
     _check_plan(build)
+    if build.reuse is not None:
+        check_reusable(build.reuse, build)
     state.wait_for_everyone()  # nobody begins before all have looked
     again = files.is_index(build.output)
     shared = [_look(build) if state.is_main_process else (False, False, [0])]
@@ -147,7 +155,8 @@ def _check_plan(build: Build) -> None:
     if changed and not (changed == ["source"] and _shows_the_same(build)):
         raise ArtifactError(
             f"{build.output} holds an index with other {', '.join(changed)}; give another --output, or remove it "
-            "(images that could not be read can be mended where they are, but none added or taken out)"
+            "(images that could not be read can be mended where they are, but none added or taken out: for that, build "
+            f"into another folder with --reuse {build.output})"
         )
 
 
@@ -252,32 +261,37 @@ def _mend_head(build: Build) -> None:
 
 def _write_shard(build: Build, name: str, first: int, bar: Any) -> None:
     rows = build.rows_of(first)
-    latents, embeddings, records, size = [], [], [], None
+    done, digests, size = list[int](), list[str](), None
+    arrays: dict[str, list[Any]] = {files.EMBEDDINGS: [], files.LATENTS: []}
     unreadable: dict[str, str] = {}
+    if build.reuse is not None and (held := held_by(build.reuse, build.source, rows)):
+        done, digests, size = held.rows, held.sha256, list(build.reuse.latent_size)
+        arrays = {files.EMBEDDINGS: [held.embeddings], files.LATENTS: [held.latents]}
+        bar.update(len(done))
+    left = [row for row in rows if row not in set(done)]
     device = next(iter(build.encoder.vae.parameters())).device
     head = build.head.to(device)
-    for start in range(0, len(rows), ENCODE_BATCH):
+    for start in range(0, len(left), ENCODE_BATCH):
         part = encode_images(
-            build.source, rows[start : start + ENCODE_BATCH], build.encoder, build.resolution
+            build.source, left[start : start + ENCODE_BATCH], build.encoder, build.resolution
         )
         unreadable |= {build.source.records[row].id: why for row, why in part.unreadable.items()}
         if part.latents is not None:
             size = list(part.latents.shape[-2:])
             with torch.inference_mode():
                 canonical = head.canonical(part.latents.to(device), build.space)
-                embeddings.append(head.embed(canonical, build.space).cpu().half().numpy())
-            latents.append(canonical.cpu().half().numpy())
-            records += [
-                (build.source.records[row], digest)
-                for row, digest in zip(part.rows, part.sha256, strict=True)
-            ]
-        bar.update(len(rows[start : start + ENCODE_BATCH]))
+                embeddings = head.embed(canonical, build.space)
+            arrays[files.EMBEDDINGS].append(embeddings.cpu().half().numpy())
+            arrays[files.LATENTS].append(canonical.cpu().half().numpy())
+            done, digests = done + part.rows, digests + part.sha256
+        bar.update(len(left[start : start + ENCODE_BATCH]))
     folder = build.output / name
     written: dict[str, str] = {}
+    order = np.argsort(done)
+    records = [(build.source.records[done[i]], digests[i]) for i in order]
     if records:
-        written[files.EMBEDDINGS] = files.write_array(folder / files.EMBEDDINGS, np.concatenate(embeddings))
-        if build.keep_latents:
-            written[files.LATENTS] = files.write_array(folder / files.LATENTS, np.concatenate(latents))
+        for file in (files.EMBEDDINGS, *([files.LATENTS] if build.keep_latents else [])):
+            written[file] = files.write_array(folder / file, np.concatenate(arrays[file])[order])
         written[files.RECORDS] = _write_records(folder / files.RECORDS, records)
     receipt = {"rows": len(records), "files": written, "unreadable": unreadable, "latent_size": size}
     files.write_json(folder / files.RECEIPT, receipt)

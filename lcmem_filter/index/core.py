@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +28,12 @@ from ..images import ImageRecord, ImageSource
 from ..latents import MIN_RESOLUTION, Encoder, EncoderSource, load_encoder
 from ..types import Calibration
 from . import folder as files
-from .backends import Backend, make_backend
+from .backends import Backend, Hits, make_backend
 from .build import Build, build_index, default_resolution
 from .identities import classes_among, numbered
 from .recent import Recent
 from .reembed import reembed_index
 from .shards import Shards, records_of
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """The nearest rows of an index.
-
-    Attributes:
-        rows: (B, k), int64.
-        similarity: Cosine of query and stored embedding, (B, k), float32, descending.
-    """
-
-    rows: torch.Tensor
-    similarity: torch.Tensor
 
 
 class MemorizationIndex:
@@ -96,6 +82,7 @@ class MemorizationIndex:
         *,
         resolution: int | None = None,
         keep_latents: bool = True,
+        reuse: MemorizationIndex | None = None,
         progress: bool = True,
     ) -> MemorizationIndex:
         """Encode and embed every image of ``source`` into the folder ``output``; interrupted, go on where it stopped.
@@ -109,13 +96,15 @@ class MemorizationIndex:
             resolution: Side in pixels that each picture is squashed to; give what the pipeline generates. By
                 default what the encoder's configuration names, else 512.
             keep_latents: Keep canonical latents for verification. They can be decoded into the images.
+            reuse: An index by the same encoder, head and resolution, as of the training set before it grew: what it
+                holds of pictures with the same bytes is taken from it, and not encoded again.
             progress: Show progress on stderr.
 
         Returns:
             The index; where images could not be read (``unreadable``), whoever judges by it has to accept that.
 
         Raises:
-            ArtifactError: ``output`` holds something else.
+            ArtifactError: ``output`` holds something else, or ``reuse`` was built otherwise.
             ConfigurationError: a resolution at which nothing can be seen.
             EmptyDataError: no image could be read.
             LatentSpaceError: the head does not know the encoder's latent space.
@@ -123,13 +112,16 @@ class MemorizationIndex:
         check_kind("source", source, ImageSource, "open_images(PATH)")
         check_kind("encoder", encoder, Encoder, "load_encoder(PATH)")
         check_kind("head", head, LCMemHead, "LCMemHead.from_pretrained(NAME)")
+        if reuse is not None:
+            check_kind("reuse", reuse, MemorizationIndex, "MemorizationIndex.load(PATH)")
         space = head.identify_space(encoder.vae).space
         side = default_resolution(encoder) if resolution is None else resolution
         if side < MIN_RESOLUTION:
             raise ConfigurationError(
                 f"resolution is a side in pixels of at least {MIN_RESOLUTION}, got {side}"
             )
-        build_index(Build(source, encoder, head, Path(output), space, side, keep_latents), progress=progress)
+        build = Build(source, encoder, head, Path(output), space, side, keep_latents, reuse)
+        build_index(build, progress=progress)
         return cls._open(output)
 
     @classmethod
@@ -231,7 +223,12 @@ class MemorizationIndex:
     @functools.cached_property
     def sha256_set(self) -> frozenset[str]:
         """SHA-256 of the stored bytes of every image."""
-        return frozenset(self._records.sha256)
+        return frozenset(self.row_of_picture)
+
+    @functools.cached_property
+    def row_of_picture(self) -> dict[str, int]:
+        """The first row of each SHA-256 of stored bytes."""
+        return {digest: row for row, digest in reversed(list(enumerate(self._records.sha256)))}
 
     def sha256_of(self, id_: str) -> str | None:
         """SHA-256 of the stored bytes of an image; ``None`` where the index holds none of that id."""

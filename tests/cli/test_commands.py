@@ -101,6 +101,16 @@ def test_names_that_are_taken_for_classes_are_told(folder, capsys):
     )
 
 
+def test_a_training_set_that_grew_is_told_how_and_reuses_its_index(folder, capsys):
+    _, (first,), _ = build(capsys, folder)
+    write_pictures(folder / "train", range(70, 72))
+    status, _, err = build(capsys, folder)
+    assert status == 2 and f"into another folder with --reuse {folder / 'index'}" in err
+    again = ("--reuse", folder / "index", "--output", folder / "grown")
+    status, (built,), _ = build(capsys, folder, *again)
+    assert status == 0 and built["images"] == first["images"] + 2
+
+
 def test_what_deep_folders_are_taken_for_is_told(folder, capsys):
     for picture in (folder / "train").glob("*.png"):
         picture.unlink()

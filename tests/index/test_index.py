@@ -226,6 +226,75 @@ def test_a_finished_index_is_not_built_again_nor_overwritten(tmp_path):
     assert digests(tmp_path / "index") == before
 
 
+def grown(folder: Path) -> images.ImageSource:
+    """The training set of ``build``, without one of its pictures, with another one of the same name, and with more."""
+    pictures(folder / "train", range(20))
+    (folder / "train" / "003.png").unlink()
+    picture(77).save(folder / "train" / "011.png")
+    (folder / "train" / "002.png").rename(folder / "train" / "030.png")
+    pictures(folder / "train", range(31, 33))
+    return open_images(folder / "train")
+
+
+@pytest.mark.parametrize("keep_latents", [True, False])
+def test_what_another_index_holds_is_not_encoded_again(tmp_path, monkeypatch, keep_latents):
+    before = build(tmp_path)
+    source = grown(tmp_path)
+    encode, encoded = building.encode_images, []
+
+    def counted(source, rows, *given):
+        encoded.extend(source.records[row].id for row in rows)
+        return encode(source, rows, *given)
+
+    def built(name, **options):
+        given = (source, saved_encoder(tmp_path), head(), tmp_path / name)
+        options |= {"resolution": RESOLUTION, "progress": False, "keep_latents": keep_latents}
+        return MemorizationIndex.build(*given, **options)
+
+    monkeypatch.setattr(building, "encode_images", counted)
+    index = built("grown", reuse=before)
+    assert encoded == ["011.png", "031.png", "032.png"]
+    anew = built("anew")
+    assert [one.id for one in index.records] == [one.id for one in source.records]
+    assert index.records == anew.records and index._records.sha256 == anew._records.sha256
+    assert index.latent_size == anew.latent_size and index.has_latents == keep_latents
+    rows = torch.arange(len(index))
+    torch.testing.assert_close(index.embeddings(rows), anew.embeddings(rows), rtol=0, atol=2e-3)
+    if keep_latents:
+        torch.testing.assert_close(index.latents(rows), anew.latents(rows), rtol=0, atol=2e-3)
+
+
+def test_an_index_that_was_built_otherwise_is_not_reused(tmp_path):
+    def built(name, encoder=None, head=head, resolution=RESOLUTION, **options):
+        source = pictures(tmp_path / "train", range(4))
+        given = (source, encoder or saved_encoder(tmp_path), head(), tmp_path / name)
+        return MemorizationIndex.build(*given, resolution=resolution, progress=False, **options)
+
+    def another_head():
+        made = LCMemHead.create("micro", {"sd": 4})
+        made.add_probes("sd", tiny_vae())
+        return made
+
+    before = built("before", keep_latents=False)
+    (tmp_path / "other").mkdir()
+    torch.manual_seed(5)
+    other = tiny_vae()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.01)
+    other.save_pretrained(tmp_path / "other" / "vae")
+    for options, what in (
+        ({"encoder": latents.load_encoder(tmp_path / "other" / "vae")}, "another encoder; name"),
+        ({"head": another_head, "resolution": 48}, "another resolution and another head; name"),
+        ({}, "keeps no latents"),
+    ):
+        with pytest.raises(ArtifactError, match=what):
+            built("after", reuse=before, **options)
+    assert not (tmp_path / "after").exists()
+    with pytest.raises(TypeError, match="reuse has to be of MemorizationIndex, got str"):
+        built("after", reuse="before")
+    assert len(built("after", reuse=before, keep_latents=False)) == 4
+
+
 def harmful_files(folder: Path) -> list[Path]:
     return [
         path
