@@ -107,8 +107,8 @@ def test_rows_are_added_to_those_that_were_measured_on_the_same_terms(tmp_path):
     output = tmp_path / "mine.json"
     more = {"rate": 0.2, "draws": 20, "robustness_images": 0, "output": output}
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = on_ones_own_table(SCRIPT, tmp_path, *words, **more)
+    def run(*words: str, **other: object) -> subprocess.CompletedProcess[str]:
+        command = on_ones_own_table(SCRIPT, tmp_path, *words, **{**more, **other})
         return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
     assert run("--skip-pairs", "--methods", "lcmem", "mse").returncode == 0
@@ -126,6 +126,13 @@ def test_rows_are_added_to_those_that_were_measured_on_the_same_terms(tmp_path):
         assert after["curves"][task]["raw_latents"]
     assert "pairs" not in before and set(after["pairs"]["mild_copies"]) == {"lcmem", "raw_latents"}
     assert "raw latents" in before["not_run"] and "raw latents" not in after["not_run"]
+    alone = ("--skip-recall", "--skip-pairs", "--methods", "lcmem", "raw_latents")
+    written = json.loads(output.read_text())
+    assert "needs --add" in run(*alone).stderr
+    assert run("--add", *alone, robustness_images=2).returncode == 0
+    found = json.loads(output.read_text())
+    robust = found.pop("robustness")
+    assert found == written and set(robust["recall"]) == {"lcmem", "raw_latents"}
     stale = json.loads(json.dumps(after))
     stale["deciding"]["mild_copies"]["mine"]["methods"]["mse"]["recall"] = 2.0
     output.write_text(json.dumps(stale))

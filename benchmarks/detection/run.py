@@ -85,14 +85,35 @@ def main() -> None:
     alike = np.array([is_near_duplicate(near[row][0]) for row in design.strangers.tolist()])
     judge = replace(judge, kept=unseen & ~alike)
     tasks = main_tasks(design, keeper)
-    measured: dict[str, Measured] = {}
-    for method in methods:
-        measured[method.row.name] = measure(method, design, tasks, keeper)
-        log(f"measured {method.row.label}")
     results = {
         "about": about(design, judge),
         "labels": {method.row.name: method.row.label for method in methods},
         "notes": {method.row.label: method.row.note for method in methods if method.row.note},
+        **({} if arguments.skip_recall else recall(methods, design, judge, tasks, keeper)),
+        "near_duplicates": describe_near(design, near, known),
+        "not_run": absent,
+        **provenance(arguments, design, keeper),
+    }
+    if not arguments.skip_recall:
+        write(arguments, results, before)
+    if not arguments.skip_pairs:
+        pairwise = [method for method in methods if not method.row.told]  # two images have no shortlist
+        results["pairs"] = all_pairs(pairwise, design, splits["validation"], tasks, keeper)
+        write(arguments, results, before)
+    if arguments.robustness_images:
+        results["robustness"] = robustness(methods, design, judge, keeper, arguments.robustness_images)
+        write(arguments, results, before)
+
+
+def recall(
+    methods: Sequence[Method], design: Design, judge: Judge, tasks: Sequence[Task], keeper: Keeper
+) -> dict[str, Any]:
+    """Index-level figures: the one that decides, and others for the same scores."""
+    measured: dict[str, Measured] = {}
+    for method in methods:
+        measured[method.row.name] = measure(method, design, tasks, keeper)
+        log(f"measured {method.row.label}")
+    return {
         "deciding": {task.name: deciding(judge, measured, task, REFERENCES) for task in tasks},
         "unseen_rejected": {name: judge.rejected_strangers(one) for name, one in measured.items()},
         "index_level": {
@@ -106,18 +127,7 @@ def main() -> None:
                 for task in tasks
             },
         },
-        "near_duplicates": describe_near(design, near, known),
-        "not_run": absent,
-        **provenance(arguments, design, keeper),
     }
-    write(arguments, results, before)
-    if not arguments.skip_pairs:
-        pairwise = [method for method in methods if not method.row.told]  # two images have no shortlist
-        results["pairs"] = all_pairs(pairwise, design, splits["validation"], tasks, keeper)
-        write(arguments, results, before)
-    if arguments.robustness_images:
-        results["robustness"] = robustness(methods, design, judge, keeper, arguments.robustness_images)
-        write(arguments, results, before)
 
 
 def measurable(methods: Sequence[Method], judge: Judge, absent: dict[str, str]) -> list[Method]:
@@ -298,11 +308,18 @@ def _parse() -> argparse.Namespace:
         "--copies", type=positive, default=1000, help="test images of a domain that are copied, at most"
     )
     parser.add_argument("--robustness-images", type=int, default=300, help="0 leaves robustness out")
+    parser.add_argument(
+        "--skip-recall",
+        action="store_true",
+        help="leave index-level figures out, to --add others to rows that have them",
+    )
     parser.add_argument("--skip-pairs", action="store_true", help="leave pair-level figures out")
     parser.add_argument("--output", type=Path, default=RESULTS / "detection.json")
     arguments = parser.parse_args()
     if arguments.add and not (arguments.output.exists() and REFERENCE in arguments.methods):
         parser.error(f"--add needs a results file at --output, and {REFERENCE} among --methods")
+    if arguments.skip_recall and not arguments.add:
+        parser.error("--skip-recall needs --add: without recall there are no rows to add figures to")
     return arguments
 
 
