@@ -1,6 +1,7 @@
 """A batch job: a text file of prompts, divided among processes.
 
     accelerate launch batch_job.py PIPELINE INDEX OUTPUT PROMPTS
+    torchrun --nproc-per-node 2 batch_job.py PIPELINE INDEX OUTPUT PROMPTS    # on CPUs, where accelerate starts one
 
 `lcmem-filter generate` does this too, and goes on after a kill, keeps a manifest and writes the report.
 """
@@ -15,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 import lcmem_filter  # noqa: F401 - gives pipelines their two methods
 
 pipeline, index, output, prompts = sys.argv[1:]
-state = PartialState()
+state = PartialState(cpu=not torch.cuda.is_available())  # those of CPUs know of each other if it is said
 pipe = StableDiffusionPipeline.from_pretrained(pipeline).to(state.device)
 pipe.with_memorization_filter(index, on_exhausted="drop")
 

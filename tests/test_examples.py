@@ -94,15 +94,25 @@ def test_batch_job_in_one_process(run, folder, index):
 
 
 @pytest.mark.slow
-def test_batch_job_under_accelerate_launch(folder, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", str(EXAMPLES / "batch_job.py")]
-    arguments = [str(folder / "pipeline"), str(folder / "index"), str(tmp_path), str(folder / "prompts.txt")]
+def test_batch_job_in_two_processes(folder, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    script = tmp_path / "told.py"
+    script.write_text(
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "print('prompts', [number for number, _ in runpy.run_path(sys.argv[0])['mine']])\n"
+    )
+    launch += [str(script), str(EXAMPLES / "batch_job.py")]
+    output = tmp_path / "images"
+    arguments = [str(folder / "pipeline"), str(folder / "index"), str(output), str(folder / "prompts.txt")]
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
     done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert set(pictures(tmp_path)) <= {"000000.png", "000001.png"} and pictures(tmp_path)
+    assert set(pictures(output)) <= {"000000.png", "000001.png"} and pictures(output)
+    assert {line for line in done.stdout.splitlines() if line[:8] == "prompts "} == {
+        "prompts [0]",
+        "prompts [1]",
+    }
 
 
 @everything

@@ -21,6 +21,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..errors import ConfigurationError, DataError, EmptyDataError, UnreadableImageError
 from ..images import ImageSource, can_be_read, to_pixels
+from ..processes import make_accelerator
 from ..training.checkpoint import RESULT, Checkpoints, Progress, write_json
 from ..training.config import check_positive
 from ..training.data import LatentSet, PairSampler, check_names, identity_of
@@ -229,7 +230,7 @@ def train_siamese(
             )
     if workers < 0:
         raise ConfigurationError(f"workers must not be negative, got {workers}")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = make_accelerator(mixed_precision=config.mixed_precision)
     if accelerator.num_processes > 1:
         raise ConfigurationError(
             f"siamese baselines train in one process, got {accelerator.num_processes}; leave accelerate launch out"

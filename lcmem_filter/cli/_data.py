@@ -147,9 +147,12 @@ def device_of(args: argparse.Namespace) -> str:
         except (RuntimeError, AssertionError) as error:  # AssertionError: where PyTorch was built without it
             why = str(error).split("\n")[0]
             raise DataError(f"no device {args.device!r}: {why}; for example --device cpu") from error
-    from accelerate import PartialState
+    from ..processes import this_process
 
-    return str(PartialState().device)
+    device = this_process().device
+    return (
+        "cpu" if device.type == "cpu" else str(device)
+    )  # with a number, it would be another one than the head's
 
 
 def condition(text: str) -> tuple[str, str]:

@@ -47,11 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, and print what came of it as one JSON object."""
-    from accelerate import PartialState
-
     from ..generation import generate
     from ..images import open_images
     from ..index import MemorizationIndex
+    from ..processes import this_process
 
     requests = _requests(
         args
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         training=training,
         thumbnails=args.thumbnails,
     )
-    if done.results is None or not PartialState().is_main_process:
+    if done.results is None or not this_process().is_main_process:
         return 0
     tally = done.tally
     summary = {

@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from ..head import LCMemHead
     from ..index import MemorizationIndex
     from ..index.identities import MOST_OF_IDENTITY
+    from ..processes import this_process
 
     head = LCMemHead.from_pretrained(args.head)
     if args.action == "reembed":
@@ -88,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
             keep_latents=not args.no_latents,
             reuse=MemorizationIndex.load(args.reuse, allow_unindexed=True) if args.reuse else None,
         )
+    if not this_process().is_main_process:
+        return 2 if index.unreadable else 0
     print(
         json.dumps(
             {

@@ -114,9 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, save, and print what was reached as one JSON object."""
-    from accelerate import PartialState
-
     from ..latents import load_encoder
+    from ..processes import this_process
 
     if args.baseline:
         return train_baseline(args, _given(args))
@@ -138,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         head = _add_space(args, config, encoder)
     else:
         head = (_add_halving if args.add_halving else _train)(args, config, encoder)
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         print(json.dumps({"head": args.output, "spaces": list(head.spaces), "fingerprint": head.fingerprint}))
     return 0
 

@@ -126,9 +126,9 @@ def generate(
         MemorizationError: an image stayed rejected and ``on_exhausted`` is ``"raise"``.
         LcmemFilterError: as for ``attach``; no unjudged image is written.
     """
-    from accelerate import PartialState
+    from ..processes import this_process
 
-    state = PartialState()
+    state = this_process()
     if threads is not None and threads < 1:
         raise DataError(f"threads is at least 1, got {threads}")
     if on_exhausted not in get_args(OnExhausted):

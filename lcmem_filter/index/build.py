@@ -93,10 +93,11 @@ def build_index(build: Build, *, progress: bool = True) -> None:
         CorruptArtifactError: a finished index of another version of this package.
         EmptyDataError: no image could be read.
     """
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState()
+    from ..processes import this_process
+
+    state = this_process()
     _check_plan(build)
     if build.reuse is not None:
         check_reusable(build.reuse, build)

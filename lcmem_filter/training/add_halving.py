@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..errors import ArtifactError, ConfigurationError
 from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import NORMALISED_STD, Encoder
+from ..processes import make_accelerator
 from .checkpoint import LATENTS, Checkpoints
 from .config import TrainingConfig, check_fractions, check_positive, check_resolutions
 from .data import LatentSet, digest_of
@@ -124,7 +124,7 @@ def add_halving(
             f"latents of {config.resolution} px are {once}x{once}, which is not about as fine as the head's grid, "
             f"{grid}x{grid}; give resolution {config.resolution * grid // once}"
         )
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     plan = plan_of_part(
         initial, f"halving of {space}", {space: encoder}, sources, validation, asdict(config), leave_out
     )

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..errors import ArtifactError, LatentSpaceError
 from ..head import LCMemHead, SpaceMatch, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder, canonical
+from ..processes import make_accelerator
 from .checkpoint import LATENTS, Checkpoints
 from .config import TrainingConfig, check_fractions, check_positive, check_resolutions
 from .data import LatentSet, digest_of
@@ -128,7 +128,7 @@ def add_space(
     encoder.side_at(config.resolution)  # told before anything is encoded
     reference.side_at(config.reference_resolution or config.resolution)
     check_sizes(initial, {known: reference}, {known: (config.reference_resolution or config.resolution,)})
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     encoders = {known: reference, space: encoder}
     plan = plan_of_part(initial, f"stem of {space}", encoders, sources, validation, asdict(config), leave_out)
     Checkpoints(output).latest(plan)  # what else lies there is told before anything is encoded

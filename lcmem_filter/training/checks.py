@@ -6,12 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from accelerate import Accelerator, PartialState
-
 from ..errors import ConfigurationError, check_kind
 from ..head import LCMemHead, check_space_name
 from ..images import ImageSource
 from ..latents import Encoder
+from ..processes import make_accelerator, this_process
 from .checkpoint import Checkpoints
 from .config import Stage, TrainingConfig
 from .data import check_pairs, identity_of
@@ -36,12 +35,12 @@ def check_run(
         raise ConfigurationError(f"stages are 1, 2 and 3, or some of them in that order, got {tuple(stages)}")
     for space in encoders:
         check_space_name(space)
-    if config.mixed_precision == "fp16" and PartialState().device.type == "cpu":
+    if config.mixed_precision == "fp16" and this_process().device.type == "cpu":
         raise ConfigurationError("mixed_precision fp16 needs a GPU, and there is none; give bf16 or no")
     for encoder in encoders.values():
         for resolution in (config.resolution, *config.further_resolutions):
             encoder.side_at(resolution)
-    processes = Accelerator(mixed_precision=config.mixed_precision).num_processes
+    processes = make_accelerator(mixed_precision=config.mixed_precision).num_processes
     for stage in stages:
         config.for_stage(stage).check_batch(processes)
     if 3 not in stages and (config.deformed or config.match_width):
@@ -105,7 +104,7 @@ def plan_of(
         "sources": [source.fingerprint for source in sources],
         "validation": [source.fingerprint for source in validation],
         "encoders": {space: encoder.source.sha256 for space, encoder in encoders.items()},
-        "processes": PartialState().num_processes,
+        "processes": this_process().num_processes,
         "initial": initial.fingerprint if initial is not None else None,
         **({"left_out": sorted(leave_out)} if leave_out else {}),
     }

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from tqdm.auto import tqdm
 
@@ -23,6 +22,7 @@ from ..errors import DataError, TrainingFailedError, check_kind
 from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import Encoder
+from ..processes import make_accelerator, this_process
 from .batches import batch_of, moved_against
 from .card import encoders_before, unseen_before, went_on_from, write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
@@ -110,7 +110,7 @@ def train_head(
             progress,
         )
         initial, record = run.run(), training_record(folder)
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         shutil.rmtree(output / LATENTS, ignore_errors=True)
     return cast(LCMemHead, initial)
 
@@ -135,7 +135,7 @@ class _Run:
         self.sources, self.encoders, self.validation, self.config = sources, encoders, validation, config
         self.leave_out, self.checkpoints = leave_out, Checkpoints(output, TrainingConfig().to_dict())
         self.initial, self.before, self.cache, self.terms = initial, before or {}, cache, terms
-        self.accelerator = Accelerator(
+        self.accelerator = make_accelerator(
             mixed_precision=config.mixed_precision,
             # given as a number, a variable of the environment would count more
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation),

@@ -90,6 +90,18 @@ def test_what_cannot_be_is_refused_with_2(generate, tmp_path, arguments, says):
     assert not output.exists()
 
 
+TOLD = """
+import sys
+from lcmem_filter.cli.main import main
+from lcmem_filter.processes import this_process
+
+status = main(sys.argv[1:])
+print(this_process().process_index, "of", this_process().num_processes)
+sys.exit(status)
+"""
+"""What a command does, and which process it was done by."""
+
+
 @pytest.mark.slow
 def test_a_killed_process_and_two_processes_give_the_same_bytes(folder, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -101,16 +113,17 @@ def test_a_killed_process_and_two_processes_give_the_same_bytes(folder, tmp_path
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "metadata.jsonl").exists()
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", "-m", "lcmem_filter"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    (tmp_path / "told.py").write_text(TOLD)
+    launch += [str(tmp_path / "told.py")]
     for output in ("killed", "two"):
         command = [*launch, *job(tmp_path / output)]
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        assert json.loads(done.stdout.splitlines()[-1])["asked_for"] == len(PROMPTS)
+        *told, summary = sorted(done.stdout.splitlines())
+        assert told == ["0 of 2", "1 of 2"] and json.loads(summary)["asked_for"] == len(PROMPTS)
     assert checksums(tmp_path / "killed") == checksums(tmp_path / "two")
     assert len(list((tmp_path / "two" / "images").iterdir())) > 1
 

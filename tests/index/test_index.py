@@ -568,23 +568,17 @@ from pathlib import Path
 from lcmem_filter.index import build as building
 building.SHARD_ROWS = 8
 from tests.index.material import build
+from lcmem_filter.processes import this_process
+encode, mine = building.encode_images, []
+building.encode_images = lambda source, rows, *given: mine.extend(rows) or encode(source, rows, *given)
 build(Path(sys.argv[1]))
+print(this_process().num_processes, mine)
 """
     (tmp_path / "two").mkdir()
     saved_encoder(tmp_path / "two")
     pictures(tmp_path / "two" / "train", range(20))
     (tmp_path / "script.py").write_text(script)
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     root = Path(__file__).resolve().parents[2]
     import os
 
@@ -597,6 +591,8 @@ build(Path(sys.argv[1]))
         env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    shares = [f"2 {[*range(8), *range(16, 20)]}", f"2 {[*range(8, 16)]}"]
+    assert sorted(done.stdout.splitlines()) == shares
     one, two = (MemorizationIndex.load(tmp_path / side / "index") for side in ("one", "two"))
     assert [r.id for r in one.records] == [r.id for r in two.records]
     torch.testing.assert_close(

@@ -1,0 +1,36 @@
+"""Which of the processes that a launcher started this is."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+
+from .errors import ConfigurationError
+
+
+def this_process() -> PartialState:
+    """This process among those of ``accelerate launch`` or ``torchrun``.
+
+    On CPUs accelerate counts each for the only one, and all of them would write to one folder, unless it is told first
+    that they compute there.
+
+    Raises:
+        ConfigurationError: it was asked before, and not told so.
+    """
+    several = "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    state = PartialState(cpu=True) if several and not torch.cuda.is_available() else PartialState()
+    if several and state.num_processes == 1:
+        raise ConfigurationError(
+            f"{os.environ['WORLD_SIZE']} processes were started, and accelerate takes each for the only one; have "
+            "PartialState(cpu=True) made before any other PartialState or Accelerator"
+        )
+    return state
+
+
+def make_accelerator(**options: Any) -> Accelerator:
+    """An ``Accelerator`` of ``this_process``."""
+    this_process()
+    return Accelerator(**options)
