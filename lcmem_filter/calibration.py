@@ -190,22 +190,29 @@ def _unjudgeable(source: ImageSource, row: int, error: FilterFailedError) -> str
 def _usable_rows(
     index: MemorizationIndex, held_out: ImageSource, leave_out: Collection[str]
 ) -> tuple[list[int], Counter[str]]:
-    """One image an identity, of identities that are not in the index, without those of ``leave_out``; every image where
-    all that is named is a folder that is a class of images, here or there (``classes_among``)."""
+    """One image an identity, of identities that are not in the index, without those of ``leave_out`` and further images
+    of theirs; every image where all that is named is a folder that is a class of images, here or there
+    (``classes_among``)."""
     if unknown := set(leave_out) - {record.id for record in held_out.records}:
         raise CalibrationError(
             f"no held-out image {min(unknown)!r} to leave out ({len(unknown)} such); give ids as printed"
         )
     indexed = {record.identity for record in index.records} - {None}
     named = [record.identity for record in held_out.records]
-    classes = classes_among(named) if held_out.named_by_folders else ()
+    people = indexed - index.classes  # so called there, they are here too, however many images show them
+    classes = classes_among(named) - people if held_out.named_by_folders else set()
     if set(named) <= {None, *index.classes, *classes}:
         named = [None] * len(named)
+    left_out = {
+        one for record, one in zip(held_out.records, named, strict=True) if record.id in leave_out
+    } - {None}
     seen: set[str | None] = set()
     rows, dropped = [], Counter[str]()
     for row, (record, identity) in enumerate(zip(held_out.records, named, strict=True)):
         if record.id in leave_out:
             dropped["left out by name"] += 1
+        elif identity in left_out:
+            dropped["further image of what was left out by name"] += 1
         elif identity in indexed:
             dropped["identity is in the index"] += 1
         elif identity is not None and identity in seen:

@@ -208,7 +208,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         local = (where := folder_of(name_or_path)).exists()
         if local and not (where / cls.config_name).exists():
             raise ArtifactNotFoundError(f"{where} holds no head: it has no {cls.config_name}")
-        options.setdefault("torch_dtype", torch.float32)
+        options = {"torch_dtype": torch.float32, "use_safetensors": True, **options}  # nothing is unpickled
         try:
             check_reachable(where)
             head, loaded = super().from_pretrained(str(where), output_loading_info=True, **options)

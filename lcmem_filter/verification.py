@@ -58,7 +58,7 @@ DESCRIBED_AT_ONCE = 16
 
 STATISTIC = (
     "likeness under the best warp, beyond background and runner-up of other identities, known or concluded, in equal "
-    "parts, of twenty different pictures and more"
+    "parts, of twenty different pictures and more, identities concluded too where few are known"
 )
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
 
@@ -217,8 +217,8 @@ def compare(query: Query, candidates: Candidates) -> Compared:
     if parts is not None and query.kind in LAID_OVER:
         alike = likeness(cosine, parts, query.embedding_weight).amax(0)
         ranks, runner_up = BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
-        if query.same_identity and (identities is None or (identities < 0).any()):
-            identities = _taken_together(query, candidates, alike, repeated)
+        if query.same_identity:
+            identities = _taken_together(query, candidates, alike, repeated, ranks.stop)
     else:
         alike = likeness(cosine, parts).amax(0)
     if identities is not None:
@@ -229,19 +229,26 @@ def compare(query: Query, candidates: Candidates) -> Compared:
 
 
 def _taken_together(
-    query: Query, candidates: Candidates, alike: torch.Tensor, repeated: torch.Tensor
+    query: Query, candidates: Candidates, alike: torch.Tensor, repeated: torch.Tensor, least: int
 ) -> torch.Tensor:
     """``Candidates.identities``, with the most alike candidates that look like images of the first one's identity
-    ``taken_together``.
+    ``taken_together``. Where there are fewer identities than ``least``, so that they will not be ``told_apart``, it is
+    as if none were known.
 
     Args:
         alike: (B, K).
         repeated: (B, K), as of ``repeats``.
     """
     assert query.kind is not None and candidates.parts is not None
+    unknown = -1 - torch.arange(alike.shape[1], device=alike.device).expand_as(alike)
     numbers = candidates.identities
     if numbers is None:
-        numbers = -1 - torch.arange(alike.shape[1], device=alike.device).expand_as(alike)
+        numbers = unknown
+    else:
+        few = (told_apart(numbers, least) != numbers).any(1, keepdim=True)
+        numbers = torch.where(few, unknown, numbers)
+    if (numbers >= 0).all():
+        return numbers
     most, places = alike.masked_fill(repeated, -torch.inf).topk(min(TAKEN_TOGETHER, alike.shape[1]), 1)
     among = candidates.parts[torch.arange(len(places), device=places.device)[:, None], places]
     found = _parts_alike(query.kind, among[:, 0], among) >= query.same_identity

@@ -197,6 +197,35 @@ def test_a_column_of_held_out_images_names_people_however_many_images_share_a_na
     assert found.n == 2 and found.dropped == {"further image of an identity": 40}
 
 
+def test_people_whom_the_index_believes_are_people_in_held_out_folders_too(tmp_path):
+    for number, name in enumerate(("alice", "bob", "carol")):
+        first = 100 * number
+        pictures(tmp_path / "train" / name, range(first, first + 22))
+        pictures(tmp_path / "held" / name, range(first + 50, first + 72))
+    rows = [
+        f"{path.parent.name}/{path.name},{path.parent.name}" for path in (tmp_path / "train").rglob("*.png")
+    ]
+    (tmp_path / "train" / "metadata.csv").write_text("\n".join(["file_name,identity", *rows]))
+    index = MemorizationIndex.build(
+        open_images(tmp_path / "train"), saved_encoder(tmp_path), head(), tmp_path / "index", resolution=32
+    )
+    (tmp_path / "held" / "carol").rename(tmp_path / "held" / "dave")
+    found = calibrate(index, open_images(tmp_path / "held"), false_rejection_rate=0.5, progress=False)
+    assert found.n == 1
+    assert found.dropped == {"identity is in the index": 44, "further image of an identity": 21}
+
+
+def test_further_images_of_what_is_left_out_by_name_are_left_out(tmp_path):
+    index = build(tmp_path, images=20)
+    held = open_images(pictures(tmp_path / "held", range(100, 106), identities=2) and tmp_path / "held")
+    first = held.records[0]
+    found = calibrate(index, held, false_rejection_rate=0.5, leave_out=[first.id], progress=False)
+    assert first.identity is not None and found.n == 2
+    assert (
+        found.dropped["left out by name"] == found.dropped["further image of what was left out by name"] == 1
+    )
+
+
 def test_flat_folders_share_file_names_but_not_identities(tmp_path):
     index = build(tmp_path, images=20)
     held = tmp_path / "held"

@@ -274,6 +274,7 @@ def test_no_head_there(tmp_path: Path) -> None:
     [
         "truncated weights",
         "no weights",
+        "pickled weights",
         "bad config",
         "other class",
         "weights of another",
@@ -287,6 +288,9 @@ def test_harmed_heads_are_refused(head: LCMemHead, tmp_path: Path, harm: str) ->
         weights.write_bytes(weights.read_bytes()[:-100])
     elif harm == "no weights":
         weights.unlink()
+    elif harm == "pickled weights":
+        weights.unlink()
+        torch.save(head.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
     elif harm == "bad config":
         config.write_text("{")
     elif harm == "weights that the configuration lacks":

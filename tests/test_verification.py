@@ -317,6 +317,12 @@ def test_images_of_an_identity_that_no_index_names_do_not_hide_each_other():
         assert (named > plain + 1e-3)[0, 4 * one : 4 * one + 4].any()
         others = Candidates(embedding, parts, torch.arange(32)[None])  # an index that names them is believed
         assert torch.equal(compare(concluding, others).score, plain)
+        few = Candidates(
+            embedding, parts, torch.arange(32)[None] // 8
+        )  # too few to be told apart: as if unknown
+        assert torch.equal(compare(concluding, few).score, named) and torch.equal(
+            compare(query, few).score, plain
+        )
         unknown = -1 - torch.arange(32)[None]
         assert torch.equal(compare(concluding, Candidates(embedding, parts, unknown)).score, named)
         some_named = unknown.where(torch.arange(32) % 4 != 1, 50 + torch.arange(32) // 4)  # one of each

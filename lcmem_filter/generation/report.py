@@ -41,11 +41,12 @@ def report_on(
 
 
 def _sample(row: Row) -> Sample:
+    judged = row.accepted is not None  # of what was interrupted the score is no number
     return Sample(
         row.file_name or f"{row.position:06d} (not delivered)",
         row.accepted,
-        row.score,
-        row.p_value,
+        row.score if judged else None,
+        row.p_value if judged else None,
         row.neighbours,
         tuple(dict.fromkeys(label for label in row.label.split("|") if label)),
         row.sha256 or "",

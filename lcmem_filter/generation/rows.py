@@ -114,6 +114,8 @@ class Row:
         found["matched_before"] = list(self.matched_before)
         found["nearest"] = [one["id"] for one in neighbours]
         found["nearest_scores"] = [one["score"] for one in neighbours]
+        if self.accepted is None:  # interrupted, it has none
+            found["score"] = found["p_value"] = found["threshold"] = None
         return found
 
 

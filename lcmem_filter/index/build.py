@@ -131,8 +131,9 @@ def build_index(build: Build, *, progress: bool = True) -> None:
         calibrated = _commit(build)
         if again:
             what = (
-                "images that could not be read before are indexed" if whole else "what was damaged is whole"
+                "images that could not be read before are indexed" if mended else "names come from elsewhere"
             )
+            what = what if whole else "what was damaged is whole"
             then = "" if calibrated else "; calibrate it again"
             tqdm.write(f"{build.output}: {what} now{then}", file=sys.stderr)
     state.wait_for_everyone()
@@ -216,9 +217,11 @@ def _look(build: Build) -> tuple[bool, bool, list[int]]:
 
 
 def _is_committed(build: Build, newest: Sequence[Shard | None]) -> bool:
-    """Whether the manifest has every shard as it was built last."""
-    names = [shard["folder"] for shard in files.read_manifest(build.output)["shards"]]
-    return names == [one[0] for one in newest if one is not None and one[1]["rows"]]
+    """Whether the manifest has every shard as it was built last, and says where its names come from."""
+    manifest = files.read_manifest(build.output)
+    names = [shard["folder"] for shard in manifest["shards"]]
+    same = files.by_folders(manifest) == build.source.named_by_folders
+    return same and names == [one[0] for one in newest if one is not None and one[1]["rows"]]
 
 
 def _mended(build: Build, newest: Sequence[Shard | None]) -> list[int]:

@@ -213,8 +213,9 @@ class MemorizationIndex:
     @functools.cached_property
     def classes(self) -> frozenset[Hashable]:
         """Folders whose names are of no identity (``classes_among``); what else names identities is believed."""
-        by_folders = self._manifest.get("named_by_folders", True)
-        return frozenset(classes_among(self._named_identities, self._records.sha256) if by_folders else ())
+        if not files.by_folders(self._manifest):
+            return frozenset()
+        return frozenset(classes_among(self._named_identities, self._records.sha256))
 
     @property
     def _named_identities(self) -> list[str | None]:
@@ -246,8 +247,10 @@ class MemorizationIndex:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the head, any stored row or a calibration does."""
-        return hashlib.sha256(json.dumps(self._manifest["files"], sort_keys=True).encode()).hexdigest()
+        """Changes when the head, any stored row or a calibration does, or names are believed that were not."""
+        believed = "" if files.by_folders(self._manifest) else "names are believed"
+        stored = json.dumps(self._manifest["files"], sort_keys=True) + believed
+        return hashlib.sha256(stored.encode()).hexdigest()
 
     @property
     def calibration(self) -> Calibration | None:

@@ -21,6 +21,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +37,8 @@ if sys.platform != "win32":
     import fcntl
 
 FORMAT = 2
+NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", re.ASCII)
+"""A file or folder of an index, relative to it."""
 CURRENT = "CURRENT"
 LOCK = "lock"
 PLAN = "plan.json"
@@ -62,7 +66,7 @@ def shard_folder(number: int, again: int = 0) -> str:
 def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> str:
     """Write aside, sync, rename, sync the folder; returns the SHA-256 of what was written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")  # another machine may have the same pid
     with aside.open("wb") as file:
         write(file)
         file.flush()
@@ -168,7 +172,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError(f"its format is {manifest.get('format')!r}, this version reads {FORMAT}")
         if missing := REQUIRED - manifest.keys():
             raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")
-    except (OSError, ValueError) as error:
+        if not manifest["shards"]:
+            raise ValueError("its manifest names no shards")
+        # whoever made the index may not have this program read, or write to another index, what lies elsewhere
+        for name in (*manifest["files"], *(shard["folder"] for shard in manifest["shards"])):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"its manifest names {name!r}, which is no file of an index")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptArtifactError(
             f"index {folder} cannot be used: {error}; restore it or build it again"
         ) from error
@@ -201,6 +211,11 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
+def by_folders(manifest: dict[str, Any]) -> bool:
+    """Whether identities are names of folders, among which may be classes; indexes of before do not say so."""
+    return bool(manifest.get("named_by_folders", True))
+
+
 def built(manifest: dict[str, Any]) -> dict[str, str]:
     """Checksums of what was built: all but the calibration."""
     return {name: digest for name, digest in manifest["files"].items() if name != manifest["calibration"]}
@@ -211,7 +226,7 @@ def _with_calibration(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     try:
         current = read_manifest(folder)
         name = current["calibration"]
-        if name is None or built(current) != manifest["files"]:
+        if name is None or built(current) != manifest["files"] or by_folders(current) != by_folders(manifest):
             return manifest
         kept = {name: current["files"][name]}
         check_files(folder, kept)

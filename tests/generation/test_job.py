@@ -105,6 +105,25 @@ def test_the_set_holds_what_was_accepted_and_the_manifest_everything(whole, pipe
     assert getattr(pipe, "memorization_filter", None) is None
 
 
+def test_an_interrupted_batch_is_withheld_and_the_job_ends(job, pipe, monkeypatch):
+    step, calls = pipe.scheduler.step, []
+
+    def interrupted(*args, **options):
+        pipe._interrupt = not calls
+        calls.append(1)
+        return step(*args, **options)
+
+    monkeypatch.setattr(pipe.scheduler, "step", interrupted)
+    done = job(prompts=PROMPTS[:8])
+    assert [row.accepted for row in done.rows[:4]] == [None] * 4
+    assert not any(row.delivered for row in done.rows[:4]) and any(row.delivered for row in done.rows[4:])
+    manifest = pq.read_table(done.folder / "manifest.parquet").to_pylist()
+    lines = (done.folder / "manifest.jsonl").read_text()
+    assert manifest == [json.loads(line) for line in lines.splitlines()] and "NaN" not in lines
+    assert [row["score"] is None and row["p_value"] is None for row in manifest] == [True] * 4 + [False] * 4
+    assert job(prompts=PROMPTS[:8]).results == done.results
+
+
 def test_datasets_reads_the_folder(whole, tmp_path):
     for given in ({"path": str(whole.folder)}, {"path": "imagefolder", "data_dir": str(whole.folder)}):
         found = datasets.load_dataset(**given, split="train", cache_dir=str(tmp_path))

@@ -135,6 +135,41 @@ def test_an_index_that_does_not_say_who_named_its_images_knows_classes(tmp_path)
     assert MemorizationIndex.load(tmp_path / "index").classes == {"class"}
 
 
+def test_names_are_believed_once_a_table_gives_them(tmp_path):
+    pictures(tmp_path / "train" / "often", range(MOST_OF_IDENTITY + 1))
+    first = build(tmp_path)
+    held = pictures(tmp_path / "held", range(100, 120))
+    calibrate(first, held, false_rejection_rate=0.1, progress=False)
+    rows = [f"often/{path.name},often" for path in sorted((tmp_path / "train" / "often").iterdir())]
+    (tmp_path / "train" / "metadata.csv").write_text("\n".join(["file_name,identity", *rows]))
+    index = build(tmp_path)
+    assert first.classes == {"often"} and not index.classes and index.identities.tolist() == [0] * len(index)
+    assert index.calibration is None and index.fingerprint != first.fingerprint
+    assert build(tmp_path).fingerprint == index.fingerprint
+
+
+@pytest.mark.parametrize(
+    "name", ["../mine/shards/00000", "/mine/shards/00000", "shards/../../mine", "shards/.."]
+)
+@pytest.mark.parametrize("what", ["shards", "files"])
+def test_an_index_names_nothing_that_lies_elsewhere(tmp_path, name, what):
+    manifest = build(tmp_path, images=4)._manifest
+    if what == "shards":
+        manifest = {**manifest, "shards": [{**manifest["shards"][0], "folder": name}]}
+    else:
+        manifest = {**manifest, "files": {**manifest["files"], name: "0" * 64}}
+    files.put_in_force(tmp_path / "index", manifest)
+    with pytest.raises(CorruptArtifactError, match="which is no file of an index"):
+        MemorizationIndex.load(tmp_path / "index")
+
+
+def test_an_index_without_shards_is_damaged(tmp_path):
+    manifest = {**build(tmp_path, images=4)._manifest, "shards": []}
+    files.put_in_force(tmp_path / "index", manifest)
+    with pytest.raises(CorruptArtifactError, match="names no shards"):
+        MemorizationIndex.load(tmp_path / "index")
+
+
 def test_names_that_no_two_images_share_say_nothing_of_whom_they_show():
     assert numbered(["a", "b", None, "a"]).tolist() == [0, 1, -3, 0]
     assert numbered(["a", "b", None, "c"]).tolist() == [-1, -2, -3, -4]
