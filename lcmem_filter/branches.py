@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .errors import ConfigurationError
+
 
 class ChannelsFirstNorm(nn.LayerNorm):
     """LayerNorm over the channels of (B, C, H, W)."""
@@ -156,3 +158,13 @@ def in_float32(module: nn.Module, *given: Any) -> Any:
     state = module.state_dict()
     other = {n: v.float() for n, v in state.items() if v.is_floating_point() and v.dtype != torch.float32}
     return torch.func.functional_call(module, other, given) if other else module(*given)
+
+
+def check_space_name(name: str) -> None:
+    """Whether a latent space can be called so: as a module's name, which is part of its weights' names.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if not name or "." in name or hasattr(nn.ModuleDict(), name):
+        raise ConfigurationError(f"a latent space cannot be called {name!r}; name it by letters and digits")

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
+from .branches import check_space_name
 from .errors import ArtifactNotFoundError, CorruptArtifactError, first_of
-from .head import LCMemHead, check_space_name
+from .head import LCMemHead
 
 _LAYER = {"0": "dwconv", "2": "layernorm", "3": "pwconv1", "5": "pwconv2"}
 _STEM = {"0": "patch_embeddings", "1": "layernorm"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +226,12 @@ class LCMemHead(ModelMixin, ConfigMixin):
         head._internal_dict = FrozenDict(config)  # where it lay must not travel with what is saved from it
         return head.eval()
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """As of diffusers; its weights for whoever may read its configuration, not for their owner alone."""
+        super().save_pretrained(save_directory, **options)
+        for weights in Path(save_directory).glob("*.safetensors"):
+            shutil.copymode(Path(save_directory) / self.config_name, weights)
+
     @property
     def spaces(self) -> tuple[str, ...]:
         """Names of the latent spaces that the head has a stem for."""
@@ -377,16 +384,6 @@ class LCMemHead(ModelMixin, ConfigMixin):
                 "use a head of its space, or train one: lcmem-filter train DATA --vae VAE --output head/"
             )
         return SpaceMatch(space, agreements[space], agreements)
-
-
-def check_space_name(name: str) -> None:
-    """Whether a latent space can be called so: as a module's name, which is part of its weights' names.
-
-    Raises:
-        ConfigurationError: it cannot.
-    """
-    if not name or "." in name or hasattr(nn.ModuleDict(), name):
-        raise ConfigurationError(f"a latent space cannot be called {name!r}; name it by letters and digits")
 
 
 def shipped_heads() -> list[str]:

@@ -13,7 +13,7 @@ from .errors import DataError
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 NOT_AVAILABLE = ("NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None")
 """What R, pandas and spreadsheets write into CSV where an identity or label is not known."""
-CSV_READING = 3
+CSV_READING = 4
 """Part of a CSV's fingerprint; another one for each way in which its cells were ever read."""
 
 
@@ -73,9 +73,10 @@ def is_csv(path: Path) -> bool:
 def text_of(value: Any) -> str | None:
     """A cell as text, ``None`` where nothing is known. Whole numbers have no point: a column of them holds floats as
     soon as one is missing."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return text.strip() or None
 
 
 def matching(table: Any, where: Mapping[str, str]) -> list[int]:

@@ -269,6 +269,11 @@ def test_no_head_there(tmp_path: Path) -> None:
             LCMemHead.from_pretrained(where)
 
 
+def test_weights_are_as_readable_as_the_configuration(head: LCMemHead, tmp_path: Path) -> None:
+    head.save_pretrained(tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 @pytest.mark.parametrize(
     "harm",
     [

@@ -72,7 +72,8 @@ def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -
     import sys
 
     from ..errors import first_of
-    from ..index.identities import MOST_OF_IDENTITY, classes_among
+    from ..index.identities import MOST_OF_IDENTITY
+    from ..training.data import classes_of, identity_of
 
     sources = [open_source(args, one, where) for one in data]
     for source in sources:
@@ -82,11 +83,20 @@ def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -
                 "(--identity-column), or give each identity a folder",
                 file=sys.stderr,
             )
-        if classes := classes_among(record.identity for record in source.records):
+        if classes := classes_of(source):
             print(
-                f"{source.name}: {first_of(sorted(map(str, classes)))} have more than {MOST_OF_IDENTITY} images each "
-                "and are trained on as identities; if they are classes, give their images in one folder, or a table "
-                "that does not name them",
+                f"{source.name}: folders taken for classes, not for identities, since each has more than "
+                f"{MOST_OF_IDENTITY} images: {first_of(sorted(map(str, classes)))}; where they are of identities, give "
+                "a table with a column identity, which is believed",
+                file=sys.stderr,
+            )
+    named = [{identity_of(one, record) for record in one.records} for one in sources]
+    for number, source in enumerate(sources):
+        others = set[str]().union(*named[:number])
+        if both := sorted(named[number] & others):
+            print(
+                f"{source.name}: {len(both)} identities stand in a set before it too and are taken for the same: "
+                f"{first_of(both)}; where they are not, name them otherwise",
                 file=sys.stderr,
             )
     return sources

@@ -152,10 +152,10 @@ def _config(args: argparse.Namespace) -> Any:
     recipe: Any = TrainingConfig
     why, others = "there is no reference without --add-space", []
     if args.add_space:
-        recipe, why, others = AddSpaceConfig, "--add-space trains a stem alone", ["stages", "terms"]
+        recipe, why, others = AddSpaceConfig, "--add-space trains a stem alone", ["stages"]
     elif args.add_halving:
         recipe, why = AddHalvingConfig, "--add-halving trains a halving network alone"
-        others = ["stages", "terms", "space"]
+        others = ["stages", "space"]
     foreign = sorted(set(given) - {field.name for field in fields(recipe)})
     refuse(foreign + [name for name in others if getattr(args, name)], why)
     refuse(["workers"] if args.workers else [], "there are no workers without --baseline")
@@ -235,6 +235,7 @@ def _beside(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "validation": _validation(args) or (),
         "cache": args.cache,
+        "terms": args.terms,
         "record": training_record(args.initial),
         "leave_out": read_ids(args.leave_out) if args.leave_out else (),
     }

@@ -19,6 +19,8 @@ from .drawing import RESERVED
 from .plan import Plan
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
+ADAPTERS = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
+"""Of a layer of PEFT, what says which adapters count, and how much."""
 
 
 def describe(
@@ -78,8 +80,8 @@ def versions() -> dict[str, str]:
 
 
 def pipeline_fingerprint(pipe: Any) -> str:
-    """SHA-256 over the class, every component's settings and vocabulary, and every weight and buffer, as they lie in
-    memory."""
+    """SHA-256 over the class, every component's settings and vocabulary, every weight and buffer, as they lie in
+    memory, and how adapters and FreeU are set."""
     digest = hashlib.sha256(type(pipe).__name__.encode())
     for name, component in sorted(pipe.components.items()):
         digest.update(f"{name}: {type(component).__name__}\n".encode())
@@ -87,11 +89,28 @@ def pipeline_fingerprint(pipe: Any) -> str:
             for key, tensor in sorted(_weights_of(component).items()):
                 digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 digest.update(_bytes_of(tensor))
+            for line in _switches_of(component):
+                digest.update(line.encode())
         if hasattr(component, "config"):
             digest.update(_settings_of(component.config).encode())
         if hasattr(component, "get_vocab"):
             digest.update(json.dumps(component.get_vocab(), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _switches_of(component: torch.nn.Module) -> list[str]:
+    """What changes images and is neither weight nor configuration: which adapters are on and how much they count, and
+    FreeU's factors."""
+    found = []
+    for name, module in component.named_modules():
+        said: dict[str, Any] = {key: getattr(module, key, None) for key in ("s1", "s2", "b1", "b2")}
+        if isinstance(getattr(module, "scaling", None), dict):  # of PEFT
+            said |= {key: getattr(module, key, None) for key in ADAPTERS}
+        if isinstance(scale := getattr(module, "scale", None), list):  # of IP-Adapter
+            said["scale"] = scale
+        if any(isinstance(value, int | float | dict | list) for value in said.values()):
+            found.append(f"{name}: {json.dumps(said, sort_keys=True, default=str)}\n")
+    return found
 
 
 def _settings_of(config: Any) -> str:

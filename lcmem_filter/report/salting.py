@@ -5,53 +5,71 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import replace
+from typing import Literal, TypeAlias
 
 from .results import Certificate, Results, Run, Sample
+
+Kind: TypeAlias = Literal["sample", "training", "bytes"]
 
 LENGTH = 16
 """Hexadecimal digits of a salted id: 64 bits, so that a million of them collide with a chance of 3e-8."""
 
 
-def salted_id(id_: str, salt: bytes) -> str:
-    """HMAC-SHA256 of an id under ``salt``, shortened."""
-    return hmac.new(salt, id_.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:LENGTH]
+def salted_id(id_: str, salt: bytes, kind: Kind = "sample") -> str:
+    """HMAC-SHA256 of an id under ``salt``, shortened. A training image and a sample of one name have different ones:
+    else whoever knows the samples' names would know the training images'.
+
+    Args:
+        kind: What the id is of: an examined image, a training image, or an image's bytes.
+    """
+    text = f"{kind}\0{id_}".encode("utf-8", "surrogatepass")
+    return hmac.new(salt, text, hashlib.sha256).hexdigest()[:LENGTH]
 
 
 def salted(results: Results, salt: bytes) -> Results:
-    """A copy whose ids and checksums are salted, without prompts, names of data, messages that quote them, and the
-    held-out images that were most like training images."""
+    """A copy whose ids and checksums are salted, and in the order of what they are now, without prompts, names of data,
+    messages that quote them, and the held-out images that were most like training images."""
 
-    def name(id_: str) -> str:
+    def sample(id_: str) -> str:
         return salted_id(id_, salt) if id_ else ""
 
     discovered = results.false_discovery
+    copied = (
+        replace(one, id=salted_id(one.id, salt, "training"), samples=tuple(sorted(map(sample, one.samples))))
+        for one in results.copied
+    )
     return replace(
         results,
         run=_unnamed(results.run),
         calibration=replace(results.calibration, highest=()),
-        samples=tuple(_salted_sample(sample, salt) for sample in results.samples),
+        samples=tuple(sorted((_salted_sample(one, salt) for one in results.samples), key=lambda one: one.id)),
         false_discovery=discovered
-        and replace(discovered, discoveries=tuple(name(id_) for id_ in discovered.discoveries)),
-        copied=tuple(
-            replace(one, id=name(one.id), samples=tuple(name(id_) for id_ in one.samples))
-            for one in results.copied
-        ),
+        and replace(discovered, discoveries=tuple(sorted(map(sample, discovered.discoveries)))),
+        copied=tuple(sorted(copied, key=lambda one: (-len(one.samples), one.id))),
         duplicates=results.duplicates
-        and tuple(replace(one, ids=tuple(name(id_) for id_ in one.ids)) for one in results.duplicates),
+        and tuple(replace(one, ids=tuple(sorted(map(sample, one.ids)))) for one in results.duplicates),
         certificate=results.certificate and _unquoted(results.certificate),
         allow_list=tuple(
-            replace(one, id=name(one.id), sha256=name(one.sha256)) for one in results.allow_list
+            replace(one, id=sample(one.id), sha256=_salted_bytes(one.sha256, salt))
+            for one in results.allow_list
         ),
     )
 
 
+def _salted_bytes(sha256: str, salt: bytes) -> str:
+    return salted_id(sha256, salt, "bytes") if sha256 else ""
+
+
 def _salted_sample(sample: Sample, salt: bytes) -> Sample:
+    def training(id_: str) -> str:
+        return salted_id(id_, salt, "training")
+
     return replace(
         sample,
         id=salted_id(sample.id, salt),
-        sha256=salted_id(sample.sha256, salt) if sample.sha256 else "",
-        neighbours=tuple(replace(one, id=salted_id(one.id, salt)) for one in sample.neighbours),
-        matched_before=tuple(salted_id(id_, salt) for id_ in sample.matched_before),
+        sha256=_salted_bytes(sample.sha256, salt),
+        neighbours=tuple(replace(one, id=training(one.id)) for one in sample.neighbours),
+        matched_before=tuple(map(training, sample.matched_before)),
         prompt=None,
         problem="the image could not be read or judged" if sample.problem else "",
     )

@@ -62,7 +62,7 @@ def write_report(
     if salt is not None:
         results = salted(results, salt)
         samples = {salted_id(id_, salt): uri for id_, uri in samples.items()}
-        training = {salted_id(id_, salt): uri for id_, uri in training.items()}
+        training = {salted_id(id_, salt, "training"): uri for id_, uri in training.items()}
     folder = Path(output_folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(folder / HTML, folder / JSON)

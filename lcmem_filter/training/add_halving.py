@@ -76,6 +76,7 @@ def add_halving(
     *,
     validation: Sequence[ImageSource] = (),
     cache: str | os.PathLike[str] | None = None,
+    terms: str = "",
     record: Mapping[str, Any] | None = None,
     leave_out: Collection[str] = (),
     progress: bool = True,
@@ -95,6 +96,7 @@ def add_halving(
         output: Folder of the new head, with its card.
         validation: Images to measure on; a share of ``sources`` by default.
         cache: Folder of encoded latents, for use by other runs too; inside ``output`` by default.
+        terms: Terms of the data, for the card.
         record: ``training.json`` of ``initial``, for the card.
         leave_out: Ids of validation images; see ``train_head``.
         progress: Show progress on stderr.
@@ -171,6 +173,8 @@ def add_halving(
             "added_to": initial.fingerprint_of(space),
             "recipe": asdict(config),
             "images": train.counts(),
+            "data": train.counts(),
+            "terms": terms,
             "seconds": standing.seconds,
             "history": standing.history,
             "validation": {"images": len(held), **found},

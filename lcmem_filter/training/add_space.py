@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..branches import check_space_name
 from ..errors import ArtifactError, LatentSpaceError
-from ..head import LCMemHead, SpaceMatch, check_space_name
+from ..head import LCMemHead, SpaceMatch
 from ..images import ImageSource
 from ..latents import Encoder, canonical
 from ..processes import make_accelerator
@@ -78,6 +79,7 @@ def add_space(
     *,
     validation: Sequence[ImageSource] = (),
     cache: str | os.PathLike[str] | None = None,
+    terms: str = "",
     record: Mapping[str, Any] | None = None,
     leave_out: Collection[str] = (),
     progress: bool = True,
@@ -96,6 +98,7 @@ def add_space(
         output: Folder of the new head, with its card.
         validation: Images to measure on; a share of ``sources`` by default.
         cache: Folder of encoded latents, for use by other runs too; inside ``output`` by default.
+        terms: Terms of the data, for the card.
         record: ``training.json`` of ``initial``, for the card.
         leave_out: Ids of validation images; see ``train_head``.
         progress: Show progress on stderr.
@@ -182,6 +185,8 @@ def add_space(
             "reference": known,
             "recipe": asdict(config),
             "images": len(train),
+            "data": train.counts(),
+            "terms": terms,
             "seconds": standing.seconds,
             "history": standing.history,
             "validation": between,

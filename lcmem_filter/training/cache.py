@@ -27,6 +27,7 @@ from .views import (
     generator_for,
 )
 
+NOT_FINITE = "has a latent that is not finite"
 SHARD_ROWS = 256
 ENCODE_BATCH = 8
 AUGMENTATIONS = {
@@ -164,6 +165,11 @@ def read_plan(plan: CachePlan) -> Encoded:
         for first, shard in zip(plan.shards, shards, strict=True)
         for row, why in shard.unreadable.items()
     }
+    if all(NOT_FINITE in why for why in unreadable.values()) and len(unreadable) == len(plan.source):
+        raise EmptyDataError(
+            f"the encoder gives NaN or infinity for every image of {plan.source.name!r}; it is broken, or overflows in "
+            "half precision: give another --vae"
+        )
     if not torch.cat(readable).any():
         raise EmptyDataError(f"no image of {plan.source.name!r} could be read; the first: {unreadable[0]}")
     channels = max(shard.latents.shape[1] for shard in shards)  # one without a readable image knows none
@@ -211,9 +217,7 @@ def _encode_shard(plan: CachePlan, first: int) -> None:
             finite = encoded.isfinite().flatten(1).all(1)
             for row in (row for row, good in zip(rows, finite.tolist(), strict=True) if not good):
                 name = plan.source.records[first + row].id
-                unreadable[row] = (
-                    f"image {name!r} of {plan.source.name!r} has a latent that is not finite; remove it"
-                )
+                unreadable[row] = f"image {name!r} of {plan.source.name!r} {NOT_FINITE}; remove it"
             rows, encoded = [row for row in rows if row not in unreadable], encoded[finite]
             parts.append((rows, encoded.flip(-2) if plan.kind == TURNED_BACK else encoded))
     channels = parts[0][1].shape[1] if parts else 1

@@ -283,7 +283,18 @@ def _added(spaces: Mapping[str, Any]) -> str:
         "mild copies",
         "another image of the identity",
     )
-    return "\n".join([*lines, _table(header, rows), ""])
+    return "\n".join([*lines, _table(header, rows), "", *_data_of_parts(spaces)])
+
+
+def _data_of_parts(parts: Mapping[str, Any]) -> list[str]:
+    """Lines that tell what parts of a head were trained on, by their spaces, and its terms."""
+    return [
+        f"That of {space} was trained on "
+        + ", ".join(f"{name} ({images} images)" for name, (images, _) in one["data"].items())
+        + f". Terms of these: {one['terms'] or 'not stated by who trained it.'}\n"
+        for space, one in parts.items()
+        if "data" in one  # records of before do not say it
+    ]
 
 
 def _halved(spaces: Mapping[str, Any]) -> str:
@@ -316,9 +327,8 @@ def _halved(spaces: Mapping[str, Any]) -> str:
         for space, one in spaces.items()
         for found in (one["validation"],)
     ]
-    return "\n".join(
-        [*lines, _table(("space", "encoder", "sizes", "images", "embeddings", "descriptors"), rows), ""]
-    )
+    header = ("space", "encoder", "sizes", "images", "embeddings", "descriptors")
+    return "\n".join([*lines, _table(header, rows), "", *_data_of_parts(spaces)])
 
 
 def _data(data: Mapping[str, Any]) -> str:

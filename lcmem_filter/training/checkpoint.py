@@ -31,7 +31,7 @@ class Progress:
         step: Optimiser steps done.
         best_step: Of the best checkpoint so far; -1 before the first validation.
         best_score: ``Validation.score`` of that.
-        stale: Validations since.
+        stale: Validations since then, or since one as good, that could have been better and were not.
         seconds: Time spent training, earlier tries included.
         history: One entry a validation.
     """
@@ -154,8 +154,22 @@ class Checkpoints:
         found = self._finished_plan()
         if found is None and (standing := self._standing()):
             found = standing.plan
-        if found is not None:
+        if found is None:
+            self.check_makeable()
+        else:
             self._same_plan({**found, "initial": plan["initial"]}, plan)
+
+    def check_makeable(self) -> None:
+        """
+        Raises:
+            ArtifactError: ``output`` can surely not be made, or not be written to.
+        """
+        whole = self.output.absolute()
+        there = next(one for one in (whole, *whole.parents) if one.exists())
+        if not there.is_dir():
+            raise ArtifactError(f"{self.output} cannot be made: {there} is a file; give another --output")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ArtifactError(f"{there} cannot be written to; have it writable, or give another --output")
 
     def refuse_foreign(self) -> None:
         """Let no run begin in a folder that holds a head or model, but no run.

@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from ..branches import check_space_name
 from ..errors import ConfigurationError, check_kind
-from ..head import LCMemHead, check_space_name
+from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import Encoder
 from ..processes import make_accelerator, this_process

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import DataError
 from ..images import ImageRecord, ImageSource
+from ..index.identities import classes_among
 from .cache import CachePlan, pictures_of, read_plan
 from .config import TrainingConfig
 from .views import generator_for
@@ -108,7 +110,7 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]], part: str =
         pictures = pictures or [pictures_of(of[0], one[0]) for of, one in zip(sources, read, strict=True)]
     records = [record for views in every for record in views[0].source.records]
     identities = [
-        part * (one.identity is None) + identity_of(views[0].source, one)
+        part * is_own_identity(views[0].source, one) + identity_of(views[0].source, one)
         for views in every
         for one in views[0].source.records
     ]
@@ -129,7 +131,19 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]], part: str =
 def identity_of(source: ImageSource, record: ImageRecord) -> str:
     """What identities are told apart by: names that were given are the same in every set; where none is known, each
     image is its own."""
-    return f"{source.name}/{record.id}" if record.identity is None else record.identity
+    return f"{source.name}/{record.id}" if is_own_identity(source, record) else str(record.identity)
+
+
+def is_own_identity(source: ImageSource, record: ImageRecord) -> bool:
+    """Whether nobody is named: no name, or that of a folder which is of a class (``index.identities``)."""
+    return record.identity is None or record.identity in classes_of(source)
+
+
+@functools.lru_cache(maxsize=16)
+def classes_of(source: ImageSource) -> frozenset[Hashable]:
+    """Folders of ``source`` that are of classes; what else names identities is believed."""
+    named = (record.identity for record in source.records) if source.named_by_folders else ()
+    return frozenset(classes_among(named))
 
 
 def digest_of(*sets: LatentSet) -> str:

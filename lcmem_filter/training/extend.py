@@ -38,6 +38,7 @@ def refuse_occupied(output: Path) -> None:
     # cut off while it put its head there, it goes on from its checkpoint
     if (output / RESULT).exists() and not checkpoints.begun():
         raise ArtifactError(f"{output} already holds a head or model; give another --output")
+    checkpoints.check_makeable()
 
 
 def plan_of_part(

@@ -38,6 +38,7 @@ from lcmem_filter.pipeline.watch import Stage
 from lcmem_filter.types import Calibration
 from lcmem_filter.verification import STATISTIC
 
+from ..tiny import tiny_pipeline
 from .material import OPTIONS, PROMPTS, checksums
 
 
@@ -121,7 +122,25 @@ def test_an_interrupted_batch_is_withheld_and_the_job_ends(job, pipe, monkeypatc
     lines = (done.folder / "manifest.jsonl").read_text()
     assert manifest == [json.loads(line) for line in lines.splitlines()] and "NaN" not in lines
     assert [row["score"] is None and row["p_value"] is None for row in manifest] == [True] * 4 + [False] * 4
-    assert job(prompts=PROMPTS[:8]).results == done.results
+    assert len(job(prompts=PROMPTS[:8]).rows) == 8 and (done.folder / "manifest.jsonl").read_text() == lines
+
+
+def test_how_adapters_and_freeu_are_set_is_part_of_a_pipelines_fingerprint():
+    peft = pytest.importorskip("peft")
+    pipe = tiny_pipeline()
+    of = [pipeline_fingerprint(pipe)]
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.4, b2=1.6)
+    of.append(pipeline_fingerprint(pipe))
+    pipe.disable_freeu()
+    assert pipeline_fingerprint(pipe) == of[0]
+    lora = peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"])
+    pipe.unet.add_adapter(lora, adapter_name="x")
+    of.append(pipeline_fingerprint(pipe))
+    pipe.unet.set_adapters(["x"], [0.2])
+    of.append(pipeline_fingerprint(pipe))
+    pipe.unet.disable_adapters()
+    of.append(pipeline_fingerprint(pipe))
+    assert len(set(of)) == 5
 
 
 def test_datasets_reads_the_folder(whole, tmp_path):

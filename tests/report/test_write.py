@@ -115,6 +115,17 @@ def test_salted_report_has_no_name_prompt_or_checksum(tmp_path):
     read = json.loads(written.json.read_text())
     assert read["counts"] == json.loads(results.to_json())["counts"]
     assert set(read["false_discovery"]["discoveries"]) <= {one["id"] for one in read["samples"]}
+    ids = [one["id"] for one in read["samples"]]
+    assert ids == sorted(ids) and ids[0] in {salted_id(one.id, b"a secret salt") for one in results.samples}
+    # whoever knows the names of the samples learns none of the training images, were they called alike
+    nearest = {near["id"] for one in read["samples"] for near in one["neighbours"]} | {
+        one["id"] for one in read["copied"]
+    }
+    theirs = {near.id for one in results.samples for near in one.neighbours} | {
+        one.id for one in results.copied
+    }
+    assert nearest == {salted_id(id_, b"a secret salt", "training") for id_ in theirs}
+    assert not nearest & {salted_id(id_, b"a secret salt") for id_ in theirs}
 
 
 def test_what_stands_out_below_the_threshold_is_named(tmp_path):

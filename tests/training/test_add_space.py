@@ -147,11 +147,14 @@ def test_the_command_adds_a_space(
     assert "one id a line" in capsys.readouterr().err
     assert main([*options, "--reference-resolution", "32"]) == 2
     assert "leave out --reference-resolution" in capsys.readouterr().err
+    whole += ["--terms", "Ours alone."]
     assert main([*whole, "--steps", "20", "--resolution", "32", "--reference-resolution", "16"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out.splitlines()[-1])["spaces"] == ["sd", "other"]
     assert "other in sd: mild copies" in said.err
-    assert "| 32 px | other in sd |" in (tmp_path / "head" / "README.md").read_text()
+    card = (tmp_path / "head" / "README.md").read_text()
+    assert "| 32 px | other in sd |" in card
+    assert "That of other was trained on images (" in card and "Terms of these: Ours alone." in card
     recipe = json.loads((tmp_path / "head" / "training.json").read_text())["added_spaces"]["other"]["recipe"]
     assert (recipe["resolution"], recipe["reference_resolution"]) == (32, 16)
 

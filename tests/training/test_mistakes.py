@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from lcmem_filter.cli import train as command
+from lcmem_filter.cli._data import open_training
 from lcmem_filter.cli.main import main
 from lcmem_filter.errors import (
     ArtifactError,
     ConfigurationError,
     CorruptArtifactError,
     DataError,
+    EmptyDataError,
     LatentSpaceError,
     TrainingFailedError,
 )
@@ -250,6 +253,43 @@ def test_sets_and_identities_are_told_apart(tmp_path: Path, cache: Path) -> None
         for one in source.records
     ]
     assert given[:3] == given[3:] and len(set(given)) == 3
+
+
+def test_folders_of_classes_are_trained_on_as_the_index_takes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("ill", 21), ("well", 22), ("anna", 2)):
+        write_pictures(tmp_path / "cls" / name, range(count))
+    rows = [
+        f"cls/{name}/{i:03d}.png,{name} " for name, count in (("ill", 21), ("anna", 2)) for i in range(count)
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(["file_name,identity", *rows]))
+    given = argparse.Namespace(image_column=None, identity_column=None, where=[])
+    folders, table = open_training(given, [str(tmp_path / "cls"), str(tmp_path / "table.csv")], [])
+    named = [identity_of(folders, one) for one in folders.records]
+    assert len(set(named)) == 21 + 22 + 1 and named.count("anna") == 2
+    assert {identity_of(table, one) for one in table.records} == {"ill", "anna"}
+    err = capsys.readouterr().err
+    assert (
+        "cls: folders taken for classes, not for identities, since each has more than 20 images: ill, well;"
+        in err
+    )
+    assert "table: 1 identities stand in a set before it too and are taken for the same: anna;" in err
+
+
+def test_an_output_that_cannot_be_made_is_told_before_anything_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=r"cannot be made: .*file is a file"):
+        train(tmp_path / "file" / "head", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_encoder_that_gives_nan_for_all_is_blamed_itself(tmp_path: Path) -> None:
+    vae = tiny_vae()
+    with torch.no_grad():
+        next(vae.parameters()).fill_(float("nan"))
+    with pytest.raises(EmptyDataError, match="gives NaN or infinity for every image"):
+        train_head(SOURCES, {"sd": Encoder(vae, "sd")}, tmp_path / "head", QUICK, progress=False)
 
 
 def test_a_shipped_heads_record_is_not_taken_from_a_folder_of_its_name(

@@ -18,7 +18,7 @@ from lcmem_filter.errors import ArtifactError, CorruptArtifactError, DataError, 
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import Encoder
 from lcmem_filter.training import TrainingConfig, train_head, trainer
-from lcmem_filter.training.trainer import _Run
+from lcmem_filter.training.trainer import Validator, _Run
 
 from tests.tiny import tiny_vae
 from tests.training.pictures import QUICK, Pictures
@@ -47,6 +47,24 @@ def train(
 
 def record(output: Path) -> Any:
     return json.loads((output / "training.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("scores", "steps", "best"),
+    [
+        ((1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 6, 6),  # none can be better, so none was no better
+        ((0.5, 0.7, 0.7, 0.6, 0.9, 0.9), 4, 3),  # of two as good, the one that was trained longer
+        ((0.5, 0.6, 0.7, 0.6, 0.8, 0.7), 6, 5),
+    ],
+)
+def test_a_score_that_cannot_be_better_stops_no_run(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, scores: Any, steps: int, best: int
+) -> None:
+    measure, left = Validator.measure, iter(scores)
+    monkeypatch.setattr(Validator, "measure", lambda *given: replace(measure(*given), score=next(left)))
+    train(tmp_path / "head", cache, replace(QUICK, steps=6, evaluate_every=1, patience=2))
+    written = record(tmp_path / "head")
+    assert (written["step"], written["best_step"]) == (steps, best)
 
 
 def test_a_run_learns_and_leaves_a_head(tmp_path: Path, cache: Path) -> None:
