@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data",
         nargs="+",
         metavar="DATA",
-        help=f"{DATA}; each is a set of its own",
+        help=f"{DATA}; each is a set of its own, but identities of one name are one in all of them",
     )
     add_encoder_arguments(parser, required=False, default=" (needed unless --baseline is given)")
     parser.add_argument(

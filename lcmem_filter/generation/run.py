@@ -93,9 +93,9 @@ def generate(
     """Draw images into a folder, none of them memorised, with a manifest and a report beside them.
 
     The plan fixes every image's seed and batch. A batch is drawn in one call and is the unit of resuming and of sharing
-    work among the processes of ``accelerate launch``: called again after a kill, with the same arguments and any
-    number of processes, the job goes on and ends with the same bytes (on one kind of device; on a CPU also with one
-    number of threads). Another batch size gives images that differ by rounding.
+    work among the processes of ``accelerate launch`` (on CPUs, ``torchrun``): called again after a kill, with the same
+    arguments and any number of processes, the job goes on and ends with the same bytes (on one kind of device; on a CPU
+    also with one number of threads). Another batch size gives images that differ by rounding.
 
     Args:
         pipeline: A latent image pipeline of diffusers on its device; its filter is attached here, and taken off again

@@ -87,7 +87,7 @@ class MemorizationIndex:
     ) -> MemorizationIndex:
         """Encode and embed every image of ``source`` into the folder ``output``; interrupted, go on where it stopped.
 
-        Under ``accelerate launch`` the shards are divided among the processes.
+        Under ``accelerate launch`` (on CPUs, ``torchrun``) the shards are divided among the processes.
 
         Args:
             source: The pipeline's whole training set.

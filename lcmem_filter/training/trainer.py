@@ -59,7 +59,7 @@ def train_head(
     """Train a head and save the best one, by recall on unseen identities, into ``output``.
 
     Interrupted, the same call goes on from the last checkpoint and, on a CPU, ends in the same weights; finished, it
-    returns what it trained. Under ``accelerate launch`` the batch is divided among the processes.
+    returns what it trained. Processes of ``accelerate launch``, on CPUs of ``torchrun``, divide the batch.
 
     Args:
         sources: Training images; several are balanced against each other.
