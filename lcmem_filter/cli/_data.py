@@ -13,10 +13,25 @@ if TYPE_CHECKING:
 DATA = "image folder, folder of identities, or CSV, JSONL or Parquet file"
 
 
+class Once(argparse.Action):
+    """An option that, given again, would put the second value in place of the first without a word."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option} is given twice, {getattr(namespace, self.dest)} and {values}; give one")
+        setattr(namespace, self.dest, values)
+
+
 def add_column_arguments(parser: argparse.ArgumentParser, *, ids: bool = True) -> None:
     """Options that say how a table is read."""
-    parser.add_argument("--image-column", help="column of the images")
-    parser.add_argument("--identity-column", help="column of the identities")
+    parser.add_argument(
+        "--image-column", help="column of the images (default: image, file_name, path or file)"
+    )
+    parser.add_argument(
+        "--identity-column", help="column of the identities (default: identity, where there is one)"
+    )
     if ids:
         parser.add_argument("--id-column", help="column of unique ids (default: path, or row number)")
     parser.add_argument(
@@ -36,7 +51,9 @@ def add_encoder_arguments(
 ) -> None:
     """Options that name a VAE, and what holds where none is named."""
     default = "" if required else default
-    parser.add_argument("--vae", required=required, help=f"diffusers folder or hub id of a VAE{default}")
+    parser.add_argument(
+        "--vae", required=required, action=Once, help=f"diffusers folder or hub id of a VAE{default}"
+    )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run a custom class that lies in the VAE's folder"
     )

@@ -237,8 +237,14 @@ class Checkpoints:
         if not different:
             return
         changes = "; ".join(_change(key, found.get(key), wanted.get(key)) for key in different)
+        finished = f"; its head is finished, and --initial {self.output} goes on from it"
         raise ArtifactError(
             f"{self.output} holds another run ({changes}); give another --output, or remove that folder"
+            + (
+                finished
+                if self.output.name in ("stage1", "stage2") and (self.output / RESULT).exists()
+                else ""
+            )
         )
 
 

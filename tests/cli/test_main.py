@@ -92,6 +92,13 @@ sys.exit(entry.main(["act"]))
     assert err == b""
 
 
+def test_an_option_that_is_given_twice_is_not_passed_over(capsys):
+    with pytest.raises(SystemExit) as stop:
+        entry.main(["train", "images", "--vae", "one", "--vae", "two", "--output", "head"])
+    assert stop.value.code == 2
+    assert "--vae is given twice, one and two; give one" in capsys.readouterr().err
+
+
 def test_no_command_and_unknown_commands_exit_2(capsys):
     for arguments in ([], ["no-such-command"]):
         with pytest.raises(SystemExit) as stop:
