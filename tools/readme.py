@@ -329,6 +329,7 @@ def _attacked(found: dict[str, list[float]] | None, how: str) -> str:
 ATTACKED = {
     "": "lcmem-small",
     "reid": "lcmem-reid",
+    "large": "lcmem-large",
     "recipe": "short recipe",
     "adversarial": "short recipe, copies moved against the head",
 }
