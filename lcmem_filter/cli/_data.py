@@ -112,8 +112,8 @@ def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -
         others = set[str]().union(*named[:number])
         if both := sorted(named[number] & others):
             print(
-                f"{source.name}: {len(both)} identities stand in a set before it too and are taken for the same: "
-                f"{first_of(both)}; where they are not, name them otherwise",
+                f"{source.name}: of its identities, {len(both)} stand in a set before it too and are taken for the "
+                f"same: {first_of(both)}; where they are not, name them otherwise",
                 file=sys.stderr,
             )
     return sources
@@ -177,9 +177,9 @@ def device_of(args: argparse.Namespace) -> str:
     from ..processes import this_process
 
     device = this_process().device
-    return (
-        "cpu" if device.type == "cpu" else str(device)
-    )  # with a number, it would be another one than the head's
+    if device.type == "cpu":  # with a number, it would be another one than the head's
+        return "cpu"
+    return str(device)
 
 
 def condition(text: str) -> tuple[str, str]:

@@ -274,7 +274,7 @@ def test_folders_of_classes_are_trained_on_as_the_index_takes_them(
         "cls: folders taken for classes, not for identities, since each has more than 20 images: ill, well;"
         in err
     )
-    assert "table: 1 identities stand in a set before it too and are taken for the same: anna;" in err
+    assert "table: of its identities, 1 stand in a set before it too and are taken for the same: anna;" in err
 
 
 def test_an_output_that_cannot_be_made_is_told_before_anything_is_encoded(tmp_path: Path) -> None:
