@@ -31,7 +31,7 @@ class Progress:
         step: Optimiser steps done.
         best_step: Of the best checkpoint so far; -1 before the first validation.
         best_score: ``Validation.score`` of that.
-        stale: Validations since then, or since one as good, that could have been better and were not.
+        stale: Validations since.
         seconds: Time spent training, earlier tries included.
         history: One entry a validation.
     """

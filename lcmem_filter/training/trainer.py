@@ -323,11 +323,10 @@ class _Run:
 
             broadcast_object_list(entry)
         measured = entry[0] or {}
-        # no score can be better than one of 1, and of heads that are as good the one that was trained longest is taken
-        better = measured["score"] > standing.best_score or measured["score"] >= 1
-        standing.stale = 0 if better else standing.stale + 1
-        if measured["score"] >= standing.best_score:
-            standing.best_score, standing.best_step = measured["score"], standing.step
+        standing.stale += 1
+        # no score can be better than one of 1: of heads that have it, the one that was trained longest is taken
+        if measured["score"] > standing.best_score or measured["score"] >= 1:
+            standing.best_score, standing.best_step, standing.stale = measured["score"], standing.step, 0
             if accelerator.is_main_process:
                 head.save_pretrained(self.checkpoints.best(standing.step))
         standing.seconds += time.monotonic() - since
