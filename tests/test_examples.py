@@ -100,7 +100,8 @@ def test_batch_job_in_two_processes(folder, tmp_path):
     script.write_text(
         "import runpy, sys\n"
         "sys.argv = sys.argv[1:]\n"
-        "print('prompts', [number for number, _ in runpy.run_path(sys.argv[0])['mine']])\n"
+        "mine = [number for number, _ in runpy.run_path(sys.argv[0])['mine']]\n"
+        "sys.stdout.write(f'prompts {mine}\\n')\n"
     )
     launch += [str(script), str(EXAMPLES / "batch_job.py")]
     output = tmp_path / "images"

@@ -607,7 +607,7 @@ from lcmem_filter.processes import this_process
 encode, mine = building.encode_images, []
 building.encode_images = lambda source, rows, *given: mine.extend(rows) or encode(source, rows, *given)
 build(Path(sys.argv[1]))
-print(this_process().num_processes, mine)
+sys.stdout.write(f"{this_process().num_processes} {mine}\\n")  # at once: the other writes there too
 """
     (tmp_path / "two").mkdir()
     saved_encoder(tmp_path / "two")
