@@ -15,7 +15,7 @@ from .errors import CalibrationError, EmptyDataError, FilterFailedError, check_k
 from .images import ImageSource
 from .index import MemorizationIndex
 from .index.folder import locked
-from .index.identities import classes_among
+from .index.identities import classes_of
 from .latents import Encoder, encode_images
 from .types import Calibration, rejectable
 from .verification import STATISTIC, Scored, score_latents
@@ -192,7 +192,7 @@ def _usable_rows(
 ) -> tuple[list[int], Counter[str]]:
     """One image an identity, of identities that are not in the index, without those of ``leave_out`` and further images
     of theirs; every image where all that is named is a folder that is a class of images, here or there
-    (``classes_among``)."""
+    (``classes_of``)."""
     if unknown := set(leave_out) - {record.id for record in held_out.records}:
         raise CalibrationError(
             f"no held-out image {min(unknown)!r} to leave out ({len(unknown)} such); give ids as printed"
@@ -200,8 +200,7 @@ def _usable_rows(
     indexed = {record.identity for record in index.records} - {None}
     named = [record.identity for record in held_out.records]
     people = indexed - index.classes  # so called there, they are here too, however many images show them
-    classes = classes_among(named) - people if held_out.named_by_folders else set()
-    if set(named) <= {None, *index.classes, *classes}:
+    if set(named) <= {None, *index.classes, *(classes_of(held_out) - people)}:
         named = [None] * len(named)
     left_out = {
         one for record, one in zip(held_out.records, named, strict=True) if record.id in leave_out

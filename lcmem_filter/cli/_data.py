@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Hashable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,13 +85,32 @@ def open_source(args: argparse.Namespace, path: str, where: list[str] | None = N
     )
 
 
+def tell_of_classes(who: str, classes: Collection[Hashable], what: str) -> None:
+    """On stderr, which folders are taken for ``classes``, and what to do where they are none.
+
+    Args:
+        what: They have too many of, ``"images"`` or different ``"pictures"``.
+    """
+    import sys
+
+    from ..errors import first_of
+    from ..index.identities import MOST_OF_IDENTITY
+
+    print(
+        f"{who}: folders taken for classes, not for identities, since each has more than {MOST_OF_IDENTITY} {what}: "
+        f"{first_of(sorted(map(str, classes)))}; where they are of identities, give a table with a column identity, "
+        "which is believed",
+        file=sys.stderr,
+    )
+
+
 def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:
     """Each of ``data``, and on stderr which of them name no identities, or what may be classes."""
     import sys
 
     from ..errors import first_of
-    from ..index.identities import MOST_OF_IDENTITY
-    from ..training.data import classes_of, identity_of
+    from ..index.identities import classes_of
+    from ..training.data import identity_of
 
     sources = [open_source(args, one, where) for one in data]
     for source in sources:
@@ -101,12 +121,7 @@ def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -
                 file=sys.stderr,
             )
         if classes := classes_of(source):
-            print(
-                f"{source.name}: folders taken for classes, not for identities, since each has more than "
-                f"{MOST_OF_IDENTITY} images: {first_of(sorted(map(str, classes)))}; where they are of identities, give "
-                "a table with a column identity, which is believed",
-                file=sys.stderr,
-            )
+            tell_of_classes(source.name, classes, "images")
     named = [{identity_of(one, record) for record in one.records} for one in sources]
     for number, source in enumerate(sources):
         others = set[str]().union(*named[:number])

@@ -15,6 +15,7 @@ from ._data import (
     device_of,
     open_encoder,
     open_source,
+    tell_of_classes,
 )
 
 if TYPE_CHECKING:
@@ -69,10 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build; print what was built as one JSON object; 2 where images could not be read."""
-    from ..errors import first_of
     from ..head import LCMemHead
     from ..index import MemorizationIndex
-    from ..index.identities import MOST_OF_IDENTITY
     from ..processes import this_process
 
     head = LCMemHead.from_pretrained(args.head)
@@ -105,12 +104,7 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     if index.classes:
-        print(
-            "lcmem-filter: folders taken for classes, not for identities, since each has more than "
-            f"{MOST_OF_IDENTITY} pictures: {first_of(sorted(map(str, index.classes)))}; where they are of identities, "
-            "give a table with a column identity, which is believed",
-            file=sys.stderr,
-        )
+        tell_of_classes("lcmem-filter", index.classes, "pictures")
     if args.action == "build":
         _tell_what_deep_folders_are_taken_for(args.data, index)
         _tell_that_nobody_is_named(args.data, index)

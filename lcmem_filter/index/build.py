@@ -272,7 +272,7 @@ def _write_shard(build: Build, name: str, first: int, bar: Any) -> None:
         done, digests, size = held.rows, held.sha256, list(build.reuse.latent_size)
         arrays = {files.EMBEDDINGS: [held.embeddings], files.LATENTS: [held.latents]}
         bar.update(len(done))
-    left = [row for row in rows if row not in set(done)]
+    left = sorted(set(rows) - set(done))
     device = next(iter(build.encoder.vae.parameters())).device
     head = build.head.to(device)
     for start in range(0, len(left), ENCODE_BATCH):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ..images import ImageSource
 
 MOST_OF_IDENTITY = 20
 """Pictures in an identity's folder, at most: one with more is taken for a class of images, which is no identity."""
@@ -24,6 +29,13 @@ def classes_among(
         identities = [identity for identity, _ in set(zip(identities, pictures, strict=True))]
     counts = Counter(identities)
     return {one for one, count in counts.items() if one is not None and count > MOST_OF_IDENTITY}
+
+
+@functools.lru_cache(maxsize=16)
+def classes_of(source: ImageSource) -> frozenset[Hashable]:
+    """Folders of ``source`` that are of classes; what else names identities is believed."""
+    named = (record.identity for record in source.records) if source.named_by_folders else ()
+    return frozenset(classes_among(named))
 
 
 def numbered(identities: Sequence[Hashable], classes: Collection[Hashable] = ()) -> np.ndarray:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import multiprocessing
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import DataError
 from ..images import ImageRecord, ImageSource
-from ..index.identities import classes_among
+from ..index.identities import classes_of
 from .cache import CachePlan, pictures_of, read_plan
 from .config import TrainingConfig
 from .views import generator_for
@@ -137,13 +136,6 @@ def identity_of(source: ImageSource, record: ImageRecord) -> str:
 def is_own_identity(source: ImageSource, record: ImageRecord) -> bool:
     """Whether nobody is named: no name, or that of a folder which is of a class (``index.identities``)."""
     return record.identity is None or record.identity in classes_of(source)
-
-
-@functools.lru_cache(maxsize=16)
-def classes_of(source: ImageSource) -> frozenset[Hashable]:
-    """Folders of ``source`` that are of classes; what else names identities is believed."""
-    named = (record.identity for record in source.records) if source.named_by_folders else ()
-    return frozenset(classes_among(named))
 
 
 def digest_of(*sets: LatentSet) -> str:
