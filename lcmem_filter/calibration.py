@@ -80,7 +80,8 @@ def calibrate(
         raise CalibrationError(f"a false-rejection rate lies between 0 and 1, got {false_rejection_rate}")
     check_kind("held_out", held_out, ImageSource, "open_images(PATH)")
     index = index if isinstance(index, MemorizationIndex) else MemorizationIndex.load(index)
-    encoder = encoder or index.load_encoder()
+    encoder = index.load_encoder() if encoder is None else encoder
+    check_kind("encoder", encoder, Encoder, "load_encoder(PATH)")
     space = index.head.identify_space(encoder.vae).space
     rows, dropped = _usable_rows(index, held_out, leave_out)
     _check_number(len(rows), false_rejection_rate, dropped)  # before the hours that encoding may take

@@ -243,6 +243,10 @@ def test_refusals(tmp_path):
             calibrate(index, held, false_rejection_rate=rate)
     with pytest.raises(LatentSpaceError):
         calibrate(index, held, false_rejection_rate=0.1, encoder=Encoder(tiny_vae(seed=9), "other"))
+    with pytest.raises(
+        TypeError, match=r"encoder has to be of Encoder, got str; load_encoder\(PATH\) gives one"
+    ):
+        calibrate(index, held, false_rejection_rate=0.1, encoder="vae")
     assert index.calibration is None
 
 

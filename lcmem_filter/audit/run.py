@@ -87,9 +87,13 @@ def audit_images(
         raise LcmemFilterError(f"a false-discovery rate lies between 0 and 1, got {false_discovery_rate}")
     check_kind("images", images, ImageSource, "open_images(PATH)")
     check_kind("index", index, MemorizationIndex, "MemorizationIndex.load(PATH)")
+    for name, source in (("training", training), ("unseen", unseen)):
+        if source is not None:
+            check_kind(name, source, ImageSource, "open_images(PATH)")
     if training is not None:
         check_training(index, training)
-    encoder = encoder or index.load_encoder()
+    encoder = index.load_encoder() if encoder is None else encoder
+    check_kind("encoder", encoder, Encoder, "load_encoder(PATH)")
     space = index.head.identify_space(encoder.vae).space
     judge = Judge(MemorizationFilter(index, space=space), encoder, progress)
     samples, canonical = _examine(judge, images)

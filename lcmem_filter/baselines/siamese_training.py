@@ -23,7 +23,7 @@ from ..errors import ConfigurationError, DataError, EmptyDataError, UnreadableIm
 from ..images import ImageSource, can_be_read, to_pixels
 from ..processes import make_accelerator
 from ..training.checkpoint import RESULT, Checkpoints, Progress, write_json
-from ..training.config import check_positive
+from ..training.config import check_numbers, check_positive
 from ..training.data import LatentSet, PairSampler, check_names, identity_of
 from ..training.losses import check_finite, nt_xent, verification
 from ..training.views import augment_image, augment_mildly, augment_strongly, generator_for
@@ -78,6 +78,7 @@ class SiameseConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name in ("resolution", "steps", "sets_per_batch", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")

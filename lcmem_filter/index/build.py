@@ -268,8 +268,9 @@ def _write_shard(build: Build, name: str, first: int, bar: Any) -> None:
     done, digests, size = list[int](), list[str](), None
     arrays: dict[str, list[Any]] = {files.EMBEDDINGS: [], files.LATENTS: []}
     unreadable: dict[str, str] = {}
-    if build.reuse is not None and (held := held_by(build.reuse, build.source, rows)):
-        done, digests, size = held.rows, held.sha256, list(build.reuse.latent_size)
+    reuse, wanted = build.reuse, build.keep_latents
+    if reuse is not None and (held := held_by(reuse, build.source, rows, latents=wanted)):
+        done, digests, size = held.rows, held.sha256, list(reuse.latent_size)
         arrays = {files.EMBEDDINGS: [held.embeddings], files.LATENTS: [held.latents]}
         bar.update(len(done))
     left = sorted(set(rows) - set(done))

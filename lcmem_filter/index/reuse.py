@@ -26,7 +26,7 @@ class Held:
         rows: Rows of the source, n of them.
         sha256: Of each image's stored bytes, n of them.
         embeddings: (n, D), float16.
-        latents: (n, C, grid, grid), float16; ``None`` where the index keeps none.
+        latents: (n, C, grid, grid), float16; ``None`` where they are not wanted.
     """
 
     rows: list[int]
@@ -60,7 +60,9 @@ def check_reusable(index: MemorizationIndex, build: Build) -> None:
         )
 
 
-def held_by(index: MemorizationIndex, source: ImageSource, rows: Sequence[int]) -> Held | None:
+def held_by(
+    index: MemorizationIndex, source: ImageSource, rows: Sequence[int], *, latents: bool
+) -> Held | None:
     """Those of ``rows`` whose stored bytes ``index`` holds a picture of; ``None`` where there are none."""
     found: dict[int, tuple[int, str]] = {}
     for row in rows:
@@ -77,5 +79,5 @@ def held_by(index: MemorizationIndex, source: ImageSource, rows: Sequence[int]) 
         list(found),
         [digest for _, digest in found.values()],
         index.embeddings(theirs).half().numpy(),
-        index.latents(theirs).half().numpy() if index.has_latents else None,
+        index.latents(theirs).half().numpy() if latents else None,
     )

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from tqdm.auto import tqdm
 
 from ..errors import ArtifactError, ConfigurationError
 from ..head import LCMemHead
-from ..images import ImageSource
 from ..latents import NORMALISED_STD, Encoder
 from ..processes import make_accelerator
 from .checkpoint import LATENTS, Checkpoints
-from .config import TrainingConfig, check_fractions, check_positive, check_resolutions
+from .checks import Sources
+from .config import TrainingConfig, check_fractions, check_numbers, check_positive, check_resolutions
 from .data import LatentSet, digest_of
 from .distil import apart
-from .extend import plan_of_part, refuse_occupied, save_extended, train_part
+from .extend import given_to_extend, part_is_finished, plan_of_part, save_extended, train_part
 from .prepare import prepare_data
 from .views import generator_for
 from .weights import extended
@@ -62,6 +62,7 @@ class AddHalvingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_positive(self, "steps", "batch_images", "learning_rate")
         check_resolutions(self, "resolution")
         check_fractions(self, "validation_fraction")
@@ -70,11 +71,11 @@ class AddHalvingConfig:
 def add_halving(
     initial: LCMemHead,
     encoder: Encoder,
-    sources: Sequence[ImageSource],
+    sources: Sources,
     output: str | os.PathLike[str],
     config: AddHalvingConfig | None = None,
     *,
-    validation: Sequence[ImageSource] = (),
+    validation: Sources = (),
     cache: str | os.PathLike[str] | None = None,
     terms: str = "",
     record: Mapping[str, Any] | None = None,
@@ -86,7 +87,7 @@ def add_halving(
     Without, they are averaged over areas, which makes neighbours of what was apart: cells of larger latents do not say
     what those of smaller ones do. Latents of four times the grid's side are halved twice, and so on. Everything else
     stays as it was to the last bit, and so does what the head makes of latents of less than twice the grid's side.
-    Interrupted, the same call goes on where it was.
+    Interrupted, the same call goes on where it was; finished, it returns what it trained.
 
     Args:
         initial: A trained head.
@@ -113,9 +114,11 @@ def add_halving(
         LatentSpaceError: the head does not know the encoder's space.
         EmptyDataError: a source without readable images.
         DataError: no such image to leave out.
+        TypeError: a head, an encoder or a source that is none.
     """
     config, output = config or AddHalvingConfig(), Path(output)
-    refuse_occupied(output)
+    sources, validation = given_to_extend(initial, sources, validation, encoder=encoder)
+    Checkpoints(output).refuse_foreign()
     space = initial.identify_space(encoder.vae).space
     if space in initial.halvings:
         raise ArtifactError(f"the head halves latents of {space!r} already; give one that does not")
@@ -130,7 +133,8 @@ def add_halving(
     plan = plan_of_part(
         initial, f"halving of {space}", {space: encoder}, sources, validation, asdict(config), leave_out
     )
-    Checkpoints(output).latest(plan)  # what else lies there is told before anything is encoded
+    if part_is_finished(output, "halvings", space, plan, terms):
+        return LCMemHead.from_pretrained(output)
     recipe = TrainingConfig(image_views=0, validation_fraction=config.validation_fraction, seed=config.seed)
     train, held = prepare_data(
         sources,
@@ -172,14 +176,13 @@ def add_halving(
             "encoder": encoder.described(),
             "added_to": initial.fingerprint_of(space),
             "recipe": asdict(config),
-            "images": train.counts(),
             "data": train.counts(),
             "terms": terms,
             "seconds": standing.seconds,
             "history": standing.history,
             "validation": {"images": len(held), **found},
         }
-        save_extended(head, output, "halvings", space, added, record)
+        save_extended(head, output, "halvings", space, plan, added, record)
     return head
 
 

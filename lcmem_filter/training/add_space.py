@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from tqdm.auto import tqdm
 from ..branches import check_space_name
 from ..errors import ArtifactError, LatentSpaceError
 from ..head import LCMemHead, SpaceMatch
-from ..images import ImageSource
 from ..latents import Encoder, canonical
 from ..processes import make_accelerator
 from .checkpoint import LATENTS, Checkpoints
-from .config import TrainingConfig, check_fractions, check_positive, check_resolutions
+from .checks import Sources
+from .config import TrainingConfig, check_fractions, check_numbers, check_positive, check_resolutions
 from .data import LatentSet, digest_of
 from .distil import apart
-from .extend import plan_of_part, refuse_occupied, save_extended, train_part
+from .extend import given_to_extend, part_is_finished, plan_of_part, save_extended, train_part
 from .losses import nt_xent
 from .prepare import prepare_data
 from .validation import MOST_QUERIES, Validator
@@ -61,6 +61,7 @@ class AddSpaceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_positive(self, "steps", "batch_images", "learning_rate", "temperature")
         check_resolutions(self, "resolution")
         if self.reference_resolution is not None:
@@ -73,11 +74,11 @@ def add_space(
     space: str,
     encoder: Encoder,
     reference: Encoder,
-    sources: Sequence[ImageSource],
+    sources: Sources,
     output: str | os.PathLike[str],
     config: AddSpaceConfig | None = None,
     *,
-    validation: Sequence[ImageSource] = (),
+    validation: Sources = (),
     cache: str | os.PathLike[str] | None = None,
     terms: str = "",
     record: Mapping[str, Any] | None = None,
@@ -87,7 +88,8 @@ def add_space(
     """Teach a head a latent space so that an image lands where it does through a space that the head knows.
 
     Everything but the new stem stays as it was to the last bit, so indexes of the other spaces keep their meaning, and
-    an index in one space answers for pipelines of another. Interrupted, the same call goes on where it was.
+    an index in one space answers for pipelines of another. Interrupted, the same call goes on where it was; finished,
+    it returns what it trained.
 
     Args:
         initial: A trained head.
@@ -115,10 +117,12 @@ def add_space(
         LatentSpaceError: the head does not know the reference's space.
         EmptyDataError: a source without readable images.
         DataError: no such image to leave out.
+        TypeError: a head, an encoder or a source that is none.
     """
     config, output = config or AddSpaceConfig(), Path(output)
     check_space_name(space)
-    refuse_occupied(output)
+    sources, validation = given_to_extend(initial, sources, validation, encoder=encoder, reference=reference)
+    Checkpoints(output).refuse_foreign()
     known = initial.identify_space(reference.vae).space
     if space in initial.spaces:
         raise ArtifactError(
@@ -131,10 +135,11 @@ def add_space(
     encoder.side_at(config.resolution)  # told before anything is encoded
     reference.side_at(config.reference_resolution or config.resolution)
     check_sizes(initial, {known: reference}, {known: (config.reference_resolution or config.resolution,)})
-    accelerator = make_accelerator()
     encoders = {known: reference, space: encoder}
     plan = plan_of_part(initial, f"stem of {space}", encoders, sources, validation, asdict(config), leave_out)
-    Checkpoints(output).latest(plan)  # what else lies there is told before anything is encoded
+    accelerator = make_accelerator()
+    if part_is_finished(output, "added_spaces", space, plan, terms):
+        return LCMemHead.from_pretrained(output)
     recipe = replace(
         TrainingConfig(size="small", resolution=config.resolution, image_views=0, seed=config.seed),
         validation_fraction=config.validation_fraction,
@@ -191,7 +196,7 @@ def add_space(
             "history": standing.history,
             "validation": between,
         }
-        save_extended(head, output, "added_spaces", space, added, record)
+        save_extended(head, output, "added_spaces", space, plan, added, record)
     return head
 
 

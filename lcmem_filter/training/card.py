@@ -81,7 +81,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
     text = _TEMPLATE.format(
         name=folder.absolute().name,
         dim=head.embedding_dim,
-        space=head.spaces[0],
+        space=next(iter(_encoders(record))),
         parameters=sum(p.numel() for name, p in head.named_parameters() if not name.startswith("probes.")),
         grid=head.grid,
         score=head.config.score,

@@ -29,13 +29,15 @@ def check_run(
     """What can be said of a run before anything is encoded.
 
     Raises:
+        TypeError: an encoder or a head that is none.
         ConfigurationError: stages, or options of a stage, that cannot be followed.
         ArtifactError: ``initial`` does not go with the recipe.
     """
     if not stages or set(stages) - {1, 2, 3} or list(stages) != sorted(set(stages)):
         raise ConfigurationError(f"stages are 1, 2 and 3, or some of them in that order, got {tuple(stages)}")
-    for space in encoders:
+    for space, encoder in encoders.items():
         check_space_name(space)
+        check_kind(f"the encoder of {space}", encoder, Encoder, "load_encoder(PATH)")
     if config.mixed_precision == "fp16" and this_process().device.type == "cpu":
         raise ConfigurationError("mixed_precision fp16 needs a GPU, and there is none; give bf16 or no")
     for encoder in encoders.values():
@@ -58,6 +60,7 @@ def check_run(
         if config.keep_initial and len(stages) == 1:
             raise ConfigurationError("keep_initial needs a head to go on from; give one, or leave it out")
         return
+    check_kind("initial", initial, LCMemHead, "LCMemHead.from_pretrained(NAME)")
     check_initial(initial, config, encoders, trunk=stages[0] < 3)
     if config.keep_spaces:
         check_known(initial, encoders)

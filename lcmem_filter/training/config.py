@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from ..branches import POOLINGS
@@ -17,6 +17,20 @@ Stage = Literal[1, 2, 3]
 
 MATCHED_AMONG = 24
 """Images, neighbours of each other, among which stage 3 has to find each one's copy."""
+
+
+def check_numbers(recipe: Any) -> None:
+    """Whether the numbers of a recipe are whole where they count something, and finite.
+
+    Raises:
+        ConfigurationError: one is not.
+    """
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.type == "int" and type(value) is not int:
+            raise ConfigurationError(f"{field.name} must be a whole number, got {value!r}")
+        if field.type == "float" and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ConfigurationError(f"{field.name} must be a finite number, got {value!r}")
 
 
 def check_positive(recipe: Any, *names: str) -> None:
@@ -192,6 +206,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name, known in (
             ("size", tuple(SIZES)),
             ("pooling", POOLINGS),
@@ -227,7 +242,8 @@ class TrainingConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         views = ("image_views", "visit_views", "mild_views", "upside_down_views")
-        for name in (*views, "adversarial", "margin", "spread", "token_weight", "match_width"):
+        weights = ("weight_decay", "margin", "spread", "token_weight")
+        for name in (*views, *weights, "adversarial", "match_width", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.fresh_views and self.device_views:

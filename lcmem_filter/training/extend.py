@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import sys
 import time
@@ -15,30 +17,66 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, CorruptArtifactError, check_kind
 from ..head import LCMemHead
 from ..images import ImageSource
 from ..latents import Encoder
+from ..processes import this_process
 from .card import write_card
-from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, write_json
+from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
+from .checks import Sources, listed
 from .losses import check_finite
 
 CHECKPOINT_EVERY = 250
 """Steps, which take a minute or so."""
 
 
-def refuse_occupied(output: Path) -> None:
-    """Whether ``output`` is free for a head, holds the beginning of one, or can be made.
+def given_to_extend(
+    initial: LCMemHead, sources: Sources, validation: Sources, **encoders: Encoder
+) -> tuple[list[ImageSource], list[ImageSource]]:
+    """``sources`` and ``validation`` as lists.
 
     Raises:
-        ArtifactError: a head or a README.md lies there, or it is no folder.
+        TypeError: one of them, the head or an encoder is none.
+    """
+    check_kind("initial", initial, LCMemHead, "LCMemHead.from_pretrained(NAME)")
+    for name, encoder in encoders.items():
+        check_kind(name, encoder, Encoder, "load_encoder(PATH)")
+    return listed(sources), listed(validation)
+
+
+def part_is_finished(output: Path, kind: str, space: str, plan: dict[str, Any], terms: str) -> bool:
+    """Whether ``output`` holds the head with the part that ``plan`` trains; its card then states the terms of today.
+
+    Else ``output`` is free for it, or holds its beginning.
+
+    Args:
+        kind: Part of the head's record that the trained part belongs to, by ``space``.
+
+    Raises:
+        ArtifactError: another head, a README.md, or the beginning of something else lies there, or it cannot be made.
+        CorruptArtifactError: a checkpoint cannot be read.
     """
     checkpoints = Checkpoints(output)
     checkpoints.refuse_foreign()
     # cut off while it put its head there, it goes on from its checkpoint
     if (output / RESULT).exists() and not checkpoints.begun():
-        raise ArtifactError(f"{output} already holds a head or model; give another --output")
+        record: Mapping[str, Any] = {}
+        with contextlib.suppress(CorruptArtifactError):  # of a baseline, or of somebody else's
+            record = training_record(output) or {}
+        added = record.get(kind, {}).get(space, {})
+        if added.get("plan") != json.loads(json.dumps(plan)):
+            raise ArtifactError(f"{output} already holds a head or model; give another --output")
+        if this_process().is_main_process:
+            print(f"{output} is finished already", file=sys.stderr)
+            if terms not in ("", added["terms"]):
+                _write(
+                    output, LCMemHead.from_pretrained(output), kind, space, {**added, "terms": terms}, record
+                )
+        return True
     checkpoints.check_makeable()
+    checkpoints.latest(plan)
+    return False
 
 
 def plan_of_part(
@@ -132,7 +170,8 @@ def save_extended(
     output: Path,
     kind: str,
     space: str,
-    added: dict[str, Any],
+    plan: Mapping[str, Any],
+    added: Mapping[str, Any],
     record: Mapping[str, Any] | None,
 ) -> None:
     """Save a head, with its card where its own record is known, and drop the checkpoints and what was encoded inside
@@ -149,8 +188,19 @@ def save_extended(
             file=sys.stderr,
         )
     else:
-        whole = {**record, kind: {**record.get(kind, {}), space: added}}
-        write_card(output, head, whole)
-        write_json(output / RESULT, whole)
+        _write(output, head, kind, space, {**added, "plan": plan}, record)
     shutil.rmtree(output / LATENTS, ignore_errors=True)
     Checkpoints(output).clear()
+
+
+def _write(
+    output: Path,
+    head: LCMemHead,
+    kind: str,
+    space: str,
+    added: Mapping[str, Any],
+    record: Mapping[str, Any],
+) -> None:
+    whole = {**record, kind: {**record.get(kind, {}), space: added}}
+    write_card(output, head, whole)
+    write_json(output / RESULT, whole)

@@ -110,16 +110,15 @@ class DeviceViews:
     def __init__(self, fresh: FreshViews, draw: np.random.Generator, *, progress: bool = False) -> None:
         data, every = fresh.data, np.arange(len(fresh.data))
         self.kept = {}
-        bar = tqdm(
+        with tqdm(
             total=len(data.spaces) * (len(data.views) - 1), desc="encoding", unit="view", disable=not progress
-        )
-        for space, clean in data.latents.items():
-            of_space = clean.to(fresh.pixels.device).repeat(1, len(data.views), 1, 1, 1)
-            for view in range(1, len(data.views)):
-                of_space[:, view] = fresh.latents(space, every, np.full(len(every), view), draw)
-                bar.update()
-            self.kept[space] = of_space
-        bar.close()
+        ) as bar:
+            for space, clean in data.latents.items():
+                of_space = clean.to(fresh.pixels.device).repeat(1, len(data.views), 1, 1, 1)
+                for view in range(1, len(data.views)):
+                    of_space[:, view] = fresh.latents(space, every, np.full(len(every), view), draw)
+                    bar.update()
+                self.kept[space] = of_space
 
     def latents(
         self, space: str, images: np.ndarray, views: np.ndarray, draw: np.random.Generator

@@ -241,29 +241,28 @@ class _Run:
         validator: Validator,
     ) -> None:
         config, since, losses = self.config, time.monotonic(), []
-        bar = tqdm(
-            total=config.steps, initial=standing.step, desc="training", unit="step", disable=not self.show
-        )
         workers = 0
         if self.accelerator.device.type == "cuda":  # there a step takes less than its pairs take to draw
             workers = min(MOST_WORKERS, (os.cpu_count() or 1) // (2 * self.accelerator.num_processes))
         self._mine(sampler, objective, train)
         drawn = self._drawn(standing, sampler, workers)
-        while standing.step < config.steps and standing.stale < config.patience:
-            rate = config.learning_rate_at(standing.step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            losses.append(self._step(standing.step, objective, optimizer, train, next(drawn)))
-            standing.step += 1
-            bar.update()
-            if standing.step % config.evaluate_every == 0 or standing.step == config.steps:
-                standing.seconds += time.monotonic() - since
-                self._evaluate(standing, objective, validator, sum(losses) / len(losses), rate)
-                self._mine(sampler, objective, train)
-                if standing.step < config.steps and standing.stale < config.patience:
-                    drawn = self._drawn(standing, sampler, workers)
-                since, losses = time.monotonic(), []
-        bar.close()
+        with tqdm(
+            total=config.steps, initial=standing.step, desc="training", unit="step", disable=not self.show
+        ) as bar:
+            while standing.step < config.steps and standing.stale < config.patience:
+                rate = config.learning_rate_at(standing.step)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                losses.append(self._step(standing.step, objective, optimizer, train, next(drawn)))
+                standing.step += 1
+                bar.update()
+                if standing.step % config.evaluate_every == 0 or standing.step == config.steps:
+                    standing.seconds += time.monotonic() - since
+                    self._evaluate(standing, objective, validator, sum(losses) / len(losses), rate)
+                    self._mine(sampler, objective, train)
+                    if standing.step < config.steps and standing.stale < config.patience:
+                        drawn = self._drawn(standing, sampler, workers)
+                    since, losses = time.monotonic(), []
         if standing.step < config.steps:
             self._say(
                 f"no better in {standing.stale} validations: stopped, with the head of step {standing.best_step}"

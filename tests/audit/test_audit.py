@@ -302,6 +302,12 @@ def test_rates_that_are_none_are_refused(folder, sources, rate):
         audit(folder, false_discovery_rate=rate)
 
 
+@pytest.mark.parametrize("name", ["encoder", "training", "unseen"])
+def test_a_path_in_place_of_what_lies_there_is_told_at_once(folder, sources, name):
+    with pytest.raises(TypeError, match=f"^{name} has to be of .*, got str; .* gives one$"):
+        audit(folder, **{name: "a/path"})
+
+
 def test_near_duplicates_are_alike_differ_by_seed_and_can_be_repeated():
     image = picture(5, 64)
     one, other = near_duplicate(image, 1), near_duplicate(image, 2)

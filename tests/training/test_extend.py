@@ -47,12 +47,13 @@ def taught(request: pytest.FixtureRequest, trained: Path) -> tuple[Teach, Any, s
     given: dict[str, Any] = {"record": training_record(trained), "progress": False}
     sizes: dict[str, Any] = {"batch_images": 8, "resolution": 32, "validation_fraction": 0.3}
 
-    def space(output: Path, steps: int = STEPS) -> LCMemHead:
+    def space(output: Path, steps: int = STEPS, terms: str = "") -> LCMemHead:
         other, recipe = Encoder(tiny_vae(seed=1, latent_channels=6), "other"), AddSpaceConfig(steps, **sizes)
-        return add_space(head, "other", other, known, SOURCES, output, recipe, **given)
+        return add_space(head, "other", other, known, SOURCES, output, recipe, terms=terms, **given)
 
-    def halving(output: Path, steps: int = STEPS) -> LCMemHead:
-        return add_halving(head, known, SOURCES, output, AddHalvingConfig(steps, **sizes), **given)
+    def halving(output: Path, steps: int = STEPS, terms: str = "") -> LCMemHead:
+        recipe = AddHalvingConfig(steps, **sizes)
+        return add_halving(head, known, SOURCES, output, recipe, terms=terms, **given)
 
     module = importlib.import_module(f"lcmem_filter.training.{request.param}")
     teach, part = {"add_space": (space, "added_spaces"), "add_halving": (halving, "halvings")}[request.param]
@@ -107,5 +108,27 @@ def test_what_is_cut_off_as_it_is_saved_is_saved_again(
     monkeypatch.setattr(module, "apart", lambda *_: pytest.fail("trained again"))
     teach(tmp_path / "head")
     assert (tmp_path / "head" / "README.md").exists()
+
+
+def test_what_is_finished_is_not_trained_again(
+    tmp_path: Path,
+    taught: tuple[Teach, Any, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    teach, module, kind = taught
+    first, output = teach(tmp_path / "head"), tmp_path / "head"
+    monkeypatch.setattr(module, "apart", lambda *_: pytest.fail("trained again"))
+    assert teach(output).fingerprint == first.fingerprint
+    assert "is finished already" in capsys.readouterr().err
+    card = (output / "README.md").read_text()
+    teach(output, terms="CC BY 4.0")
+    assert (output / "README.md").read_text() == card.replace(
+        "Terms of these: not stated by who trained it.", "Terms of these: CC BY 4.0"
+    )
+    assert card != (output / "README.md").read_text()
+    assert (
+        next(iter(json.loads((output / "training.json").read_text())[kind].values()))["terms"] == "CC BY 4.0"
+    )
     with pytest.raises(ArtifactError, match="already holds a head"):
-        teach(tmp_path / "head")
+        teach(output, STEPS + 1)

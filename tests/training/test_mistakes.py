@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from lcmem_filter.baselines.siamese_training import SiameseConfig
 from lcmem_filter.cli import train as command
 from lcmem_filter.cli._data import open_training
 from lcmem_filter.cli.main import main
@@ -26,7 +27,16 @@ from lcmem_filter.errors import (
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import open_images
 from lcmem_filter.latents import Encoder
-from lcmem_filter.training import TrainingConfig, train_head, trainer, training_record
+from lcmem_filter.training import (
+    AddHalvingConfig,
+    AddSpaceConfig,
+    TrainingConfig,
+    add_halving,
+    add_space,
+    train_head,
+    trainer,
+    training_record,
+)
 from lcmem_filter.training.data import identity_of
 
 from tests.tiny import tiny_vae, write_pictures
@@ -318,6 +328,7 @@ def even(self: Encoder, pixels: torch.Tensor) -> torch.Tensor:
         (["--learning-rate", "-1"], "learning_rate must be positive"),
         (["--elastic", "2"], r"elastic must be in [0, 1], got 2.0"),
         (["--margin", "-0.1"], "margin must not be negative"),
+        (["--learning-rate", "nan"], "learning_rate must be a finite number, got nan"),
         (["--space", "sd.1"], "cannot be called 'sd.1'"),
         (["--workers", "2"], "no workers without --baseline; leave out --workers"),
         (["--stages", "2", "--steps", "1"], "stage 1 is not asked for (--stages); leave out --steps"),
@@ -394,3 +405,73 @@ def test_a_heads_own_name_for_a_space_is_the_default(tmp_path: Path) -> None:
 def test_a_resolution_at_which_nothing_is_seen(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="resolutions must be at least 16, got 1"):
         replace(QUICK, resolution=1)
+
+
+def test_a_path_in_place_of_what_lies_there_is_told_at_once(tmp_path: Path) -> None:
+    head, encoder = LCMemHead.create("micro"), Encoder(tiny_vae(), "sd")
+    beside: dict[str, Any] = {"output": tmp_path / "head", "progress": False}
+    calls: list[tuple[str, Any]] = [
+        ("the encoder of sd has to be of Encoder", lambda: train_head(SOURCES, {"sd": "vae"}, **beside)),
+        ("initial has", lambda: train_head(SOURCES, {"sd": encoder}, initial="lcmem-small", **beside)),
+        ("a source has", lambda: add_space(head, "new", encoder, encoder, "images", **beside)),
+        ("reference has", lambda: add_space(head, "new", encoder, "vae", SOURCES, **beside)),
+        ("encoder has", lambda: add_halving(head, "vae", SOURCES, **beside)),
+        ("initial has", lambda: add_halving("lcmem-small", encoder, SOURCES, **beside)),
+    ]
+    for told, call in calls:
+        with pytest.raises(TypeError, match=f"^{told}.*got str; .* gives one$"):
+            call()
+    assert not (tmp_path / "head").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside"),
+    [(TrainingConfig, {}), (AddSpaceConfig, {}), (AddHalvingConfig, {}), (SiameseConfig, {"method": "dar"})],
+)
+def test_recipes_take_whole_and_finite_numbers_alone(kind: type, beside: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"^steps must be a whole number, got 100\.0$"):
+        kind(steps=100.0, **beside)
+    with pytest.raises(ConfigurationError, match=r"^seed must be a whole number, got None$"):
+        kind(seed=None, **beside)
+    for value in (float("nan"), float("inf"), "1e-3"):
+        with pytest.raises(
+            ConfigurationError, match=f"^learning_rate must be a finite number, got {value!r}$"
+        ):
+            kind(learning_rate=value, **beside)
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "warmup_steps"])
+def test_recipes_take_no_negative_numbers(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name} must not be negative, got -1$"):
+        TrainingConfig(**{name: -1})
+
+
+@pytest.mark.parametrize(
+    ("where", "options"),
+    [
+        ("training.cache._encode_shard", ["--vae", "VAE"]),
+        ("training.trainer._Run._step", ["--vae", "VAE"]),
+        ("training.extend.check_finite", ["--vae", "VAE", "--add-halving", "--initial", "HEAD"]),
+        ("baselines.siamese_training.siamese_loss", ["--baseline", "dar"]),
+    ],
+)
+def test_what_breaks_beside_a_progress_bar_is_told_on_a_line_of_its_own(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    options: list[str],
+) -> None:
+    def broken(*_: Any) -> None:
+        raise TrainingFailedError("it broke")
+
+    vae = tiny_vae()
+    vae.save_pretrained(tmp_path / "VAE")
+    head = LCMemHead.create("micro", {"sd": vae.config["latent_channels"]})
+    head.add_probes("sd", vae)
+    head.save_pretrained(tmp_path / "HEAD")
+    write_pictures(tmp_path / "images", range(12))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"lcmem_filter.{where}", broken)
+    assert main(["train", "images", "--output", "out", "--resolution", "32", *options]) == 2
+    assert capsys.readouterr().err.split("\n")[-2] == "lcmem-filter: it broke"
