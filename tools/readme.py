@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -384,20 +384,21 @@ def robustness() -> str:
     found = json.loads(path.read_text()).get("robustness") if path.exists() else None
     if not found:
         return "Single changes have not been measured yet.\n"
-    reid = found["recall"].get("lcmem_lcmem_reid")
+    recall = found["recall"]
+    others = [one for name, one in recall.items() if not name.startswith("lcmem")]
+    heads = {"lcmem": "lcmem-small", "lcmem_lcmem_reid": "lcmem-reid", "lcmem_lcmem_large": "lcmem-large"}
+    heads = {name: head for name, head in heads.items() if name in recall}
+
+    def told(shares: Iterable[float]) -> str:
+        return ", ".join(f"{share:.0%}" for share in shares)
+
     rows = [
         f"| {kind}: {', '.join(names)} | {found['images'][kind]} | "
-        + " | ".join(f"{share:.0%}" for share in found["recall"]["lcmem"][kind])
-        + f" | {', '.join(f'{share:.0%}' for share in reid[kind]) if reid else '-'}"
-        + f" | {_best_other(found['recall'], kind, 0)} | {_best_other(found['recall'], kind, 3)} |"
+        + " | ".join(told(recall[name][kind]) for name in heads)
+        + f" | {told(max(shares) for shares in zip(*(one[kind] for one in others), strict=True))} |"
         for kind, names in found["strengths"].items()
     ]
-    columns = ["change", "n", "1", "2", "3", "4", "lcmem-reid", "best other at 1", "best other at 4"]
-    return _table(columns, rows)
-
-
-def _best_other(recall: dict[str, dict[str, list[float]]], kind: str, strength: int) -> str:
-    return f"{max(one[kind][strength] for name, one in recall.items() if not name.startswith('lcmem')):.0%}"
+    return _table(["change", "n", *heads.values(), "the best other at each"], rows)
 
 
 def spaces() -> str:
@@ -428,6 +429,11 @@ def resolutions() -> str:
 def resolutions_reid() -> str:
     """The same with ``lcmem-reid``, from another results file of ``benchmarks/spaces``."""
     return _across("resolutions-reid.json", "resolution")
+
+
+def resolutions_large() -> str:
+    """The same with ``lcmem-large``, from another results file of ``benchmarks/spaces``."""
+    return _across("resolutions-large.json", "resolution")
 
 
 def _across(name: str, what: str) -> str:
@@ -786,6 +792,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "recipe_spaces": recipe_spaces,
     "resolutions": resolutions,
     "resolutions_reid": resolutions_reid,
+    "resolutions_large": resolutions_large,
     "robustness": robustness,
     "spaces": spaces,
     "spaces_256": spaces_256,

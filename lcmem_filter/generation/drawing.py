@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import FilterFailedError, UnsupportedPipelineError
 from ..pipeline.call import MemorizationWarning
-from ..pipeline.rows import TEXTS
+from ..pipeline.rows import text_of_each
 from ..types import Decision
 from .plan import Item
 from .rows import Status
@@ -58,7 +58,7 @@ def draw_batch(pipe: Any, items: Sequence[Item], options: Mapping[str, Any], *, 
         warnings.simplefilter("ignore", MemorizationWarning)  # the job counts withheld images itself
         output = pipe(
             **prompts_of(pipe, items),
-            **{name: _of_each(name, value, items) for name, value in options.items()},
+            **{name: text_of_each(name, value, len(items)) for name, value in options.items()},
             generator=[torch.Generator().manual_seed(item.seed) for item in items],
             output_type="pil",
         )
@@ -70,11 +70,6 @@ def draw_batch(pipe: Any, items: Sequence[Item], options: Mapping[str, Any], *, 
         )
     unsafe = getattr(output, "nsfw_content_detected", None) or [False] * len(items)
     return [_drawn(*one, flag=flag) for one in zip(items, decisions, images, unsafe, strict=True)]
-
-
-def _of_each(name: str, value: Any, items: Sequence[Item]) -> Any:
-    """A text of the whole job as one text for each item: pipelines want it like the prompts, a list."""
-    return [value] * len(items) if name in TEXTS and isinstance(value, str) else value
 
 
 def prompts_of(pipe: Any, items: Sequence[Item]) -> dict[str, Any]:

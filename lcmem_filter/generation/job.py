@@ -19,6 +19,11 @@ from .drawing import RESERVED
 from .plan import Plan
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
+_SIZES = ("original_size", "crops_coords_top_left", "target_size")
+SIZES = (*_SIZES, *(f"negative_{name}" for name in _SIZES))
+"""Options of SDXL that it adds to each other as tuples."""
+TILING = ("use_slicing", "use_tiling")
+"""Of an autoencoder, besides what begins with ``tile_``."""
 ADAPTERS = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
 """Of a layer of PEFT, what says which adapters count, and how much."""
 
@@ -55,7 +60,7 @@ def describe(
 
 
 def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Arguments of the pipeline's call as they come back from JSON.
+    """Arguments of the pipeline's call as they come back from JSON, but for sizes, which are tuples.
 
     Raises:
         DataError: the plan decides one of them, or one cannot be kept.
@@ -67,7 +72,10 @@ def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
         kept: dict[str, Any] = json.loads(json.dumps(options, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise DataError(f"options cannot be kept in job.json: {error}; give numbers and texts") from error
-    return kept
+    return {
+        name: tuple(value) if name in SIZES and isinstance(value, list) else value
+        for name, value in kept.items()
+    }
 
 
 def versions() -> dict[str, str]:
@@ -80,9 +88,9 @@ def versions() -> dict[str, str]:
 
 
 def pipeline_fingerprint(pipe: Any) -> str:
-    """SHA-256 over the class, every component's settings and vocabulary, every weight and buffer, as they lie in
-    memory, and how adapters and FreeU are set."""
-    digest = hashlib.sha256(type(pipe).__name__.encode())
+    """SHA-256 over the class, its settings and every component's, vocabularies, every weight and buffer, as they lie in
+    memory, and how adapters, FreeU, tiling and the schedule's shift are set."""
+    digest = hashlib.sha256(f"{type(pipe).__name__}: {_settings_of(pipe.config)}\n".encode())
     for name, component in sorted(pipe.components.items()):
         digest.update(f"{name}: {type(component).__name__}\n".encode())
         if isinstance(component, torch.nn.Module):
@@ -91,6 +99,8 @@ def pipeline_fingerprint(pipe: Any) -> str:
                 digest.update(_bytes_of(tensor))
             for line in _switches_of(component):
                 digest.update(line.encode())
+        if (shift := getattr(component, "shift", None)) is not None:
+            digest.update(f"shift: {shift}\n".encode())
         if hasattr(component, "config"):
             digest.update(_settings_of(component.config).encode())
         if hasattr(component, "get_vocab"):
@@ -99,9 +109,12 @@ def pipeline_fingerprint(pipe: Any) -> str:
 
 
 def _switches_of(component: torch.nn.Module) -> list[str]:
-    """What changes images and is neither weight nor configuration: which adapters are on and how much they count, and
-    FreeU's factors."""
-    found = []
+    """What changes images and is neither weight nor configuration: which adapters are on and how much they count,
+    FreeU's factors, and how an autoencoder goes piece by piece."""
+    pieces = {
+        key: value for key, value in vars(component).items() if key in TILING or key.startswith("tile_")
+    }
+    found = [f"{json.dumps(pieces, sort_keys=True, default=str)}\n"] if pieces else []
     for name, module in component.named_modules():
         said: dict[str, Any] = {key: getattr(module, key, None) for key in ("s1", "s2", "b1", "b2")}
         if isinstance(getattr(module, "scaling", None), dict):  # of PEFT

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from ..errors import DataError, EmptyDataError, MissingColumnError
@@ -196,7 +195,7 @@ def _requests_of(path: Path, table: pa.Table, columns: dict[str, str]) -> list[R
 
 def _lines(path: Path) -> Sequence[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig").split("\n")  # other separators may stand in a prompt
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} cannot be read: {error}; give a text file in UTF-8, one prompt a line"
@@ -209,7 +208,7 @@ def _read_table(path: Path, texts: Sequence[str]) -> pa.Table:
         if suffix == ".parquet":
             return pq.read_table(path)
         if suffix in (".jsonl", ".json", ".ndjson"):
-            return pyarrow.json.read_json(path)
+            return _from_json_lines(path)
         if suffix in (".csv", ".tsv"):
             return pyarrow.csv.read_csv(
                 path,
@@ -220,11 +219,21 @@ def _read_table(path: Path, texts: Sequence[str]) -> pa.Table:
                     column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=False
                 ),
             )
-    except (OSError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; mend it or give another file") from error
     raise DataError(
         f"{path} is no file of prompts that can be read; give .txt, .csv, .tsv, .jsonl or .parquet"
     )
+
+
+def _from_json_lines(path: Path) -> pa.Table:
+    """What stands in the texts, where readers of tables take some for dates."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    rows = [json.loads(line) for line in lines if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise pa.ArrowInvalid("a line is no JSON object")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
 
 
 def _label(value: Any) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, get_args
 
-from ..errors import CalibrationError, FilterFailedError
+from ..errors import CalibrationError, FilterFailedError, UnsupportedPipelineError, check_kind
 from ..filter import MemorizationFilter
 from ..index import MemorizationIndex
 from ..types import OnExhausted, OnMemorized
@@ -43,7 +43,8 @@ def attach(
 
     Args:
         pipe: A latent image pipeline of diffusers.
-        index: A calibrated index of the pipeline's training set, or the folder of one.
+        index: A calibrated index of the pipeline's training set, or the folder of one. A threshold that is set later
+            counts once the filter is attached again.
         on_memorized: ``"flag"`` returns memorised samples with their decision; ``"reject"`` withholds them;
             ``"resample"`` draws them again first.
         max_resamples: How often a sample is drawn again, at least 1 where ``on_memorized`` is ``"resample"``.
@@ -69,12 +70,15 @@ def attach(
             is not for this index or this scheduler.
         IncompleteIndexError: training images are missing in the index.
         LatentSpaceError: the index's head has no stem for this pipeline's latent space.
-        UnsupportedPipelineError: ``pipe`` is no latent image pipeline.
+        UnsupportedPipelineError: ``pipe`` is no latent image pipeline, or is modular.
     """
     _check_options(on_memorized, max_resamples, on_exhausted)
     ladder = make_rungs(rungs)
+    _check_class(type(pipe))
     vae = decoder_of(pipe)
     if not isinstance(index, MemorizationIndex):
+        if not isinstance(index, (str, os.PathLike)):
+            check_kind("index", index, MemorizationIndex, "MemorizationIndex.load(PATH)")
         index = MemorizationIndex.load(index, allow_unindexed=allow_unindexed)
     space = identify_space(pipe, vae, index.head)
     judge = MemorizationFilter(index, space=space, allow_unindexed=allow_unindexed)
@@ -212,6 +216,23 @@ def _warn_once_unfiltered(name: str) -> None:
     warnings.warn(
         f"the saved {name} holds no memorization filter: whoever loads it must attach one again", stacklevel=4
     )
+
+
+def _check_class(kind: type) -> None:
+    """
+    Raises:
+        UnsupportedPipelineError: what pipelines of class ``kind`` draw does not come of calling them.
+    """
+    if any(one.__name__ == "ModularPipeline" for one in kind.__mro__):
+        raise UnsupportedPipelineError(
+            f"{kind.__name__} is modular, and hands out whatever is asked of its state; put a step before its decoder: "
+            "lcmem_filter.pipeline.modular.filter_before_decode"
+        )
+    if not any("__call__" in vars(one) for one in kind.__mro__):
+        raise UnsupportedPipelineError(
+            f"{kind.__name__} cannot be called, and what its own methods draw would not be filtered; use a pipeline of "
+            "one task"
+        )
 
 
 def _check_options(on_memorized: str, max_resamples: int, on_exhausted: str) -> None:

@@ -17,7 +17,7 @@ from ..types import Decision
 from .gate import Gate, Judge, gated, turn, withheld_rows
 from .ladder import Ladder
 from .outputs import (
-    blank_latents,
+    blank_rows,
     check_one_decision_an_image,
     count_rows,
     has_names,
@@ -197,19 +197,31 @@ def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
         output = call.run(drawing.original, drawing.pipe)
     check_one_decision_an_image(output, gate.decisions)
     assert gate.decisions is not None
-    return Drawn(output, gate.decisions)
+    return _withheld(drawing, Drawn(output, gate.decisions), images=False)
+
+
+def _withheld(drawing: Drawing, drawn: Drawn, *, images: bool) -> Drawn:
+    """``drawn`` without what is to be kept from the user; ``images``: whether these still show it."""
+    rows = withheld_rows(drawn.decisions) if drawing.withhold else []
+    if rows:
+        drawn.output = blank_rows(drawn.output, rows, len(drawn.decisions), images=images)
+    return drawn
 
 
 def _only_finished(pipe: Any, judge: Judge) -> Judge:
     """``judge``, but for a call that its caller interrupted: a half-denoised copy would be taken for no copy."""
 
     def finished(latents: torch.Tensor) -> Sequence[Decision]:
-        interrupted = getattr(pipe, "interrupt", False)
-        if interrupted and interrupted is not STOPPED_EARLY:
+        if _is_interrupted(pipe):
             return [_INTERRUPTED] * latents.shape[0]
         return judge(latents)
 
     return finished
+
+
+def _is_interrupted(pipe: Any) -> bool:
+    found = getattr(pipe, "interrupt", False)
+    return bool(found) and found is not STOPPED_EARLY
 
 
 _INTERRUPTED = Decision(
@@ -231,9 +243,7 @@ def _draw_latents(
     latents = decoder_space(pipe, vae, images_of(output), sizes[-1] if sizes else None)
     decisions = list(judge(latents))
     check_one_decision_an_image(output, decisions)
-    if drawing.withhold and withheld_rows(decisions):
-        output = blank_latents(output, withheld_rows(decisions))
-    return Drawn(output, decisions)
+    return _withheld(drawing, Drawn(output, decisions), images=True)
 
 
 def _hand_out_unjudged(drawing: Drawing, call: BoundCall) -> Any:
@@ -266,8 +276,8 @@ def _draw_again(drawing: Drawing, call: BoundCall, drawn: Drawn) -> None:
     ladder = Ladder(policy.rungs, policy.max_resamples, policy.max_seconds)
     rejected_for: list[frozenset[str]] = [frozenset()] * total
     while (rows := withheld_rows(drawn.decisions)) and ladder.may_go_on():
-        if any(drawn.decisions[row].accepted is None for row in rows):
-            return  # interrupted: nobody waits for another draw
+        if _is_interrupted(drawing.pipe) or any(drawn.decisions[row].accepted is None for row in rows):
+            return  # nobody waits for another draw
         for row in rows:
             rejected_for[row] |= set(drawn.decisions[row].matched_ids)
         redraw, redrawing = _redraw(drawing, call, drawn, rows, rejected_for)

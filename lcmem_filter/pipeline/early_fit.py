@@ -19,8 +19,10 @@ from ..types import Calibration, Decision
 from ..verification import Scored
 from .call import filtered_call
 from .policy import Policy, attached_policy, plain_class
+from .rows import text_of_each
 from .watch import Stage, Watch, why_not_early
 
+DECIDED = frozenset({"allowed_ids", "generator", "num_images_per_prompt", "prompt"})
 MOST_REJECTED = 0.5
 """Give up once more than this share of the samples that were drawn, and as many as were asked for, was rejected."""
 
@@ -38,6 +40,8 @@ def fit_stages(
 ) -> tuple[tuple[Stage, ...], int]:
     """The stages, and how many steps the samples took; arguments and errors are those of ``EarlyStop.fit``."""
     check_fractions(fractions, bound)
+    if decided := sorted(DECIDED & {name for name, value in call.items() if value is not None}):
+        raise DataError(f"EarlyStop.fit decides {', '.join(decided)} itself; leave it out")
     if isinstance(prompts, str) or not prompts:
         raise DataError(f"prompts are a list of texts, got {prompts!r}; give several that are not memorised")
     policy, against = attached_policy(pipe), why_not_early(pipe)
@@ -160,7 +164,7 @@ def _draw(
     rows = range(recorder.drawn, recorder.drawn + batch_size)
     given = {
         "output_type": "latent",
-        **call,
+        **{name: text_of_each(name, value, batch_size) for name, value in call.items()},
         "prompt": [prompts[row % len(prompts)] for row in rows],
         "generator": [torch.Generator().manual_seed(seed + row) for row in rows],
     }

@@ -77,10 +77,11 @@ class EarlyStop:
             batch_size: Samples in one call.
             seed: Of the first sample; the others follow.
             progress: Show progress on stderr.
-            call: Further arguments of the pipeline's call: the settings that it will be called with.
+            call: Further arguments of the pipeline's call: the settings that it will be called with. A text is that of
+                every sample, and images are drawn one for a prompt, by generators of their own.
 
         Raises:
-            DataError: ``prompts`` are one text, or none.
+            DataError: ``prompts`` are one text, or none; or ``call`` has what is decided here.
             CalibrationError: no filter is attached, ``samples`` are too few, or too few were accepted.
             UnsupportedPipelineError: the pipeline cannot be stopped early; says why.
             ValueError: ``bound`` or ``fractions`` are out of range.

@@ -65,12 +65,24 @@ def guidance_layout(pipe: Any, call: BoundCall) -> Layout | None:
     if layout is None or denoiser_of(pipe) is None:
         return None
     if hasattr(pipe, "do_classifier_free_guidance"):
-        return layout if pipe.do_classifier_free_guidance else None
+        return layout if _guides(pipe, call) else None
     if "true_cfg_scale" in call.arguments:
         negative = ("negative_prompt", "negative_prompt_embeds")
         guided = any(call.arguments.get(name) is not None for name in negative)
         return layout if guided and call.arguments["true_cfg_scale"] > 1 else None
     return layout if (call.arguments.get("guidance_scale") or 0) > 1 else None
+
+
+def _guides(pipe: Any, call: BoundCall) -> bool:
+    """Whether ``pipe`` says that it guides at the scale of ``call``: callbacks may have changed that as it drew."""
+    given, left = call.arguments.get("guidance_scale"), getattr(pipe, "_guidance_scale", None)
+    if given is None or left is None:
+        return bool(pipe.do_classifier_free_guidance)
+    pipe._guidance_scale = given
+    try:
+        return bool(pipe.do_classifier_free_guidance)
+    finally:
+        pipe._guidance_scale = left
 
 
 @contextmanager

@@ -12,6 +12,9 @@ from PIL import Image
 from ..errors import FilterFailedError
 
 LATENT_BLANK = 0.0
+_ARRAYS = (np.ndarray, torch.Tensor)
+_SHOWN = (*_ARRAYS, Image.Image)
+"""What may show something of a sample."""
 
 
 def images_of(output: Any) -> Any:
@@ -31,7 +34,7 @@ def count_rows(value: Any) -> int | None:
     """How many rows a field of an output has; ``None`` where it has none."""
     if isinstance(value, list):
         return len(value)
-    if isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim:
+    if isinstance(value, _ARRAYS) and value.ndim:
         return int(value.shape[0])
     return None
 
@@ -50,7 +53,7 @@ def replace_rows(
         if count_rows(value) != total:
             return value
         fresh = sources[position]
-        value = value.copy() if not isinstance(value, torch.Tensor) else value.clone()
+        value = _copied(value)
         for row, source_row in zip(rows, source_rows, strict=True):
             if _size(fresh[source_row]) != _size(value[row]):
                 raise FilterFailedError(
@@ -63,14 +66,29 @@ def replace_rows(
     return _map_fields(output, replaced)
 
 
-def blank_latents(output: Any, rows: Sequence[int]) -> Any:
-    """``output`` whose images are latents, with ``rows`` zeroed."""
+def blank_rows(output: Any, rows: Sequence[int], total: int, *, images: bool) -> Any:
+    """``output`` with ``rows`` zeroed in every field of ``total`` numbers, arrays or pictures.
+
+    Args:
+        images: Whether the images are, too; decoded ones have been.
+
+    Raises:
+        FilterFailedError: it is not known where ``rows`` are in a field.
+    """
 
     def blanked(position: int, value: Any) -> Any:
-        if position:
+        if not position and not images:
             return value
-        value = value.clone()
-        value[list(rows)] = LATENT_BLANK
+        several = isinstance(value, list) and any(isinstance(one, _SHOWN) for one in value)
+        if several or (isinstance(value, _ARRAYS) and value.ndim):
+            if len(value) != total:
+                raise FilterFailedError(
+                    f"the pipeline returns {len(value)} of something for {total} images, so what is withheld cannot be "
+                    "told in it; no image is returned"
+                )
+            value = [*value] if several else _copied(value)
+            for row in rows:
+                value[row] = _blank(value[row]) if several else LATENT_BLANK
         return value
 
     return _map_fields(output, blanked)
@@ -101,6 +119,19 @@ def check_one_decision_an_image(output: Any, decisions: Sequence[Any] | None) ->
         raise FilterFailedError(
             f"{len(decisions)} decisions for {images} images; this call cannot be filtered"
         )
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value.copy()
+
+
+def _blank(value: Any) -> Any:
+    """A picture or an array as ``value``, with nothing on it; what is neither, as it is."""
+    if isinstance(value, Image.Image):
+        return Image.new(value.mode, value.size)
+    if isinstance(value, torch.Tensor):
+        return torch.zeros_like(value)
+    return np.zeros_like(value) if isinstance(value, np.ndarray) else value
 
 
 def _size(image: Any) -> tuple[int, ...]:

@@ -48,6 +48,7 @@ SHARED = frozenset(
         "negative_original_size",
         "negative_target_size",
         "original_size",
+        "prior_callback_on_step_end_tensor_inputs",
         "sigmas",
         "skip_guidance_layers",
         "target_size",
@@ -56,6 +57,9 @@ SHARED = frozenset(
     }
 )
 """Lists that belong to the call, not to its rows."""
+
+CALLBACKS = ("callback", "callback_on_step_end", "prior_callback_on_step_end")
+"""Called with the latents of all rows: one that changes them may have something of its own for each."""
 
 PICTURES: Mapping[str, Mapping[str, Role]] = {
     "FluxControlNetPipeline": {"control_image": "prompt"},
@@ -122,6 +126,12 @@ class BoundCall:
                 positional = (*before, *arguments.pop(parameter.name))
             elif parameter.default is not inspect.Parameter.empty and not positional:
                 arguments.setdefault(parameter.name, parameter.default)
+        for name in CALLBACKS:
+            given = arguments.get(name)
+            if given is not None and not hasattr(
+                given, "tensor_inputs"
+            ):  # which pipelines ask for by its class
+                arguments[name] = _Watched(given)
         return cls(arguments, roles_of(pipe), positional, _cell_of(pipe))
 
     @property
@@ -138,12 +148,15 @@ class BoundCall:
         return (
             not self.positional
             and prompts * images == total
+            and self.arguments.get("padding_mask_crop")
+            is None  # of a single picture, which may not be a list
+            and not any(_may_know_rows(self.arguments.get(name)) for name in CALLBACKS)
             and self._batch_size_counts_rows(total)
             and all(
                 name in ("generator", "latents")
                 or not isinstance(value, _MANY)
                 or (
-                    not (name in _PICTURES and _may_be_one(value))
+                    not (name in _PICTURES and (_may_be_one(value) or _differ_in_size(value)))
                     and _entries_are_rows(value, self.roles.get(name), prompts, total, texts=name in TEXTS)
                     and not (name in _IMAGE_EMBEDS and _lists_batches(value))
                 )
@@ -192,6 +205,12 @@ class BoundCall:
         """The same call from other generators, one a row; for arguments that cannot be taken apart."""
         again = _redrawn(dict(self.arguments), generators, self.cell)
         return BoundCall(again, self.roles, self.positional, self.cell)
+
+
+def text_of_each(name: str, value: Any, count: int) -> Any:
+    """A text that stands for ``count`` prompts as one text for each, since pipelines want it like the prompts, a list;
+    any other argument as it is."""
+    return [value] * count if name in TEXTS and isinstance(value, str) else value
 
 
 def draw_seed(generator: torch.Generator | list[torch.Generator] | None, row: int) -> int:
@@ -254,6 +273,45 @@ def _entries(value: Any) -> int:
 def _may_be_one(value: Any) -> bool:
     """Whether a picture given as an array may be a single one, (3, H, W), and no batch."""
     return isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim < 4
+
+
+def _differ_in_size(value: Any) -> bool:
+    """Whether pictures of a list are of several sizes, of which pipelines take the first one's for all."""
+    return isinstance(value, (list, tuple)) and len({getattr(one, "size", None) for one in value}) > 1
+
+
+class _Watched:
+    """A callback, and whether it changed anything that it was given."""
+
+    def __init__(self, callback: Callable[..., Any]) -> None:
+        self.callback, self.changed = callback, False
+
+    def __call__(self, *given: Any) -> Any:
+        tensors = [*given, *(one for each in given if isinstance(each, dict) for one in each.values())]
+        before = [(one, _state_of(one)) for one in tensors if isinstance(one, torch.Tensor)]
+        found = self.callback(*given)
+        kept = {id(one) for one, _ in before}
+        returned = found.values() if isinstance(found, dict) else ()
+        self.changed |= any(isinstance(one, torch.Tensor) and id(one) not in kept for one in returned)
+        self.changed |= any(not _is_in_state(one, state) for one, state in before)
+        return found
+
+
+def _state_of(tensor: torch.Tensor) -> Any:
+    """What tells later whether a tensor was written to; those made in inference mode do not count that."""
+    return tensor.clone() if tensor.is_inference() else tensor._version
+
+
+def _is_in_state(tensor: torch.Tensor, state: Any) -> bool:
+    return torch.equal(tensor, state) if isinstance(state, torch.Tensor) else tensor._version == state
+
+
+def _may_know_rows(callback: Any) -> bool:
+    """Whether a callback may do something else to each row. Of diffusers' classes for them, its own do not."""
+    if callback is None or isinstance(callback, _Watched):
+        return callback is not None and callback.changed
+    several = getattr(callback, "callbacks", [callback])
+    return any(type(one).__module__ != "diffusers.callbacks" for one in several)
 
 
 def _lists_batches(value: Any) -> bool:

@@ -31,13 +31,15 @@ from lcmem_filter.generation import Request, run
 from lcmem_filter.generation.drawing import draw_batch, prompts_of
 from lcmem_filter.generation.folder import JobFolder
 from lcmem_filter.generation.history import History
-from lcmem_filter.generation.job import pipeline_fingerprint
-from lcmem_filter.generation.plan import Item
+from lcmem_filter.generation.job import checked_options, pipeline_fingerprint
+from lcmem_filter.generation.plan import Item, plan_of
 from lcmem_filter.pipeline.policy import attached_policy
 from lcmem_filter.pipeline.watch import Stage
 from lcmem_filter.types import Calibration
 from lcmem_filter.verification import STATISTIC
 
+from ..pipeline.families.stable_diffusion_xl import xl
+from ..pipeline.scripted import always, wear
 from ..tiny import tiny_pipeline
 from .material import OPTIONS, PROMPTS, checksums
 
@@ -317,6 +319,16 @@ def test_settings_and_vocabulary_are_part_of_a_pipeline(pipe):
     other.vae.register_to_config(scaling_factor=0.5)
     assert pipeline_fingerprint(other) != before
     other = copy.deepcopy(pipe)
+    other.register_to_config(requires_safety_checker=True)
+    assert pipeline_fingerprint(other) != before
+    for turn_on in ("enable_tiling", "enable_slicing"):
+        other = copy.deepcopy(pipe)
+        getattr(other.vae, turn_on)()
+        assert pipeline_fingerprint(other) != before
+    other = copy.deepcopy(pipe)
+    other.scheduler.shift = 6.0
+    assert pipeline_fingerprint(other) != before
+    other = copy.deepcopy(pipe)
     other.tokenizer.add_tokens(["another word"])
     assert pipeline_fingerprint(other) != before
     assert pipeline_fingerprint(copy.deepcopy(pipe)) == before
@@ -471,3 +483,17 @@ def test_early_stop_is_in_use_and_part_of_the_job(job, folder, tmp_path, monkeyp
     with pytest.raises(ArtifactError, match="early_stop"):
         job(prompts=PROMPTS[:4])
     assert job(prompts=PROMPTS[:4], early_stop=early).rows == done.rows
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn.t accept a copy:DeprecationWarning")
+def test_sizes_are_the_tuples_that_pipelines_add():
+    sizes = {"original_size": (64, 32), "negative_target_size": [32, 32], "timesteps": [3, 1]}
+    found = checked_options(sizes)
+    assert found == {"original_size": (64, 32), "negative_target_size": (32, 32), "timesteps": [3, 1]}
+    items = plan_of([Request("a cat")]).batch(0)
+    pipe = xl()
+    wear(pipe, always)
+    options = checked_options(
+        {"num_inference_steps": 1, "original_size": [64, 32], "height": 32, "width": 32}
+    )
+    assert len(draw_batch(pipe, items, options, flag=False)) == 1

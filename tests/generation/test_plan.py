@@ -118,3 +118,16 @@ def test_nothing_to_do_is_an_error():
         plan_of([])
     with pytest.raises(DataError, match="batch size of 0"):
         plan_of(REQUESTS, batch_size=0)
+
+
+def test_what_stands_in_a_prompt_or_a_label_stays(tmp_path):
+    (tmp_path / "p.txt").write_text("a cat\u2028on a\x0bmat\r\na dog\n", newline="")
+    assert [one.prompt for one in read_requests(tmp_path / "p.txt")] == ["a cat\u2028on a\x0bmat", "a dog"]
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "2024-05-01", "label": "2024-05-02"}\n\n{"prompt": "a dog"}\n'
+    )
+    assert read_requests(tmp_path / "p.jsonl") == [Request("2024-05-01", "2024-05-02"), Request("a dog")]
+    for content in ('["a cat"]\n', '{"prompt": 1}\n{"prompt": "a"}\n'):
+        (tmp_path / "p.jsonl").write_text(content)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_requests(tmp_path / "p.jsonl")

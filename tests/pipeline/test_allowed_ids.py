@@ -14,6 +14,8 @@ from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import encode_pixels
 from lcmem_filter.pipeline import MemorizationWarning, attach
 
+from . import planting
+from .planting import planted
 from .scripted import always, wear
 from tests.tiny import call_arguments, picture, tiny_pipeline, tiny_vae
 
@@ -65,10 +67,10 @@ def test_each_row_may_resemble_its_own(kind: str, output_type: str, index: Memor
 
 
 def test_rows_keep_theirs_when_they_are_drawn_again(index: MemorizationIndex) -> None:
-    pipe = attach(tiny_pipeline(), index, rungs=["new_seed"], max_resamples=2)
+    pipe = attach(planting.made(), index, rungs=["new_seed"], max_resamples=2)
     allowed = [["003.png"], ["007.png"], ["005.png"], ["006.png"]]
-    first, second, third = latents_of(3, 0, 5, 0), latents_of(7, 5), latents_of(6)
-    out = call(pipe, first, second, third, allowed_ids=allowed)
+    with planted(pipe, {0: 3, 1: 0, 2: 5, 3: 0}, {0: 7, 1: 5}, {0: 6}):
+        out = planting.call(pipe, allowed_ids=allowed, num_images_per_prompt=2)
     assert [d.accepted for d in out.memorization] == [True] * 4
     assert [d.attempts for d in out.memorization] == [1, 2, 1, 3]
     assert [d.allowed_ids for d in out.memorization] == [tuple(ids) for ids in allowed]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from diffusers import Flux2KleinPipeline, Flux2Pipeline, StableDiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from PIL import Image
 
 from lcmem_filter.errors import FilterFailedError
@@ -503,3 +504,108 @@ def test_a_rung_is_at_work_while_no_other_thread_draws() -> None:
     thread.join(30)
     assert [bool(rung) for _, rung in seen] == [False, True, False]
     assert all(rung in ([], [judged_by]) for judged_by, rung in seen)
+
+
+@pytest.mark.parametrize("on_memorized", ["reject", "resample"])
+def test_whatever_else_is_returned_of_a_withheld_row_is_blank_too(on_memorized: str) -> None:
+    class Tells(StableDiffusionPipeline):  # type: ignore[misc]
+        @torch.no_grad()
+        def __call__(self, *args: Any, output_type: str = "pt", more: Any = None, **given: Any) -> Any:
+            latents = super().__call__(*args, output_type="latent", return_dict=False, **given)[0]
+            images = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
+            small = [Image.fromarray(np.full((4, 4), 9, np.uint8)) for _ in latents]
+            return (
+                self.image_processor.postprocess(images, output_type=output_type),
+                latents,
+                latents.numpy(),
+                small,
+                [True] * len(latents),
+                *(() if more is None else (more,)),
+            )
+
+    pipe = tiny_pipeline()
+    pipe.__class__ = Tells
+    plain = pipe(**arguments(output_type="pt"))
+    wear(pipe, lambda latent, row, batch: row != 1 if batch == 0 else False, on_memorized)
+    with pytest.warns(MemorizationWarning):
+        images, latents, arrays, small, flags = pipe(**arguments(output_type="pt"))
+    assert [bool(one.any()) for one in images] == [True, False, True, True]
+    assert (
+        [bool(one.any()) for one in latents]
+        == [bool(one.any()) for one in arrays]
+        == [True, False, True, True]
+    )
+    assert torch.equal(latents[[0, 2, 3]], plain[1][[0, 2, 3]])
+    assert [one.getextrema() for one in small] == [(9, 9), (0, 0), (9, 9), (9, 9)] and flags == [True] * 4
+    with pytest.raises(FilterFailedError, match="returns 3 of something for 4 images"):
+        pipe(**arguments(output_type="pt"), more=torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("kind", ["img2img", "inpaint"])
+def test_pictures_of_several_sizes_draw_the_whole_batch_again(kind: str) -> None:
+    pipe, given = tiny_pipeline(kind), arguments(kind, images=1)
+    given["image"] = [one.resize((side, side)) for one, side in zip(given["image"], (32, 64), strict=True)]
+    scripted = wear(pipe, reject_first_pass(1))
+    out = pipe(**given)
+    assert [len(batch) for batch in scripted.seen] == [2, 2] and out.memorization[1].attempts == 2
+
+
+def test_a_crop_around_the_mask_is_drawn_again() -> None:
+    pipe, given = tiny_pipeline("inpaint"), arguments("inpaint", images=2, output_type="pil")
+    for name in ("prompt", "image", "mask_image"):
+        given[name] = given[name][0]
+    scripted = wear(pipe, reject_first_pass(0))
+    out = pipe(**given, padding_mask_crop=4)
+    assert [len(batch) for batch in scripted.seen] == [2, 2] and out.memorization[0].attempts == 2
+
+
+OF_EACH_ROW = torch.arange(4.0).view(4, 1, 1, 1)
+
+
+def moved(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {**tensors, "latents": tensors["latents"] + OF_EACH_ROW}
+
+
+def moved_in_place(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    tensors["latents"] += OF_EACH_ROW
+    return {}
+
+
+class Moves(PipelineCallback):  # type: ignore[misc]
+    tensor_inputs = ("latents",)
+
+    def callback_fn(self, pipeline: Any, step: int, timestep: Any, tensors: Any) -> Any:
+        return moved(pipeline, step, timestep, tensors)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("callback", [moved, moved_in_place, Moves(1.0)])
+def test_a_callback_that_changes_rows_has_all_of_them_in_each_draw(callback: Any, mode: Any) -> None:
+    pipe = tiny_pipeline()
+    with mode():
+        plain = pipe(**arguments(callback_on_step_end=callback)).images
+        scripted = wear(pipe, reject_first_pass(2, 3))
+        out = pipe(**arguments(callback_on_step_end=callback))
+    assert [len(batch) for batch in scripted.seen] == [4, 4]
+    assert np.array_equal(out.images[:2], plain[:2]) and [d.attempts for d in out.memorization] == [
+        1,
+        1,
+        2,
+        2,
+    ]
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda pipe, step, timestep, tensors: {},
+        lambda pipe, step, timestep, tensors: tensors,
+        SDCFGCutoffCallback(cutoff_step_ratio=1.0),
+        MultiPipelineCallbacks([SDCFGCutoffCallback(cutoff_step_ratio=1.0)]),
+    ],
+)
+def test_a_callback_that_looks_on_or_is_diffusers_own_has_rejected_rows_alone(callback: Any) -> None:
+    pipe = tiny_pipeline()
+    scripted = wear(pipe, reject_first_pass(2))
+    pipe(**arguments(callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["latents"]))
+    assert [len(batch) for batch in scripted.seen] == [4, 1]

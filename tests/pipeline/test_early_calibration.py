@@ -169,3 +169,18 @@ def test_calls_that_are_interrupted_calibrate_nothing(index: MemorizationIndex) 
     pipe = attach(made(), index)
     with pytest.raises(CalibrationError, match="interrupted; leave out the callback"):
         EarlyStop.fit(pipe, PROMPTS, **FIT, **SETTINGS, callback_on_step_end=cancel)
+
+
+def test_settings_are_given_as_for_one_sample(index: MemorizationIndex) -> None:
+    pipe = attach(made(), index)
+    guided = {**SETTINGS, "guidance_scale": 3.0}
+    plain = EarlyStop.fit(pipe, PROMPTS, **FIT, **guided)
+    assert EarlyStop.fit(pipe, PROMPTS, **FIT, **guided, negative_prompt="blurred") != plain
+    for name, value in (
+        ("num_images_per_prompt", 2),
+        ("allowed_ids", ["a"]),
+        ("generator", 1),
+        ("prompt", "a"),
+    ):
+        with pytest.raises(DataError, match=f"decides {name} itself"):
+            EarlyStop.fit(pipe, PROMPTS, **FIT, **SETTINGS, **{name: value})

@@ -87,3 +87,14 @@ def test_the_next_call_is_judged_again() -> None:
         interrupted(pipe)
     out = interrupted(pipe, after=9)
     assert [d.accepted for d in out.memorization] == [True] * 2
+
+
+def test_a_call_that_is_cancelled_while_it_is_judged_draws_nothing_again() -> None:
+    pipe, steps = tiny_pipeline(), []
+    pipe.vae.decoder.register_forward_pre_hook(lambda *_: setattr(pipe, "_interrupt", True))
+    scripted = wear(pipe, lambda latent, row, batch: row != 0)
+    given = {**call_arguments("text-to-image", ["a cat", "a dog"]), "num_inference_steps": 3}
+    with pytest.warns(MemorizationWarning, match="1 of 2 samples were memorised in each of 1 attempt"):
+        out = pipe(**given, callback_on_step_end=lambda p, step, t, tensors: steps.append(step) or tensors)
+    assert steps == [0, 1, 2] and len(scripted.seen) == 1
+    assert [d.accepted for d in out.memorization] == [False, True]

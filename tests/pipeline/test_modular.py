@@ -21,13 +21,13 @@ from lcmem_filter.errors import (
 )
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import canonical, encode_pixels
-from lcmem_filter.pipeline import MemorizationWarning
+from lcmem_filter.pipeline import MemorizationWarning, attach
 from lcmem_filter.pipeline.modular import MemorizationFilterStep, filter_before_decode
 from lcmem_filter.pipeline.spaces import decoder_space
 
 from .families.flow import shifted_vae
 from .families.packed import flux, flux2
-from tests.tiny import picture
+from tests.tiny import picture, tiny_pipeline
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*FluxPosEmbed. is deprecated:FutureWarning"),
@@ -169,3 +169,11 @@ def test_it_is_shared_as_blocks_are(index: MemorizationIndex, tmp_path: Path) ->
     with pytest.warns(MemorizationWarning, match="1 of 2"):
         out = decode(decoding(step, FluxDecodeStep()), latents_of(3, 100))
     assert [d.accepted for d in out["memorization"]] == [False, True]
+
+
+def test_a_whole_modular_pipeline_takes_a_step_and_not_the_filter(index: MemorizationIndex) -> None:
+    pipe = decoding(FluxDecodeStep())
+    with pytest.raises(UnsupportedPipelineError, match=r"is modular.*modular\.filter_before_decode"):
+        attach(pipe, index)
+    with pytest.raises(TypeError, match="index has to be of MemorizationIndex, got MemorizationFilter"):
+        attach(tiny_pipeline(), attach(tiny_pipeline(), index).memorization_filter)

@@ -19,6 +19,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     UNet2DModel,
+    VersatileDiffusionPipeline,
     WanPipeline,
 )
 
@@ -73,10 +74,25 @@ def animate_diff() -> Any:
     return AnimateDiffPipeline(**parts, motion_adapter=adapter)
 
 
+def versatile() -> Any:
+    base = tiny_pipeline()
+    return VersatileDiffusionPipeline(
+        tokenizer=base.tokenizer,
+        image_feature_extractor=None,
+        text_encoder=base.text_encoder,
+        image_encoder=None,
+        image_unet=base.unet,
+        text_unet=base.unet,
+        vae=base.vae,
+        scheduler=base.scheduler,
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (pixel_space, "no latent decoder"),
+        (versatile, "cannot be called, and what its own methods draw would not be filtered"),
         (wan, "videos or sound.*num_frames"),
         (animate_diff, "videos or sound"),
     ],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import TCDScheduler
+from diffusers.callbacks import SDCFGCutoffCallback
 
 from lcmem_filter.pipeline import MemorizationWarning, detach
 from lcmem_filter.pipeline.call import _reworded
@@ -24,6 +25,7 @@ from .families.flow import sd3
 from .families.latent_consistency import consistency_model
 from .families.packed import flux, qwen_image
 from .families.parts import embeds
+from .families.transformers import hunyuan
 from .scripted import always, reject_first_pass, wear
 from tests.tiny import call_arguments, tiny_pipeline
 
@@ -363,3 +365,29 @@ def test_a_compiled_denoiser_is_tapped(in_place: bool, index: Any) -> None:
     out = drawn_by("delayed_guidance", index, pipe)
     np.testing.assert_allclose(out.images, expected.images, atol=1e-4)
     assert not in_place or pipe.unet._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_every_rung_is_at_work_in_inference_mode(name: str, index: Any) -> None:
+    pipe = tiny_pipeline()
+    with torch.inference_mode():
+        out = drawn_by(name, index, pipe)
+    assert [one.rung for one in out.memorization] == [None, name, name, None]
+
+
+def test_an_embedding_is_optimised_beside_lists_in_inference_mode(index: Any) -> None:
+    pipe = hunyuan()
+    with torch.inference_mode():
+        out = drawn_by("prompt_embedding", index, pipe)
+    assert [one.attempts for one in out.memorization] == [1, 2, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["delayed_guidance", "prompt_embedding"])
+def test_guidance_that_a_callback_ends_is_guidance(name: str, index: Any) -> None:
+    pipe = tiny_pipeline()
+    wear(pipe, reject_first_pass(0), index=index, rungs=make_rungs([name]))
+    ending = SDCFGCutoffCallback(
+        cutoff_step_ratio=0.5
+    )  # which takes the guidance scale to 0, of one image alone
+    out = pipe(**arguments(prompt=["a cat"], num_images_per_prompt=1, callback_on_step_end=ending))
+    assert out.memorization[0].rung == name

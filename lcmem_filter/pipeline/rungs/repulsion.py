@@ -105,7 +105,8 @@ class _Push:
             variable = clean.clone().requires_grad_()
             latents = decoder_space(self.pipe, self.vae, variable, self.sizes[-1] if self.sizes else None)
             embedding = self.filter.index.head.embed(latents, self.filter.space)
-            similarity = (embedding @ target.to(embedding).T).max()
+            # cloned, since autograd cannot keep what was made in inference mode
+            similarity = (embedding @ target.clone().to(embedding).T).max()
             (uphill,) = torch.autograd.grad(similarity, variable)
         if float(similarity) < self.enough or not torch.isfinite(uphill).all():
             return torch.zeros_like(clean)
