@@ -286,10 +286,11 @@ class _Watched:
     def __init__(self, callback: Callable[..., Any]) -> None:
         self.callback, self.changed = callback, False
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
         tensors = [*given, *(one for each in given if isinstance(each, dict) for one in each.values())]
         before = [(one, _state_of(one)) for one in tensors if isinstance(one, torch.Tensor)]
-        found = self.callback(*given)
+        found = self.callback(*args, **kwargs)
         kept = {id(one) for one, _ in before}
         returned = found.values() if isinstance(found, dict) else ()
         self.changed |= any(isinstance(one, torch.Tensor) and id(one) not in kept for one in returned)
