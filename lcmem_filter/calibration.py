@@ -21,6 +21,8 @@ from .types import Calibration, rejectable
 from .verification import STATISTIC, Scored, score_latents
 
 BATCH = 16
+LOOKED_AT = 20
+"""Held-out images, the most like training images, that somebody is asked to look at."""
 NEAR_DUPLICATE = 0.98
 """Similarity by parts (cosine of embeddings where the index keeps no latents) from which an unseen image is taken
 for a copy of one in the index. Saved again as JPEG of quality 95 a picture keeps 0.999 with the shipped head."""
@@ -101,7 +103,7 @@ def calibrate(
     used.sort(key=lambda one: -one[2])
     scores = [score for _, _, score in used]
     calibration = fit(scores, false_rejection_rate, space, len(held_out), dropped)
-    highest = used[: rejectable(len(used), false_rejection_rate)]
+    highest = used[: max(rejectable(len(used), false_rejection_rate), LOOKED_AT)]
     calibration = replace(calibration, highest=tuple(highest), latent_size=size)
     index.set_calibration(calibration)
     return calibration
@@ -192,16 +194,16 @@ def _usable_rows(
     index: MemorizationIndex, held_out: ImageSource, leave_out: Collection[str]
 ) -> tuple[list[int], Counter[str]]:
     """One image an identity, of identities that are not in the index, without those of ``leave_out`` and further images
-    of theirs; every image where all that is named is a folder that is a class of images, here or there
-    (``classes_of``)."""
+    of theirs. What is a class of images in the index is no identity; what is one here (``classes_of``), where nobody is
+    named beside it."""
     if unknown := set(leave_out) - {record.id for record in held_out.records}:
         raise CalibrationError(
             f"no held-out image {min(unknown)!r} to leave out ({len(unknown)} such); give ids as printed"
         )
-    indexed = {record.identity for record in index.records} - {None}
-    named = [record.identity for record in held_out.records]
-    people = indexed - index.classes  # so called there, they are here too, however many images show them
-    if set(named) <= {None, *index.classes, *(classes_of(held_out) - people)}:
+    # people so called in the index are people here too, however many images show them
+    indexed = {record.identity for record in index.records} - {None, *index.classes}
+    named = [None if one.identity in index.classes else one.identity for one in held_out.records]
+    if set(named) <= {None, *(classes_of(held_out) - indexed)}:
         named = [None] * len(named)
     left_out = {
         one for record, one in zip(held_out.records, named, strict=True) if record.id in leave_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +29,8 @@ def read_dicom(encoded: bytes) -> np.ndarray:
     """A file's one picture as uint8, greyscale (H, W) or RGB (H, W, 3).
 
     Greyscale goes through the file's modality LUT or rescale slope and intercept, then its VOI LUT or first window;
-    a file without either is stretched from its 0.5th to its 99.5th percentile. MONOCHROME1 is inverted, so that
-    bright is bright; YBR and palettes become RGB.
+    a file without either, or whose window shows nothing, is stretched from its 0.5th to its 99.5th percentile.
+    MONOCHROME1 is inverted, so that bright is bright; YBR and palettes become RGB.
 
     Raises:
         MissingExtraError: pydicom is not installed.
@@ -75,13 +76,28 @@ def stretched(values: np.ndarray) -> np.ndarray:
 
 
 def _greyscale(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_modality_lut
 
     values = apply_modality_lut(pixels, dataset)
+    shown = _windowed(values, dataset)
+    for others in (
+        values,
+        pixels,
+    ):  # a window beside all values, or a slope of 0, would make one grey of everything
+        if shown.min() == shown.max():
+            shown = stretched(others)
+    return shown
+
+
+def _windowed(values: np.ndarray, dataset: Dataset) -> np.ndarray:
+    from pydicom.pixels import apply_voi_lut
+
     if dataset.get("VOILUTSequence"):
         shown = apply_voi_lut(values.round().astype(np.int64), dataset)
         return scaled(shown, 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-    if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
+    width = dataset.get("WindowWidth")
+    width = width[0] if isinstance(width, Sequence) else width
+    if dataset.get("WindowCenter") is None or width is None or not float(width) > 0:
         return stretched(values)
     with np.errstate(over="ignore"):
         # what lies far below and far above the window becomes black and white

@@ -17,19 +17,11 @@ import torch
 from PIL import Image
 
 from .decoding import decode_image
-from .dicom import DICOM_SUFFIXES, PREAMBLE, is_dicom
 from .digests import sha256
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
+from .folders import images_in, stats
 from .tables import CSV_READING, NOT_AVAILABLE, is_csv, matching, read_table, text_of
 
-IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5"}
-OTHER_SUFFIXES = frozenset(
-    {".avif", ".heic", ".heif", ".hif", ".ima", ".jxl", ".mha", ".mhd", ".nii", ".nrrd"}
-)
-"""Of images that Pillow may know only with a plug-in, of DICOM as some scanners write it, and of volumes."""
-PACKED_SUFFIXES = frozenset({".bz2", ".gz", ".xz"})
-SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
-"""How PNG, JPEG, GIF and TIFF begin."""
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE_COLUMNS = ("image", "file_name", "path", "file")
 """Columns that are taken for the images where none is named, the first that there is."""
@@ -142,7 +134,7 @@ class ImageSource:
         why = (
             str(error)
             if isinstance(error, MissingExtraError)
-            else f"{type(error).__name__}: {_IN_MEMORY.sub('it', str(error))}; mend or remove it"
+            else f"{type(error).__name__}: {_IN_MEMORY.sub('it', str(error))}; mend it, or have it readable"
         )
         return UnreadableImageError(
             f"image {self.records[row].id!r} of {self.name!r} {CANNOT_BE_READ}: {why}"
@@ -229,7 +221,7 @@ def to_pixels(image: Image.Image, resolution: int) -> torch.Tensor:
 
 
 def _open_folder(path: Path) -> ImageSource:
-    files = _images_in(path)
+    files = images_in(path)
     if not files:
         raise EmptyDataError(f"{path} has no images; give a folder with at least one")
     names = [file.relative_to(path).as_posix() for file in files]
@@ -241,62 +233,9 @@ def _open_folder(path: Path) -> ImageSource:
         path.name,
         records,
         lambda row: files[row],
-        hashlib.sha256(repr(_stats(path, names)).encode()).hexdigest(),
+        hashlib.sha256(repr(stats(path, names)).encode()).hexdigest(),
         named_by_folders=True,
     )
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """Images in a folder and all below it, behind links too; a folder that is reached twice counts once.
-
-    Raises:
-        DataError: a folder cannot be listed, and what is in it would be missed.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be listed: {error.strerror}; mend or remove it") from error
-
-    found: list[Path] = []
-    seen: set[str] = set()
-    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        found += (Path(where, name) for name in names if not name.startswith("."))
-    return sorted(file for file in found if file.is_file() and _is_image(file))
-
-
-def _stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Name, size and time of each file; -1 where there is none."""
-    found = []
-    for name in names:
-        try:
-            stat = (folder / name).stat()
-            found.append((name, stat.st_size, stat.st_mtime_ns))
-        except (OSError, ValueError):  # ValueError: of a name that no file can have
-            found.append((name, -1, -1))
-    return found
-
-
-def _is_image(file: Path) -> bool:
-    """Whether its suffix or its first bytes say so, be it one that cannot be read here: what is passed over in silence
-    would be missed."""
-    packed = file.suffix.lower() in PACKED_SUFFIXES
-    suffix = (file.with_suffix("") if packed else file).suffix.lower()
-    if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES or suffix in OTHER_SUFFIXES:
-        return True
-    # archives name DICOM files IM000001, or by their UID, whose last part looks like a suffix
-    if file.name == "DICOMDIR":
-        return False
-    try:
-        with file.open("rb") as opened:
-            begins = opened.read(PREAMBLE)
-    except OSError:
-        return False
-    return is_dicom(begins) or begins.startswith(SIGNATURES) or begins[:4] + begins[8:12] == b"RIFFWEBP"
 
 
 def _open_table(
@@ -317,19 +256,18 @@ def _open_table(
         if name is not None and name not in found:
             raise MissingColumnError(f"{path} has no column {name!r}; it has {', '.join(found)}")
     assert image_column is not None
+    label_column = spelled.get("labels", spelled.get("label"))
     rows = matching(table, where)
     if not rows:
-        raise EmptyDataError(
-            f"{path} has no rows with {where or 'anything in them'}; it has {len(table)} rows"
-        )
+        raise EmptyDataError(f"{path} has no rows{f' with {where}; it has {len(table)}' if where else ''}")
     identities, ids, labels = (
-        table[name][:] if name else None for name in (identity_column, id_column, spelled.get("labels"))
+        table[name][:] if name else None for name in (identity_column, id_column, label_column)
     )
-    # in CSV, what says that nothing is known is text like all else
-    unknown = (None, *(NOT_AVAILABLE if is_csv(path) else ()))
+    unknown = (None, *NOT_AVAILABLE)
     images = table[image_column]
     first = next((image for row in rows if (image := images[row])), None)
     in_files = isinstance(first, str)
+    images = images[:] if in_files else images  # pictures stay where they are
     if whole_folder and (in_files or (isinstance(first, dict) and first.get("bytes") is None)):
         _check_all_named(path, table)
     records, used = [], set()
@@ -337,7 +275,9 @@ def _open_table(
         own = images[row] if in_files and images[row] else f"{path.stem}/{row}"
         own = f"{own}#{row}" if own in used else own  # listed again, as with a row for each finding
         used.add(own)
-        id_ = str(text_of(ids[row])) if ids is not None else own
+        id_ = own if ids is None else text_of(ids[row])
+        if id_ is None:
+            raise DataError(f"{path}: row {row} has no {id_column}; fill it in, or leave the column out")
         identity = text_of(identities[row]) if identities is not None else None
         known = _labels(labels[row]) if labels is not None else ""
         records.append(
@@ -357,12 +297,14 @@ def _open_table(
         return value if isinstance(value, bytes) else path.parent / value
 
     if isinstance(first, dict) and first.get("bytes") is None:
-        files = [_stats(path.parent, [str((images[row] or {}).get("path")) for row in rows])]
+        files = [stats(path.parent, [str((images[row] or {}).get("path")) for row in rows])]
     else:
-        files = [_stats(path.parent, [images[row] or "" for row in rows])] if in_files else []
-    reading = [CSV_READING] if is_csv(path) else []
-    # releases that knew no capitals read no labels there: theirs was another source
-    reading += [name for name in (spelled.get("labels"),) if name not in (None, "labels")]
+        files = [stats(path.parent, [images[row] or "" for row in rows])] if in_files else []
+    reading: list[Any] = [CSV_READING] if is_csv(path) else []
+    # releases that knew no capitals, or nothing but labels, read none there: theirs was another source
+    reading += [name for name in (label_column,) if name not in (None, "labels")]
+    told = () if is_csv(path) else (*(identities or ()), *(labels or ()))  # which stood for themselves before
+    reading += ["unknown"] if any(isinstance(one, str) and one in NOT_AVAILABLE for one in told) else []
     plan = (image_column, identity_column, id_column, sorted(where.items()), *files, *reading)
     return ImageSource(
         path.parent.name if path.name in METADATA_FILES else path.stem,
@@ -377,13 +319,13 @@ def _check_all_named(path: Path, table: Any) -> None:
     Raises:
         DataError: images of the table's folder are in none of its columns, and copies of them would pass.
     """
-    known: set[Path] = set()
+    known: set[str] = set()
     for name in table.column_names:
         values = (one.get("path") if isinstance(one, dict) else one for one in table[name][:])
-        known |= {(path.parent / one).resolve() for one in values if isinstance(one, str) and one}
-    others = [
-        file.relative_to(path.parent) for file in _images_in(path.parent) if file.resolve() not in known
-    ]
+        known |= {os.path.normpath(path.parent / one) for one in values if isinstance(one, str) and one}
+    found = [file for file in images_in(path.parent) if os.path.normpath(file) not in known]
+    real = {os.path.realpath(one) for one in known} if found else set()  # which takes long
+    others = [file.relative_to(path.parent) for file in found if os.path.realpath(file) not in real]
     unnamed = [file for file in others if not any(part.startswith(".") for part in file.parts)]
     if unnamed:
         raise DataError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .digests import sha256
 from .errors import DataError
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -28,14 +30,15 @@ def read_table(path: Path) -> Any:
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise DataError(f"{path} is no table that can be read; give one of {', '.join(KINDS)}, or a folder")
+    # pictures in a table are private, and by itself datasets would keep a copy in its cache for good
+    copied = tempfile.mkdtemp(prefix="lcmem-table-") if kind != "csv" else None
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         table = (
             _read_csv(path)
             if kind == "csv"
-            # by itself, datasets takes what it read before where a file's time is the same
-            else datasets.load_dataset(kind, sha256(path), data_files=str(path), split="train")
+            else datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=copied)
         )
     except Exception as error:
         cause = error.__cause__ or error  # datasets says only that something went wrong
@@ -43,6 +46,8 @@ def read_table(path: Path) -> Any:
     finally:
         if shown:
             datasets.enable_progress_bars()
+        if copied is not None:
+            atexit.register(shutil.rmtree, copied, ignore_errors=True)
     for name, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))

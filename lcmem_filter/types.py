@@ -57,8 +57,9 @@ class Calibration:
         dropped: How many of them were left out, for each reason.
         realised_rate: What the rate comes out at, over draws of the held-out images: its central 95 %.
         statistic: Which formula the scores come from (``verification.STATISTIC``).
-        highest: Held-out images at and above the threshold, the highest first: id, nearest training image, score. One
-            that shows the picture of that training image makes the threshold too high; see ``calibrate``.
+        highest: Held-out images at and above the threshold, and below it as many as make 20, the highest first: id,
+            nearest training image, score. One that shows the picture of that training image makes the threshold too
+            high; see ``calibrate``.
         latent_size: (h, w) of the held-out images' latents.
     """
 

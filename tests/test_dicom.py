@@ -205,7 +205,9 @@ def test_broken_files_are_one_clear_error(tmp_path, harm):
     else:
         changed = {"truncated": content[:-40], "no preamble": content[132:], "header only": content[:140]}
         path.write_bytes(changed[harm])
-    with pytest.raises(UnreadableImageError, match=r"'a\.dcm' .* cannot be read: .*; mend or remove it"):
+    with pytest.raises(
+        UnreadableImageError, match=r"'a\.dcm' .* cannot be read: .*; mend it, or have it readable"
+    ):
         seen(path)
 
 
@@ -232,3 +234,24 @@ def test_tables_may_name_dicom_files_or_hold_them(tmp_path):
     table.to_parquet(buffer)
     (tmp_path / "set.parquet").write_bytes(buffer.getvalue())
     assert np.array_equal(np.asarray(open_images(tmp_path / "set.parquet").image(0)), expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"WindowCenter": 50000, "WindowWidth": 10},
+        {"WindowCenter": 100, "WindowWidth": 0},
+        {"RescaleSlope": 0, "RescaleIntercept": 5},
+        {"RescaleSlope": 0, "RescaleIntercept": 5, "WindowCenter": [100, 1], "WindowWidth": [20, 1]},
+    ],
+)
+def test_what_would_show_nothing_is_stretched(tmp_path, changes):
+    """Two such pictures would be the same, and copies of neither be found."""
+    shown = grey(write(tmp_path / "a.dcm", **changes))
+    assert np.array_equal(shown, linear(VALUES, *np.percentile(VALUES, (0.5, 99.5))))
+
+
+def test_a_picture_of_one_value_stays_that(tmp_path):
+    assert not grey(
+        write(tmp_path / "a.dcm", np.full((8, 8), 7, np.uint16), WindowCenter=9, WindowWidth=4)
+    ).any()

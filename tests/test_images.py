@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -345,7 +348,9 @@ def test_an_unreadable_image_is_one_clear_error(tmp_path, harm):
         file.unlink()
     else:
         file.write_bytes({"truncated": content[: len(content) // 2], "text": b"no image", "empty": b""}[harm])
-    with pytest.raises(UnreadableImageError, match=r"'001\.png' .* cannot be read.*mend or remove it"):
+    with pytest.raises(
+        UnreadableImageError, match=r"'001\.png' .* cannot be read.*mend it, or have it readable"
+    ):
         source.image(1)
     assert source.image(0).size == (32, 32)
 
@@ -404,3 +409,90 @@ def test_an_own_source():
     assert len(source) == 1
     with pytest.raises(UnreadableImageError):
         source.image(0)
+
+
+def test_links_that_lead_nowhere_are_images_that_cannot_be_read(tmp_path):
+    """As those of storage that is not there today, of single files and of whole folders."""
+    write_pictures(tmp_path / "set" / "p1", [0])
+    for name, target in (("p1/x.png", "/nowhere/x.png"), ("p2", "/nowhere/p2"), ("loop", "loop")):
+        (tmp_path / "set" / name).symlink_to(target)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "set" / "empty").symlink_to(tmp_path / "there")
+    source = open_images(tmp_path / "set")
+    assert [one.id for one in source.records] == ["loop", "p1/000.png", "p1/x.png", "p2"]
+    assert [can_be_read(source, row) for row in range(4)] == [False, True, False, False]
+
+
+def test_files_of_no_known_name_that_cannot_be_opened_are_images_that_cannot_be_read(tmp_path, monkeypatch):
+    write_pictures(tmp_path, [0])
+    (tmp_path / "scan1").write_bytes((tmp_path / "000.png").read_bytes())
+    (tmp_path / "notes.txt").write_text("BMI is no picture")
+    picture(1).save(tmp_path / "bitmap", format="BMP")
+    plain = Path.open
+
+    def refusing(self, *args, **options):
+        if self.name == "scan1":
+            raise PermissionError(13, "Permission denied", str(self))
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    source = open_images(tmp_path)
+    assert [one.id for one in source.records] == ["000.png", "bitmap", "scan1"]
+    assert [can_be_read(source, row) for row in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_what_pandas_writes_where_nobody_is_known_is_nobody(tmp_path, kind):
+    table = pandas.DataFrame({"image": ["000.png", "001.png", "002.png"], "identity": ["a", "nan", "None"]})
+    file = tmp_path / f"set.{kind}"
+    if kind == "jsonl":
+        table.to_json(file, orient="records", lines=True)
+    else:
+        {"csv": table.to_csv, "parquet": table.to_parquet}[kind](str(file))
+    assert [one.identity for one in open_images(file).records] == ["a", None, None]
+
+
+def test_a_column_label_is_read_where_there_is_none_of_labels(tmp_path):
+    write_csv(tmp_path / "one.csv", ["image", "label"], [["000.png", "cat"]])
+    assert open_images(tmp_path / "one.csv").records == [ImageRecord("000.png", None, "cat")]
+    write_csv(tmp_path / "both.csv", ["image", "label", "labels"], [["000.png", "cat", "a|b"]])
+    assert open_images(tmp_path / "both.csv").records == [ImageRecord("000.png", None, "a|b")]
+
+
+def test_an_image_without_an_id_and_a_table_without_rows_are_told(tmp_path):
+    write_csv(tmp_path / "a.csv", ["image", "id"], [["000.png", "x"], ["001.png", ""]])
+    with pytest.raises(DataError, match=r"a\.csv: row 1 has no id; fill it in"):
+        open_images(tmp_path / "a.csv", id_column="id")
+    write_csv(tmp_path / "b.csv", ["image"], [])
+    with pytest.raises(EmptyDataError, match=r"b\.csv has no rows$"):
+        open_images(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_no_copy_of_a_tables_pictures_is_left(tmp_path, kind):
+    write_pictures(tmp_path, [0])
+    rows = {"image": [(tmp_path / "000.png").read_bytes().hex() if kind == "jsonl" else {"bytes": b"secret"}]}
+    table, file = pandas.DataFrame(rows), tmp_path / f"set.{kind}"
+    table.to_json(file, orient="records", lines=True) if kind == "jsonl" else table.to_parquet(file)
+    code = f"from lcmem_filter.images import open_images; print(len(open_images({str(file)!r})))"
+    left = {name: str(tmp_path / name) for name in ("HF_HOME", "TMPDIR")}
+    for folder in left.values():
+        Path(folder).mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **left}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "1"
+    assert not [one for folder in left.values() for one in Path(folder).rglob("*.arrow")]
+
+
+def test_a_folders_table_may_name_its_images_in_any_way(tmp_path):
+    write_pictures(tmp_path / "set", [0, 1, 2])
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    names = ["./000.png", "../set/001.png", str(tmp_path / "link" / "002.png")]
+    write_csv(tmp_path / "set" / "metadata.csv", ["file_name"], [[name] for name in names])
+    assert len(open_images(tmp_path / "set")) == 3
+    write_csv(tmp_path / "set" / "metadata.csv", ["file_name"], [[name] for name in names[:2]])
+    with pytest.raises(
+        DataError, match=r"does not name 1 of the images in its folder \(the first: 002\.png\)"
+    ):
+        open_images(tmp_path / "set")

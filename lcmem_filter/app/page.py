@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..dicom import DICOM_SUFFIXES
 from ..errors import MissingExtraError
-from ..images import IMAGE_SUFFIXES, ImageSource
+from ..images import ImageSource
 from .draw import Drawer
 from .examine import Examiner
 from .finding import render
@@ -132,7 +131,6 @@ def _image_tab(gr: Any, examiner: Examiner, show: Any) -> None:
         with gr.Column(scale=2, min_width=280):
             upload = gr.File(
                 label="Image file",
-                file_types=sorted(IMAGE_SUFFIXES | DICOM_SUFFIXES),
                 type="filepath",
                 height=140,
             )

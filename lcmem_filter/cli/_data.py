@@ -253,6 +253,7 @@ def read_ids(path: str) -> set[str]:
     from ..errors import DataError
 
     try:
-        return {line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()}
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # names may hold other separators
+        return {line.strip() for line in lines if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}; give a text file with one id a line") from error

@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Examine, write the report, print the verdict as one JSON object."""
     from ..audit import audit_images, read_allow_list
-    from ..report import write_report
+    from ..report import check_output, write_report
 
     if problem := _misuse(args):
         print(f"lcmem-filter audit: {problem}", file=sys.stderr)
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     training = _open(args, args.training, args.training_where) if args.training else None
     unseen = _open(args, args.unseen, args.unseen_where) if args.unseen else None
     image_to_image = _image_to_image(args) if args.pipeline else None
-    Path(args.output).mkdir(parents=True, exist_ok=True)
+    check_output(args.output)
     with _index(args) as (index, encoder):
         audit = audit_images(
             images,
@@ -176,6 +176,8 @@ def _misuse(args: argparse.Namespace) -> str:
     for name, rate in rates.items():
         if rate is not None and not 0 < rate < 1:
             return f"{name} lies between 0 and 1, got {rate:g}"
+    if args.salt_file and Path(args.salt_file).resolve().is_relative_to(Path(args.output).resolve()):
+        return "--salt-file lies in --output, with the report; keep the key apart"
     if args.index:
         if given := [name for name, value in fly.items() if value is not None]:
             return f"{', '.join(given)} cannot be given with --index, which has its own; leave it out"

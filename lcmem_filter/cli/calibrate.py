@@ -18,7 +18,6 @@ from ._data import (
 
 NAME = "calibrate"
 HELP = "Set an index's threshold on real images that the pipeline never saw"
-SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, and print what came of it as one JSON object."""
-    from ..calibration import calibrate
+    from ..calibration import LOOKED_AT, calibrate
 
     index, encoder = open_index(args)
     held_out = open_source(args, args.held_out)
@@ -65,11 +64,12 @@ def run(args: argparse.Namespace) -> int:
         f"with so many, a rate of {found.false_rejection_rate:g} comes out between {low:.2%} and {high:.2%}",
         file=sys.stderr,
     )
-    further = len(found.highest) - SHOWN
+    further = len(found.highest) - LOOKED_AT
     print(
-        "lcmem-filter: these set it; name those that show the same picture or person as the training image in "
-        "--leave-out FILE:",
-        *(f"  {score:.3f}  {image}  {nearest}" for image, nearest, score in found.highest[:SHOWN]),
+        f"lcmem-filter: these are most like training images, and those from {found.threshold:.3f} on set it; name "
+        "those that show the same picture or person as the training image beside them, mirrored or retouched too, in "
+        "--leave-out FILE, and calibrate again until there are none:",
+        *(f"  {score:.3f}  {image}  {nearest}" for image, nearest, score in found.highest[:LOOKED_AT]),
         *([f"  and {further} more, in `highest` of what is printed"] if further > 0 else []),
         sep="\n",
         file=sys.stderr,

@@ -148,8 +148,8 @@ class BoundCall:
         return (
             not self.positional
             and prompts * images == total
-            and self.arguments.get("padding_mask_crop")
-            is None  # of a single picture, which may not be a list
+            # around a single picture, which may not be a list
+            and self.arguments.get("padding_mask_crop") is None
             and not any(_may_know_rows(self.arguments.get(name)) for name in CALLBACKS)
             and self._batch_size_counts_rows(total)
             and all(

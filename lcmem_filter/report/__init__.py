@@ -14,7 +14,7 @@ from .results import (
 )
 from .statistics import rate_of
 from .summarise import results_of
-from .write import ReportFiles, write_report
+from .write import ReportFiles, check_output, write_report
 
 __all__ = [
     "AllowEntry",
@@ -28,6 +28,7 @@ __all__ = [
     "Run",
     "RungRow",
     "Sample",
+    "check_output",
     "rate_of",
     "results_of",
     "thumbnails",

@@ -38,6 +38,10 @@ def salted(results: Results, salt: bytes) -> Results:
         replace(one, id=salted_id(one.id, salt, "training"), samples=tuple(sorted(map(sample, one.samples))))
         for one in results.copied
     )
+    duplicates = (replace(one, ids=tuple(sorted(map(sample, one.ids)))) for one in results.duplicates or ())
+    allowed = (
+        replace(one, id=sample(one.id), sha256=_salted_bytes(one.sha256, salt)) for one in results.allow_list
+    )
     return replace(
         results,
         run=_unnamed(results.run),
@@ -46,13 +50,9 @@ def salted(results: Results, salt: bytes) -> Results:
         false_discovery=discovered
         and replace(discovered, discoveries=tuple(sorted(map(sample, discovered.discoveries)))),
         copied=tuple(sorted(copied, key=lambda one: (-len(one.samples), one.id))),
-        duplicates=results.duplicates
-        and tuple(replace(one, ids=tuple(sorted(map(sample, one.ids)))) for one in results.duplicates),
+        duplicates=results.duplicates and tuple(sorted(duplicates, key=lambda one: (-len(one.ids), one.ids))),
         certificate=results.certificate and _unquoted(results.certificate),
-        allow_list=tuple(
-            replace(one, id=sample(one.id), sha256=_salted_bytes(one.sha256, salt))
-            for one in results.allow_list
-        ),
+        allow_list=tuple(sorted(allowed, key=lambda one: (one.id, one.sha256))),
     )
 
 

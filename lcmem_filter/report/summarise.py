@@ -152,6 +152,12 @@ def _cautions(run: Run, certificate: Certificate | None, calibration: Calibratio
     if sensitivity is None or not sensitivity.of:
         if run.kind == "audit":
             yield "How many copies this check would miss was not measured."
+    elif sensitivity.low < GOOD_SENSITIVITY <= sensitivity.share:
+        yield (
+            f"Of near-duplicates of training images that were made for this purpose, the check found "
+            f"{sensitivity.count:,} of {sensitivity.of:,} ({sensitivity.share:.0%}), of too few training images to "
+            f"show that it finds more than {sensitivity.low:.0%} of such copies."
+        )
     elif sensitivity.low < GOOD_SENSITIVITY:
         yield (
             f"Of near-duplicates of training images that were made for this purpose, the check found "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 import secrets
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +35,20 @@ class ReportFiles:
 
     html: Path
     json: Path
+
+
+def check_output(folder: str | os.PathLike[str]) -> None:
+    """Make the folder of a report, before the hours that the report may take.
+
+    Raises:
+        OSError: it cannot be made, or no report be written to it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    for name in (HTML, JSON):
+        if (path := Path(folder, name)).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def write_report(

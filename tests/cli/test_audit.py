@@ -63,17 +63,20 @@ def test_no_match_ends_with_0_and_an_unreadable_image_with_2(audit, folder, tmp_
 
 
 def test_patients_are_neither_shown_nor_named(audit, tmp_path):
-    options = ["--no-thumbnails", "--salt-file", str(tmp_path / "salt"), "--output", str(tmp_path)]
+    options = ["--no-thumbnails", "--salt-file", str(tmp_path / "salt"), "--output", str(tmp_path / "out")]
     _, printed, _ = audit("set", "--index", "index", "--training", "train", *options)
-    page, numbers = read(tmp_path)
+    page, numbers = read(tmp_path / "out")
     for content in (page, json.dumps(numbers), json.dumps(printed)):
         assert "exact000" not in content and "000.png" not in content and "image/jpeg" not in content
     salt = (tmp_path / "salt").read_text()
     assert len(salt) == 65 and (tmp_path / "salt").stat().st_mode & 0o77 == 0
     audit("set", "--index", "index", *options)
-    again = read(tmp_path)[1]
+    again = read(tmp_path / "out")[1]
     assert (tmp_path / "salt").read_text() == salt
     assert [one["id"] for one in again["samples"]] == [one["id"] for one in numbers["samples"]]
+    inside = ["--salt-file", str(tmp_path / "out" / "salt"), "--output", str(tmp_path / "out")]
+    status, _, err = audit("set", "--index", "index", *inside)
+    assert status == 2 and "keep the key apart" in err and not (tmp_path / "out" / "salt").exists()
     (tmp_path / "salt").write_text("short")
     assert audit("set", "--index", "index", *options)[0] == 2
 
@@ -140,6 +143,16 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(audit, tmp_path, m
     (tmp_path / "taken").write_text("a file")
     status, _, err = audit("set", "--index", "index", "--output", str(tmp_path / "taken"))
     assert status == 2 and "taken" in err
+    (tmp_path / "report" / "report.html").mkdir(parents=True)
+    status, _, err = audit("set", "--index", "index", "--output", str(tmp_path / "report"))
+    assert status == 2 and "report.html" in err
+
+    def full(*given, **options):
+        raise PermissionError(13, "Permission denied", options["dir"])
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    status, _, err = audit("set", "--index", "index", "--output", str(tmp_path / "locked"))
+    assert status == 2 and "Permission denied" in err and "locked" in err
 
 
 def test_a_table_beside_folders_has_its_columns_alone(audit, folder, tmp_path):

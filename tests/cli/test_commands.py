@@ -58,7 +58,7 @@ def test_build_calibrate_check(folder, capsys, monkeypatch):
     )
     assert status == 0 and found["n"] == 100 and "comes out between" in err
     assert all(f"{image}  {nearest}\n" in err for image, nearest, _ in found["highest"])
-    (folder / "seen.txt").write_text(f"{found['highest'][0][0]}\n")
+    (folder / "seen.txt").write_bytes(f"\ufeff{found['highest'][0][0]}\r\n".encode())  # as on Windows
     given = (folder / "index", folder / "held", "--false-rejection-rate", 0.05, "--device", "cpu")
     status, (without,), _ = run(capsys, "calibrate", *given, "--leave-out", folder / "seen.txt")
     assert status == 0 and without["dropped"] == {"left out by name": 1}

@@ -51,6 +51,9 @@ def test_what_the_check_would_miss_stands_beside_the_verdict():
     assert cautions((300, 300), (990, 1000)) == ()
     (low,) = cautions((110, 300), (990, 1000))
     assert "110 of 300 (37%)" in low
+    (few,) = cautions((30, 30), (990, 1000))
+    assert "30 of 30 (100%), of too few training images to show that it finds more than 88%" in few
+    assert "can be missed" in low and "can be missed" not in few
     (unmeasured,) = cautions(None, None)
     assert "not measured" in unmeasured
     (missing,) = cautions((300, 300), run=replace(RUN, training_unreadable=3))

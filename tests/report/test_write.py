@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lcmem_filter.report import Run, results_of, write_report
+from lcmem_filter.report import AllowEntry, DuplicateGroup, Run, results_of, write_report
 from lcmem_filter.report import write as writing
 from lcmem_filter.report.salting import salted_id
 
@@ -97,6 +97,8 @@ def test_salted_report_has_no_name_prompt_or_checksum(tmp_path):
         ),
         calibration=held_out,
         certificate=replace(told, specificity=replace(told.specificity, problem="image 'doe.png' is broken")),
+        duplicates=tuple(DuplicateGroup((f"twin-{i}-a", f"twin-{i}-b"), True, None) for i in range(8)),
+        allow_list=tuple(AllowEntry(f"known-{i}", "seen") for i in range(8)),
     )
     assert "doe.png" in write_report(results, tmp_path).html.read_text()
     written = write_report(results, tmp_path, pictures=pictures(), salt=b"a secret salt")
@@ -117,6 +119,11 @@ def test_salted_report_has_no_name_prompt_or_checksum(tmp_path):
     assert set(read["false_discovery"]["discoveries"]) <= {one["id"] for one in read["samples"]}
     ids = [one["id"] for one in read["samples"]]
     assert ids == sorted(ids) and ids[0] in {salted_id(one.id, b"a secret salt") for one in results.samples}
+    # nor does the order of anything tell that of the names
+    groups = [one["ids"] for one in read["duplicates"]]
+    assert groups == sorted((sorted(ids) for ids in groups), key=lambda ids: (-len(ids), ids))
+    allowed = [one["id"] for one in read["allow_list"]]
+    assert allowed == sorted(allowed)
     # whoever knows the names of the samples learns none of the training images, were they called alike
     nearest = {near["id"] for one in read["samples"] for near in one["neighbours"]} | {
         one["id"] for one in read["copied"]

@@ -1,0 +1,84 @@
+"""Which files in a folder are images, whether they can be read here or not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from .dicom import DICOM_SUFFIXES, PREAMBLE, is_dicom
+from .errors import DataError
+
+IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5"}
+OTHER_SUFFIXES = frozenset(
+    {".avif", ".heic", ".heif", ".hif", ".ima", ".jxl", ".mha", ".mhd", ".nii", ".nrrd"}
+)
+"""Of images that Pillow may know only with a plug-in, of DICOM as some scanners write it, and of volumes."""
+PACKED_SUFFIXES = frozenset({".bz2", ".gz", ".xz"})
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+"""How PNG, JPEG, GIF and TIFF begin."""
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Images in a folder and all below it, behind links too; a folder that is reached twice counts once. A link that
+    leads nowhere, as to storage that is not there today, is an image that cannot be read.
+
+    Raises:
+        DataError: a folder cannot be listed, and what is in it would be missed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be listed: {error.strerror}; mend or remove it") from error
+
+    found: list[Path] = []
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += (Path(where, name) for name in names if not name.startswith("."))
+    return sorted(file for file in found if _is_image(file))
+
+
+def stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file; -1 where there is none."""
+    found = []
+    for name in names:
+        try:
+            stat = (folder / name).stat()
+            found.append((name, stat.st_size, stat.st_mtime_ns))
+        except (OSError, ValueError):  # ValueError: of a name that no file can have
+            found.append((name, -1, -1))
+    return found
+
+
+def _is_image(file: Path) -> bool:
+    """Whether its suffix or its first bytes say so, be it one that cannot be read here: what is passed over in silence
+    would be missed."""
+    if file.is_symlink() and not file.exists():
+        return True
+    if not file.is_file():
+        return False
+    packed = file.suffix.lower() in PACKED_SUFFIXES
+    suffix = (file.with_suffix("") if packed else file).suffix.lower()
+    if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES or suffix in OTHER_SUFFIXES:
+        return True
+    # archives name DICOM files IM000001, or by their UID, whose last part looks like a suffix
+    if file.name == "DICOMDIR":
+        return False
+    try:
+        with file.open("rb") as opened:
+            begins = opened.read(PREAMBLE)
+    except OSError:
+        return True
+    return (
+        is_dicom(begins)
+        or begins.startswith(SIGNATURES)
+        or begins[:4] + begins[8:12] == b"RIFFWEBP"
+        or begins[:2] + begins[6:10] == b"BM\0\0\0\0"
+    )
