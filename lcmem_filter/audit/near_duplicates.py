@@ -23,8 +23,8 @@ STRENGTH, STEPS = 0.3, 30
 GENERATED = (
     f"drawn from it by the pipeline without a prompt (image to image, strength {STRENGTH:g}, {STEPS} steps)"
 )
-BORDER = 0.2
-"""Share of the longer side that a picture is extended by before it is moved."""
+TURN, SHIFT = 4.0, 0.03
+"""Degrees, and share of a side, at most."""
 
 
 def near_duplicate(image: Image.Image, seed: int) -> Image.Image:
@@ -46,15 +46,19 @@ def _moved(image: Image.Image, draw: np.random.Generator) -> Image.Image:
     """Zoomed, shifted and turned about its centre; what comes in at the edges is mirrored, since a memorised picture
     has no black corners."""
     width, height = image.size
-    zoom, turn = draw.uniform(0.94, 1.0), math.radians(draw.uniform(-4, 4))
-    dx, dy = draw.uniform(-0.03, 0.03, 2) * (width, height)
+    zoom, turn = draw.uniform(0.94, 1.0), math.radians(draw.uniform(-TURN, TURN))
+    dx, dy = draw.uniform(-SHIFT, SHIFT, 2) * (width, height)
     cos, sin = math.cos(turn) * zoom, math.sin(turn) * zoom
-    border = math.ceil(BORDER * max(width, height))
+    # as much beyond each edge as a turn brings in, and the filter's two pixels
+    left, top = (
+        math.ceil(SHIFT * along + math.sin(math.radians(TURN)) * across / 2) + 2
+        for along, across in ((width, height), (height, width))
+    )
     pixels = np.asarray(image.convert("RGB"))
-    padded = Image.fromarray(np.pad(pixels, ((border, border), (border, border), (0, 0)), "symmetric"))
+    padded = Image.fromarray(np.pad(pixels, ((top, top), (left, left), (0, 0)), "symmetric"))
     # each output pixel's place in the padded picture
     x, y = width / 2, height / 2
-    matrix = (cos, -sin, x + dx + border - cos * x + sin * y, sin, cos, y + dy + border - sin * x - cos * y)
+    matrix = (cos, -sin, x + dx + left - cos * x + sin * y, sin, cos, y + dy + top - sin * x - cos * y)
     return padded.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
 
 
