@@ -264,8 +264,8 @@ def about(design: Design, judge: Judge) -> str:
         f"two indexes of {size[0]:,} and {size[1]:,} images of all domains (train, validation, and one half of the "
         f"test identities each); thresholds reject {100 * judge.rate:.3g}% of {unseen:,} unseen images, one an "
         f"identity, of the other half; 95 % intervals by identity from {judge.draws:,} draws, thresholds drawn again "
-        "with them. Where all are found, so they are in every draw: of n of n, each of another identity, an exact interval "
-        "would begin at 0.025^(1/n), at 98.6% of 268."
+        "with them. Where all are found, so they are in every draw: of n of n, each of another identity, an exact "
+        "interval would begin at 0.025^(1/n), at 98.6% of 268."
     )
 
 
