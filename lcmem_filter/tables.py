@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -30,8 +31,8 @@ def read_table(path: Path) -> Any:
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise DataError(f"{path} is no table that can be read; give one of {', '.join(KINDS)}, or a folder")
-    # pictures in a table are private, and by itself datasets would keep a copy in its cache for good
-    copied = tempfile.mkdtemp(prefix="lcmem-table-") if kind != "csv" else None
+    # pictures in a table are private, and by itself datasets would keep its copy of them for good
+    copied = _folder_until_exit(datasets.config.HF_DATASETS_CACHE) if kind != "csv" else None
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -46,12 +47,18 @@ def read_table(path: Path) -> Any:
     finally:
         if shown:
             datasets.enable_progress_bars()
-        if copied is not None:
-            atexit.register(shutil.rmtree, copied, ignore_errors=True)
     for name, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
     return table
+
+
+def _folder_until_exit(parent: str | os.PathLike[str]) -> str:
+    """A new folder in ``parent``, where there is room for tables, which is removed when the process ends."""
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    made = tempfile.mkdtemp(prefix="lcmem-table-", dir=parent)
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 def _read_csv(path: Path) -> Any:
