@@ -21,6 +21,8 @@ from .types import Calibration, rejectable
 from .verification import STATISTIC, Scored, score_latents
 
 BATCH = 16
+OWN, OWN_FOUND = 32, 0.9
+"""Training images that a threshold is tried on, and the share of them that it should find."""
 LOOKED_AT = 20
 """Held-out images, the most like training images, that somebody is asked to look at."""
 NEAR_DUPLICATE = 0.98
@@ -104,7 +106,12 @@ def calibrate(
     scores = [score for _, _, score in used]
     calibration = fit(scores, false_rejection_rate, space, len(held_out), dropped)
     highest = used[: max(rejectable(len(used), false_rejection_rate), LOOKED_AT)]
-    calibration = replace(calibration, highest=tuple(highest), latent_size=size)
+    calibration = replace(
+        calibration,
+        highest=tuple(highest),
+        latent_size=size,
+        own_found=_own_found(index, space, calibration.threshold),
+    )
     index.set_calibration(calibration)
     return calibration
 
@@ -188,6 +195,17 @@ def _score_each(
 def _unjudgeable(source: ImageSource, row: int, error: FilterFailedError) -> str:
     why = str(error).removesuffix("; no image is returned")  # which is said to pipelines
     return f"image {source.records[row].id!r} of {source.name!r} cannot be judged: {why}; look at it, or leave it out"
+
+
+def _own_found(index: MemorizationIndex, space: str, threshold: float) -> tuple[int, int] | None:
+    """How many of some images of the index score more than ``threshold`` once their latents are mirrored and shifted by
+    a cell, and of how many: where that is not nearly all, copies are likely to have set the threshold."""
+    if not index.has_latents or space != index.space:
+        return None
+    rows = torch.linspace(0, len(index) - 1, min(OWN, len(index))).long()
+    moved = index.latents(rows).float().flip(-1).roll((1, 1), (-2, -1)).to(index.head.device)
+    scored = [one for one in _score_each(index, moved, space) if isinstance(one, Scored)]
+    return sum(one.score > threshold for one in scored), len(scored)
 
 
 def _usable_rows(

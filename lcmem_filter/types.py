@@ -61,6 +61,8 @@ class Calibration:
             nearest training image, score. One that shows the picture of that training image makes the threshold too
             high; see ``calibrate``.
         latent_size: (h, w) of the held-out images' latents.
+        own_found: How many of some training images, mirrored and shifted as latents, lie above the threshold, and of
+            how many; ``None`` where that was not tried.
     """
 
     scores: tuple[float, ...]
@@ -73,6 +75,7 @@ class Calibration:
     statistic: str = ""
     highest: tuple[tuple[str, str, float], ...] = ()
     latent_size: tuple[int, int] | None = None
+    own_found: tuple[int, int] | None = None
 
     @property
     def n(self) -> int:
@@ -98,9 +101,8 @@ class Calibration:
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Calibration:
         """What ``to_dict`` gave, as it comes from JSON."""
-        pairs = {
-            name: tuple(found[name]) for name in ("scores", "realised_rate", "latent_size") if found.get(name)
-        }
+        names = ("scores", "realised_rate", "latent_size", "own_found")
+        pairs = {name: tuple(found[name]) for name in names if found.get(name)}
         return cls(**{**found, **pairs, "highest": tuple(tuple(one) for one in found.get("highest", ()))})
 
 

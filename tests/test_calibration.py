@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from lcmem_filter.errors import ArtifactError, CalibrationError, EmptyDataError,
 from lcmem_filter.images import open_images
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import Encoder
+from lcmem_filter.verification import score_latents
 
 from tests.index.material import build, head, pictures, saved_encoder
 from tests.tiny import fussy_encode, picture, tiny_vae, write_unjudgeable
@@ -261,3 +263,18 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_encoded(t
         calibrate(
             index, pictures(tmp_path / "held", range(100, 120)), false_rejection_rate=0.1, progress=False
         )
+
+
+def test_a_threshold_is_tried_on_the_index_itself(tmp_path):
+    index = build(tmp_path, images=40)
+    held = pictures(tmp_path / "held", range(100, 140))
+    found = calibrate(index, held, false_rejection_rate=0.1, progress=False)
+    rows = torch.arange(40)[torch.linspace(0, 39, 32).long()]
+    mirrored = torch.flip(index.latents(rows).float(), [3])
+    moved = torch.cat([mirrored[..., -1:], mirrored[..., :-1]], -1)
+    moved = torch.cat([moved[:, :, -1:], moved[:, :, :-1]], 2)
+    scores = [one.score for one in score_latents(index, moved, "sd")]
+    assert found.own_found == (sum(score > found.threshold for score in scores), 32)
+    assert found.own_found[0] > 0 and index.calibration.own_found == found.own_found
+    without = build(tmp_path / "b", images=20, keep_latents=False)
+    assert calibrate(without, held, false_rejection_rate=0.1, progress=False).own_found is None

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, and print what came of it as one JSON object."""
-    from ..calibration import LOOKED_AT, calibrate
+    from ..calibration import LOOKED_AT, OWN_FOUND, calibrate
 
     index, encoder = open_index(args)
     held_out = open_source(args, args.held_out)
@@ -64,6 +64,13 @@ def run(args: argparse.Namespace) -> int:
         f"with so many, a rate of {found.false_rejection_rate:g} comes out between {low:.2%} and {high:.2%}",
         file=sys.stderr,
     )
+    if found.own_found and (of := found.own_found[1]):
+        above = found.own_found[0]
+        print(
+            f"lcmem-filter: of {of} training images, mirrored and shifted by a cell of their latents, the threshold finds {above}"
+            + ("" if above >= OWN_FOUND * of else ": copies of training images may have set it"),
+            file=sys.stderr,
+        )
     further = len(found.highest) - LOOKED_AT
     print(
         f"lcmem-filter: these are most like training images, and those from {found.threshold:.3f} on set it; name "

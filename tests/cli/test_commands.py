@@ -57,6 +57,11 @@ def test_build_calibrate_check(folder, capsys, monkeypatch):
         "cpu",
     )
     assert status == 0 and found["n"] == 100 and "comes out between" in err
+    above, of = found["own_found"]
+    assert (
+        f"of {of} training images, mirrored and shifted by a cell of their latents, the threshold finds {above}" in err
+    )
+    assert ("copies of training images may have set it" in err) == (above < 0.9 * of)
     assert all(f"{image}  {nearest}\n" in err for image, nearest, _ in found["highest"])
     (folder / "seen.txt").write_bytes(f"\ufeff{found['highest'][0][0]}\r\n".encode())  # as on Windows
     given = (folder / "index", folder / "held", "--false-rejection-rate", 0.05, "--device", "cpu")
