@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if found.own_found and (of := found.own_found[1]):
         above = found.own_found[0]
         print(
-            f"lcmem-filter: of {of} training images, mirrored and shifted by a cell of their latents, the threshold finds {above}"
+            f"lcmem-filter: of {of} training images, mirrored and shifted by a cell of their latents, the threshold "
+            f"finds {above}"
             + ("" if above >= OWN_FOUND * of else ": copies of training images may have set it"),
             file=sys.stderr,
         )

@@ -59,7 +59,8 @@ def test_build_calibrate_check(folder, capsys, monkeypatch):
     assert status == 0 and found["n"] == 100 and "comes out between" in err
     above, of = found["own_found"]
     assert (
-        f"of {of} training images, mirrored and shifted by a cell of their latents, the threshold finds {above}" in err
+        f"of {of} training images, mirrored and shifted by a cell of their latents, the threshold finds {above}"
+        in err
     )
     assert ("copies of training images may have set it" in err) == (above < 0.9 * of)
     assert all(f"{image}  {nearest}\n" in err for image, nearest, _ in found["highest"])
