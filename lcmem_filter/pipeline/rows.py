@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .callbacks import CALLBACKS, may_know_rows, watched
+
 Role = Literal["prompt", "cycled", "shared"]
 """Which entry of an argument row r of a call with n images a prompt uses: entry r // n, entry r modulo their number,
 or the argument as a whole."""
@@ -57,9 +59,6 @@ SHARED = frozenset(
     }
 )
 """Lists that belong to the call, not to its rows."""
-
-CALLBACKS = ("callback", "callback_on_step_end", "prior_callback_on_step_end")
-"""Called with the latents of all rows: one that changes them may have something of its own for each."""
 
 PICTURES: Mapping[str, Mapping[str, Role]] = {
     "FluxControlNetPipeline": {"control_image": "prompt"},
@@ -126,12 +125,7 @@ class BoundCall:
                 positional = (*before, *arguments.pop(parameter.name))
             elif parameter.default is not inspect.Parameter.empty and not positional:
                 arguments.setdefault(parameter.name, parameter.default)
-        for name in CALLBACKS:
-            given = arguments.get(name)
-            if given is not None and not hasattr(
-                given, "tensor_inputs"
-            ):  # which pipelines ask for by its class
-                arguments[name] = _Watched(given)
+        arguments |= {name: watched(arguments[name]) for name in CALLBACKS if name in arguments}
         return cls(arguments, roles_of(pipe), positional, _cell_of(pipe))
 
     @property
@@ -150,7 +144,7 @@ class BoundCall:
             and prompts * images == total
             # around a single picture, which may not be a list
             and self.arguments.get("padding_mask_crop") is None
-            and not any(_may_know_rows(self.arguments.get(name)) for name in CALLBACKS)
+            and not any(may_know_rows(self.arguments.get(name)) for name in CALLBACKS)
             and self._batch_size_counts_rows(total)
             and all(
                 name in ("generator", "latents")
@@ -278,41 +272,6 @@ def _may_be_one(value: Any) -> bool:
 def _differ_in_size(value: Any) -> bool:
     """Whether pictures of a list are of several sizes, of which pipelines take the first one's for all."""
     return isinstance(value, (list, tuple)) and len({getattr(one, "size", None) for one in value}) > 1
-
-
-class _Watched:
-    """A callback, and whether it changed anything that it was given."""
-
-    def __init__(self, callback: Callable[..., Any]) -> None:
-        self.callback, self.changed = callback, False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = (*args, *kwargs.values())
-        tensors = [*given, *(one for each in given if isinstance(each, dict) for one in each.values())]
-        before = [(one, _state_of(one)) for one in tensors if isinstance(one, torch.Tensor)]
-        found = self.callback(*args, **kwargs)
-        kept = {id(one) for one, _ in before}
-        returned = found.values() if isinstance(found, dict) else ()
-        self.changed |= any(isinstance(one, torch.Tensor) and id(one) not in kept for one in returned)
-        self.changed |= any(not _is_in_state(one, state) for one, state in before)
-        return found
-
-
-def _state_of(tensor: torch.Tensor) -> Any:
-    """What tells later whether a tensor was written to; those made in inference mode do not count that."""
-    return tensor.clone() if tensor.is_inference() else tensor._version
-
-
-def _is_in_state(tensor: torch.Tensor, state: Any) -> bool:
-    return torch.equal(tensor, state) if isinstance(state, torch.Tensor) else tensor._version == state
-
-
-def _may_know_rows(callback: Any) -> bool:
-    """Whether a callback may do something else to each row. Of diffusers' classes for them, its own do not."""
-    if callback is None or isinstance(callback, _Watched):
-        return callback is not None and callback.changed
-    several = getattr(callback, "callbacks", [callback])
-    return any(type(one).__module__ != "diffusers.callbacks" for one in several)
 
 
 def _lists_batches(value: Any) -> bool:
