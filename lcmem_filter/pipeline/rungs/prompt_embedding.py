@@ -108,9 +108,9 @@ class _Optimised:
 
 def _usable(value: Any) -> Any:
     """Tensors that autograd can keep, however deep they lie: those made in inference mode are copied."""
-    if isinstance(value, dict):
+    if type(value) is dict:
         return {name: _usable(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):  # and no size or named tuple, which are made otherwise
         return type(value)(_usable(one) for one in value)
     return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
 
