@@ -15,13 +15,11 @@ import torch
 from .. import __version__
 from ..errors import DataError
 from ..filter import MemorizationFilter
+from ..pipeline.rows import SIZES
 from .drawing import RESERVED
 from .plan import Plan
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
-_SIZES = ("original_size", "crops_coords_top_left", "target_size")
-SIZES = (*_SIZES, *(f"negative_{name}" for name in _SIZES))
-"""Options of SDXL that it adds to each other as tuples."""
 TILING = ("use_slicing", "use_tiling")
 """Of an autoencoder, besides what begins with ``tile_``."""
 ADAPTERS = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")

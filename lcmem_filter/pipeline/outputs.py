@@ -55,10 +55,10 @@ def replace_rows(
         fresh = sources[position]
         value = _copied(value)
         for row, source_row in zip(rows, source_rows, strict=True):
-            if _size(fresh[source_row]) != _size(value[row]):
+            if size_of(fresh[source_row]) != size_of(value[row]):
                 raise FilterFailedError(
-                    f"an image of size {_size(value[row])} was drawn again as one of {_size(fresh[source_row])}; give "
-                    "height and width, or no latents; no image is returned"
+                    f"an image of size {size_of(value[row])} was drawn again as one of {size_of(fresh[source_row])}; "
+                    "give height and width, or no latents; no image is returned"
                 )
             value[row] = fresh[source_row]
         return value
@@ -134,7 +134,7 @@ def _blank(value: Any) -> Any:
     return np.zeros_like(value) if isinstance(value, np.ndarray) else value
 
 
-def _size(image: Any) -> tuple[int, ...]:
+def size_of(image: Any) -> tuple[int, ...]:
     """Size of a picture, or shape of an array; nothing for what is neither."""
     return tuple(image.size if isinstance(image, Image.Image) else getattr(image, "shape", ()))
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from .callbacks import CALLBACKS, may_know_rows, watched
+from .outputs import size_of
 
 Role = Literal["prompt", "cycled", "shared"]
 """Which entry of an argument row r of a call with n images a prompt uses: entry r // n, entry r modulo their number,
@@ -37,7 +38,11 @@ PER_PROMPT = (
 )
 """Arguments with one entry a prompt, in whichever pipeline."""
 
-SHARED = frozenset(
+_SIZES = ("crops_coords_top_left", "original_size", "target_size")
+SIZES = frozenset(_SIZES) | {f"negative_{name}" for name in _SIZES}
+"""What SDXL adds to each other, as tuples."""
+
+SHARED = SIZES | frozenset(
     {
         "callback_on_step_end",
         "callback_on_step_end_tensor_inputs",
@@ -45,15 +50,9 @@ SHARED = frozenset(
         "control_guidance_end",
         "control_guidance_start",
         "controlnet_conditioning_scale",
-        "crops_coords_top_left",
-        "negative_crops_coords_top_left",
-        "negative_original_size",
-        "negative_target_size",
-        "original_size",
         "prior_callback_on_step_end_tensor_inputs",
         "sigmas",
         "skip_guidance_layers",
-        "target_size",
         "text_encoder_out_layers",
         "timesteps",
     }
@@ -271,7 +270,7 @@ def _may_be_one(value: Any) -> bool:
 
 def _differ_in_size(value: Any) -> bool:
     """Whether pictures of a list are of several sizes, of which pipelines take the first one's for all."""
-    return isinstance(value, (list, tuple)) and len({getattr(one, "size", None) for one in value}) > 1
+    return isinstance(value, (list, tuple)) and len({size_of(one) for one in value}) > 1
 
 
 def _lists_batches(value: Any) -> bool:

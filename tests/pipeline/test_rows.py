@@ -95,6 +95,13 @@ def test_what_is_not_known_is_not_taken_apart(given: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.parametrize("made", [torch.zeros, np.zeros])
+def test_pictures_given_one_by_one_are_taken_apart_where_they_are_of_one_size(made: Any) -> None:
+    for shapes, alike in ((((3, 8, 4), (3, 8, 4)), True), (((3, 8, 4), (3, 4, 8)), False)):
+        call = bound("StableDiffusionImg2ImgPipeline", image=[made(shape) for shape in shapes])
+        assert call.can_slice(TOTAL) is alike
+
+
 def test_one_picture_or_text_serves_every_row() -> None:
     single = bound("StableDiffusionControlNetPipeline", image=["only"], negative_prompt="bad", strength=0.5)
     after = taken(single, 1, 3)
