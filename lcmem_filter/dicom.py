@@ -80,10 +80,8 @@ def _greyscale(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
 
     values = apply_modality_lut(pixels, dataset)
     shown = _windowed(values, dataset)
-    for others in (
-        values,
-        pixels,
-    ):  # a window beside all values, or a slope of 0, would make one grey of everything
+    # a window beside all values, or a slope of 0, would make one grey of everything
+    for others in (values, pixels):
         if shown.min() == shown.max():
             shown = stretched(others)
     return shown

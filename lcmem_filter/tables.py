@@ -77,6 +77,15 @@ def _read_csv(path: Path) -> Any:
     return datasets.Dataset.from_pandas(frame, preserve_index=False)
 
 
+def lines_of(path: Path) -> list[str]:
+    """Lines of a text in UTF-8, with a byte-order mark or without; what else separates lines may stand in one.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    return path.read_text(encoding="utf-8-sig").split("\n")
+
+
 def is_csv(path: Path) -> bool:
     """Whether a table's cells are text, whatever stands in them."""
     return KINDS.get(path.suffix.lower()) == "csv"

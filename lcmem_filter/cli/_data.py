@@ -251,9 +251,9 @@ def read_ids(path: str) -> set[str]:
     from pathlib import Path
 
     from ..errors import DataError
+    from ..tables import lines_of
 
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # names may hold other separators
-        return {line.strip() for line in lines if line.strip()}
+        return {line.strip() for line in lines_of(Path(path)) if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}; give a text file with one id a line") from error

@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..errors import DataError, EmptyDataError, MissingColumnError
+from ..tables import lines_of
 
 SEEDS = 2**62
 """Seeds lie in [0, SEEDS)."""
@@ -195,7 +196,7 @@ def _requests_of(path: Path, table: pa.Table, columns: dict[str, str]) -> list[R
 
 def _lines(path: Path) -> Sequence[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")  # other separators may stand in a prompt
+        return lines_of(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} cannot be read: {error}; give a text file in UTF-8, one prompt a line"
@@ -228,8 +229,7 @@ def _read_table(path: Path, texts: Sequence[str]) -> pa.Table:
 
 def _from_json_lines(path: Path) -> pa.Table:
     """What stands in the texts, where readers of tables take some for dates."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    rows = [json.loads(line) for line in lines if line.strip()]
+    rows = [json.loads(line) for line in lines_of(path) if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise pa.ArrowInvalid("a line is no JSON object")
     names = dict.fromkeys(name for row in rows for name in row)

@@ -20,7 +20,7 @@ from ..errors import ArtifactError, ConfigurationError
 from ..head import LCMemHead
 from ..latents import NORMALISED_STD, Encoder
 from ..processes import make_accelerator
-from .checkpoint import LATENTS, Checkpoints
+from .checkpoint import LATENTS
 from .checks import Sources
 from .config import TrainingConfig, check_fractions, check_numbers, check_positive, check_resolutions
 from .data import LatentSet, digest_of
@@ -118,7 +118,6 @@ def add_halving(
     """
     config, output = config or AddHalvingConfig(), Path(output)
     sources, validation = given_to_extend(initial, sources, validation, encoder=encoder)
-    Checkpoints(output).refuse_foreign()
     space = initial.identify_space(encoder.vae).space
     if space in initial.halvings:
         raise ArtifactError(f"the head halves latents of {space!r} already; give one that does not")

@@ -19,7 +19,7 @@ from ..errors import ArtifactError, LatentSpaceError
 from ..head import LCMemHead, SpaceMatch
 from ..latents import Encoder, canonical
 from ..processes import make_accelerator
-from .checkpoint import LATENTS, Checkpoints
+from .checkpoint import LATENTS
 from .checks import Sources
 from .config import TrainingConfig, check_fractions, check_numbers, check_positive, check_resolutions
 from .data import LatentSet, digest_of
@@ -122,7 +122,6 @@ def add_space(
     config, output = config or AddSpaceConfig(), Path(output)
     check_space_name(space)
     sources, validation = given_to_extend(initial, sources, validation, encoder=encoder, reference=reference)
-    Checkpoints(output).refuse_foreign()
     known = initial.identify_space(reference.vae).space
     if space in initial.spaces:
         raise ArtifactError(
