@@ -15,10 +15,10 @@ from .head import LCMemHead
 from .index import MemorizationIndex
 from .latents import check_latents
 from .matching import alike_under_warps
+from .shortlist import middles, shortlisted
 from .standing import (
     BACKGROUND,
     RUNNER_UP_WEIGHT,
-    SAME_IMAGE,
     background_of,
     likeness,
     local_similarity,
@@ -28,15 +28,6 @@ from .standing import (
     told_apart,
 )
 from .types import Neighbour
-
-SHORTLIST = 25
-"""Candidates that the head proposes, for a sample as it is and again for it upside down."""
-
-DISTINCT = 20
-"""Different pictures among them, at least: where repetitions of a few take up nearly all places, the search goes on."""
-
-DEEPEST = 1024
-"""Neighbours that it then looks at, at most; FAISS finds 2,048 on a GPU."""
 
 BACKGROUND_UNDER_WARPS = slice(2, 6)
 """Ranks whose mean likeness is a sample's background where candidates are laid over it: the best warp makes strangers
@@ -58,7 +49,7 @@ DESCRIBED_AT_ONCE = 16
 
 STATISTIC = (
     "likeness under the best warp, beyond background and runner-up of other identities, known or concluded, in equal "
-    "parts, of twenty different pictures and more, identities concluded too where few are known"
+    "parts, of twelve different pictures and more, identities concluded too where few are known, middles proposing"
 )
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
 
@@ -87,6 +78,8 @@ class Query:
         parts: (2, B, ...) as of ``describe_parts``; ``None`` where embeddings alone decide.
         kind: What ``parts`` are.
         same_identity, embedding_weight: As of ``LCMemHead``.
+        middles: (M, B, D): embeddings of the samples' ``middles``, which propose candidates and are not compared;
+            ``None`` where embeddings alone decide.
     """
 
     embedding: torch.Tensor
@@ -94,6 +87,12 @@ class Query:
     kind: Parts | None
     same_identity: float = 0.0
     embedding_weight: float = 0.0
+    middles: torch.Tensor | None = None
+
+    @property
+    def asking(self) -> torch.Tensor:
+        """All that propose candidates, (W, B, D)."""
+        return self.embedding if self.middles is None else torch.cat([self.embedding, self.middles])
 
     @classmethod
     def of(cls, head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts | None) -> Query:
@@ -101,18 +100,22 @@ class Query:
         if space in head.spaces:
             check_latents(canonical, int(head.config.spaces[space]), space)
         poses = torch.stack([canonical, canonical.flip(-2)])
-        described = head.describe(poses.flatten(0, 1), space)
-        embedding = described.embedding.unflatten(0, poses.shape[:2])
+        asking = poses if kind is None else torch.cat([poses, middles(canonical)])
+        described = head.describe(asking.flatten(0, 1), space)
+        embedding, of_middles = described.embedding.unflatten(0, asking.shape[:2]).tensor_split([2])
+        if kind is None:
+            return cls(embedding, None, None)
         if kind == "tokens" and described.tokens is not None:
-            return cls(embedding, described.tokens.unflatten(0, poses.shape[:2]), kind)
-        parts = describe_parts(head, poses, space, kind) if kind else None
+            tokens = described.tokens.unflatten(0, asking.shape[:2])[:2]
+            return cls(embedding, tokens, kind, middles=of_middles)
+        parts = describe_parts(head, poses, space, kind)
         told = float(head.config.same_identity), float(head.config.embedding_weight)
-        return cls(embedding, parts, kind, *told)
+        return cls(embedding, parts, kind, *told, of_middles)
 
     def of_rows(self, rows: slice | torch.Tensor) -> Query:
         """Some of the samples."""
-        parts = None if self.parts is None else self.parts[:, rows]
-        return replace(self, embedding=self.embedding[:, rows], parts=parts)
+        parts, of_middles = (None if one is None else one[:, rows] for one in (self.parts, self.middles))
+        return replace(self, embedding=self.embedding[:, rows], parts=parts, middles=of_middles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +188,7 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
     with torch.autocast(latents.device.type, enabled=False):  # another precision is another threshold
         kind = compared_by(index, space)
         query = Query.of(index.head, index.head.canonical(latents, space), space, kind)
-        # both poses in one pass over the index
-        found = _shortlisted(index, query.embedding.flatten(0, 1))
-        rows = torch.cat(list(found.unflatten(0, query.embedding.shape[:2])), 1)
+        rows = shortlisted(index, query.asking)
         compared = compare(query, _stored(index, rows, kind))
     if not torch.isfinite(compared.score).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")
@@ -293,38 +294,6 @@ def compared_by(index: MemorizationIndex, space: str) -> Parts | None:
     return parts_between(index.head, space, index.space) if index.has_latents else None
 
 
-def _shortlisted(index: MemorizationIndex, embeddings: torch.Tensor) -> torch.Tensor:
-    """Rows (B, k) of the index that embeddings (B, D) are compared with: the nearest, or, where repetitions of a few
-    pictures crowd the others out, the nearest of each of so many pictures.
-
-    What a training set holds many times over is what models memorise. Without other pictures beside it nothing would be
-    known of what a stranger's score is there, and the threshold would rise for all.
-    """
-    rows = index.search(embeddings, SHORTLIST).rows
-    if rows.shape[1] < SHORTLIST:
-        return rows
-    crowded = (~repeats(index.embeddings(rows))).sum(1) < DISTINCT
-    if crowded.any():
-        rows[crowded] = _one_of_each_picture(index, embeddings[crowded.to(embeddings.device)])
-    return rows
-
-
-def _one_of_each_picture(index: MemorizationIndex, embeddings: torch.Tensor) -> torch.Tensor:
-    """The nearest row of each of the ``SHORTLIST`` nearest pictures, (B, SHORTLIST); where the ``DEEPEST`` nearest rows
-    show fewer, further ones of those."""
-    rows = index.search(embeddings, min(DEEPEST, len(index))).rows
-    stored = index.embeddings(rows)
-    each = torch.arange(len(rows), device=stored.device)
-    left = torch.ones(rows.shape, dtype=torch.bool, device=stored.device)
-    chosen = torch.zeros_like(left)
-    for _ in range(SHORTLIST):
-        nearest = left.byte().argmax(1)  # the first again where none is left
-        chosen[each, nearest] = True
-        left &= torch.einsum("bkd,bd->bk", stored, stored[each, nearest]) < SAME_IMAGE
-    first = (~chosen).byte().argsort(dim=1, stable=True)[:, :SHORTLIST]
-    return rows.gather(1, first.to(rows.device))
-
-
 def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) -> Candidates:
     """What the index holds of ``rows`` (B, K)."""
     embedding = index.embeddings(rows).to(index.head.device)
@@ -363,7 +332,7 @@ def _check(latents: torch.Tensor) -> None:
 
 
 def _scored(index: MemorizationIndex, row: int, rows: torch.Tensor, compared: Compared) -> Scored:
-    """Sample ``row``; a training image that both poses proposed counts once."""
+    """Sample ``row``; a training image that was proposed twice counts once."""
     order = compared.score[row].argsort(descending=True, stable=True).tolist()
     first = {int(rows[row, i]): i for i in reversed(order)}
     neighbours = tuple(

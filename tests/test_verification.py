@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcmem_filter import verification
+from lcmem_filter import shortlist, verification
 from lcmem_filter.alignment import aligned_similarity, alignments
 from lcmem_filter.errors import FilterFailedError, LatentSpaceError
 from lcmem_filter.exemption import IndexWithout
@@ -23,6 +23,7 @@ from lcmem_filter.images import open_images
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import encode_images, normalise
 from lcmem_filter.matching import alike_under_warps, all_warps
+from lcmem_filter.shortlist import MARGINS, SHORTLIST, _one_of_each_picture, middles, shortlisted
 from lcmem_filter.standing import (
     BACKGROUND,
     MOST_BACKGROUND,
@@ -45,11 +46,9 @@ from lcmem_filter.verification import (
     BACKGROUND_UNDER_WARPS,
     LAID_OVER,
     RUNNER_UP_UNDER_WARPS,
-    SHORTLIST,
     Candidates,
     Parts,
     Query,
-    _one_of_each_picture,
     compare,
     compared_by,
     describe_parts,
@@ -470,10 +469,10 @@ def test_repetitions_are_told_apart_whatever_the_default_device(tmp_path):
         pictures(tmp_path / "train" / name, range(20))
     index = build(tmp_path)
     asked = index.embeddings(torch.arange(2))
-    expected = _one_of_each_picture(index, asked)
-    assert not repeats(index.embeddings(expected[:, :20])).any()
+    expected = _one_of_each_picture(index, asked, SHORTLIST)
+    assert not repeats(index.embeddings(expected[:, :SHORTLIST])).any()
     with torch.device("meta"):
-        assert torch.equal(_one_of_each_picture(index, asked), expected)
+        assert torch.equal(_one_of_each_picture(index, asked, SHORTLIST), expected)
 
 
 @KINDS
@@ -494,7 +493,7 @@ def test_an_images_own_copy_is_found_first(tmp_path, monkeypatch, keep_latents, 
     assert all(one.score == one.neighbours[0].score for one in scored)
     for one in scored:
         scores = [near.score for near in one.neighbours]
-        assert scores == sorted(scores, reverse=True) and SHORTLIST <= len(scores) <= 2 * SHORTLIST
+        assert scores == sorted(scores, reverse=True) and SHORTLIST <= len(scores) <= 4 * SHORTLIST
         assert len({near.id for near in one.neighbours}) == len(scores)
         assert (one.neighbours[0].latent_similarity is not None) == keep_latents
 
@@ -571,7 +570,9 @@ def test_parts_without_weight_do_not_count():
     assert local_similarity(query * weight, (stored * weight)[None]) > 0.999 > whole
 
 
-def test_pictures_that_stand_in_an_index_many_times_change_no_strangers_score(tmp_path):
+def test_pictures_that_stand_in_an_index_many_times_change_no_strangers_score(tmp_path, monkeypatch):
+    monkeypatch.setattr(shortlist, "SHORTLIST", 40)  # all pictures, some of which look alike
+    monkeypatch.setattr(shortlist, "DISTINCT", 36)
     knowing = LCMemHead.from_pretrained("lcmem-small")
     knowing.add_probes("sd", tiny_vae())
     encoder, found = saved_encoder(tmp_path), []
@@ -600,9 +601,46 @@ def test_pictures_that_stand_in_an_index_many_times_change_no_strangers_score(tm
 def test_a_head_to_which_all_is_one_picture_is_shown_the_nearest(tmp_path, monkeypatch):
     index = build(tmp_path, images=60)
     query = index.embeddings(torch.arange(3))
-    usual = verification._shortlisted(index, query)
-    monkeypatch.setattr(verification, "SAME_IMAGE", -1.0)
+    usual = shortlisted(index, query[None])
+    monkeypatch.setattr(shortlist, "SAME_IMAGE", -1.0)
     monkeypatch.setattr(
-        verification, "repeats", lambda stored: torch.arange(stored.shape[1]).expand(len(stored), -1) > 0
+        shortlist, "repeats", lambda stored: torch.arange(stored.shape[1]).expand(len(stored), -1) > 0
     )
-    assert (verification._shortlisted(index, query) == usual).all()
+    assert (shortlisted(index, query[None]) == usual).all()
+
+
+def test_middles_are_what_lies_within_the_margins():
+    side = torch.arange(16, dtype=torch.float32)
+    canonical = (side[:, None] + 100 * side).expand(2, 4, 16, 16)
+    for margin, middle in zip(MARGINS, middles(canonical), strict=True):
+        cut = 16 * margin
+        places = (cut + (side + 0.5) * (1 - 2 * margin) - 0.5).clamp(cut, 15 - cut)
+        torch.testing.assert_close(middle, (places[:, None] + 100 * places).expand(2, 4, 16, 16))
+    assert middles(torch.zeros(3, 4, 8, 8)).shape == (len(MARGINS), 3, 4, 8, 8)
+
+
+def test_each_way_of_asking_proposes_as_many(tmp_path, monkeypatch):
+    index = build(tmp_path, images=60)
+    asking = index.embeddings(torch.tensor([[7, 20], [8, 21], [9, 22], [10, 23]]))
+    monkeypatch.setattr(shortlist, "SHORTLIST", 3)
+    rows = shortlisted(index, asking)
+    assert torch.equal(rows, torch.cat([index.search(way, 3).rows for way in asking], 1))
+    assert rows[:, ::3].tolist() == [[7, 8, 9, 10], [20, 21, 22, 23]]
+    assert torch.equal(shortlisted(index, asking[:2]), rows[:, :6])
+
+
+def test_a_border_does_not_hide_a_copy_from_the_shortlist(tmp_path, monkeypatch):
+    knowing = LCMemHead.from_pretrained("lcmem-small")
+    knowing.add_probes("sd", tiny_vae())
+    monkeypatch.setattr("tests.index.material.head", lambda: knowing)
+    index = build(tmp_path, images=60)
+    rows = torch.arange(60)
+    bordered = torch.full((60, 4, 16, 16), -2.0)
+    bordered[..., 2:-2, 2:-2] = index.latents(rows)[..., 2:-2, 2:-2]
+    monkeypatch.setattr(shortlist, "SHORTLIST", 1)
+    query = Query.of(knowing, bordered, "sd", compared_by(index, "sd"))
+    found = [
+        int((shortlisted(index, asking) == rows[:, None]).any(1).sum())
+        for asking in (query.embedding, query.asking)
+    ]
+    assert found[0] < 30 and found[1] > found[0] + 15, found

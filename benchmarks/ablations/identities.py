@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from run import RESULTS, found_by, shortlists
+from run import RESULTS, SHORTLISTS, found_by, shortlists
 
 from lcmem_filter import standing
 from lcmem_filter.baselines.lcmem import LCMem
@@ -32,7 +32,6 @@ from lcmem_filter.standing import background_of, repeats, stand_out, taken_toget
 from lcmem_filter.verification import (
     BACKGROUND_UNDER_WARPS,
     RUNNER_UP_UNDER_WARPS,
-    SHORTLIST,
     TAKEN_TOGETHER,
 )
 
@@ -47,7 +46,7 @@ NEVER, TOLD, HALF = "never", "identities told", "half of the identities told"
 
 @dataclass(frozen=True)
 class Found:
-    """Of Q queries and their K candidates, those of the upright pose first.
+    """Of Q queries and their K candidates.
 
     Attributes:
         alike: (Q, K) as the filter finds them, in the better pose.
@@ -95,7 +94,7 @@ def compared(
     """Compare each query with its candidates, and the most alike of these with the first."""
     parts: dict[int, tuple[torch.Tensor, ...]] = {}
     identities = design.told
-    for query, kept, chosen, right in shortlists(baseline, every, queries, task, design, SHORTLIST):
+    for query, kept, chosen, right in shortlists(baseline, every, queries, task, design, SHORTLISTS):
         asked, candidates = baseline.asked(kept), baseline.candidates(every[chosen][None])
         assert asked.parts is not None and candidates.parts is not None
         laid_over = torch.cat([alike_under_warps(pose, candidates.parts) for pose in asked.parts])

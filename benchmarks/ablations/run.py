@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.index.backends import make_backend
 from lcmem_filter.matching import alike_under_warps
+from lcmem_filter.shortlist import MARGINS, SHORTLIST
 from lcmem_filter.standing import (
     BACKGROUND,
     EMBEDDING_WEIGHT,
@@ -46,12 +47,13 @@ from lcmem_filter.standing import (
     stand_out,
     told_apart,
 )
-from lcmem_filter.verification import BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS, SHORTLIST, Query
+from lcmem_filter.verification import BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS, Query
 
 F = TypeVar("F")
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablations.json"
-DEPTH = 2 * SHORTLIST
-"""Candidates of each pose that are compared, for variants with a longer shortlist."""
+SHORTLISTS = (SHORTLIST,) * (2 + len(MARGINS))
+DEPTHS = (50, 50, 25, 25)
+"""Candidates that are compared, of each way in which a sample asks: for variants with a longer shortlist too."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Variant:
             (within the filter's own shortlist; elsewhere they count as they are); ``None``: as the filter has them.
         background: Ranks of the neighbours that are the background, without the second; ``None``: there is none.
         runner_up: Weight of how far a candidate stands out from the next best one.
-        shortlist: Candidates of each pose.
+        shortlist: Candidates of each way in which a sample asks: as it is, upside down, by its middles.
         upside_down: Whether the sample is compared upside down too.
         told: Whether the index names identities.
     """
@@ -71,7 +73,7 @@ class Variant:
     weights: tuple[float, float, float, float] | None = None
     background: tuple[int, int] | None = (BACKGROUND_UNDER_WARPS.start, BACKGROUND_UNDER_WARPS.stop)
     runner_up: float = RUNNER_UP_UNDER_WARPS
-    shortlist: int = SHORTLIST
+    shortlist: tuple[int, ...] = SHORTLISTS
     upside_down: bool = True
     told: bool = False
 
@@ -104,10 +106,13 @@ VARIANTS = {
     "runner-up weighs 0.15": replace(FILTER, runner_up=0.15),
     "runner-up weighs 0.3": replace(FILTER, runner_up=0.3),
     "runner-up weighs 0.7": replace(FILTER, runner_up=0.7),
-    "shortlist of 5": replace(FILTER, shortlist=5),
-    "shortlist of 10": replace(FILTER, shortlist=10),
-    "shortlist of 50": replace(FILTER, shortlist=50),
-    "not upside down": replace(FILTER, upside_down=False),
+    "shortlists of 5": replace(FILTER, shortlist=(5, 5, 5, 5)),
+    "shortlists of 10": replace(FILTER, shortlist=(10, 10, 10, 10)),
+    "shortlists of 25": replace(FILTER, shortlist=(25, 25, 25, 25)),
+    "not by its middles": replace(FILTER, shortlist=(SHORTLIST, SHORTLIST, 0, 0)),
+    "not by its middles, shortlists of 25": replace(FILTER, shortlist=(25, 25, 0, 0)),
+    "not by its middles, shortlists of 50": replace(FILTER, shortlist=(50, 50, 0, 0)),
+    "not upside down": replace(FILTER, shortlist=(SHORTLIST, 0, SHORTLIST, SHORTLIST), upside_down=False),
     "descriptors deformed": replace(FILTER, weights=DEFORMED),
     "descriptors deformed and not, in equal parts": replace(FILTER, weights=(0.0, 0.0, 0.5, 0.5)),
     "identities told": replace(FILTER, told=True),
@@ -118,13 +123,13 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Found:
-    """What Q queries and their candidates have in common, those of the upright pose first.
+    """What Q queries and their K candidates have in common, in the order of ``DEPTHS``.
 
     Attributes:
-        alike: (4, Q, 2, 2 DEPTH): what ``Variant.weights`` are of, in both poses.
-        same: (Q, 2 DEPTH, 2 DEPTH): candidates that repeat each other.
-        right: (Q, 2 DEPTH): candidates that are to be found.
-        identity: (Q, 2 DEPTH): numbers of the candidates' identities.
+        alike: (4, Q, 2, K): what ``Variant.weights`` are of, in both poses.
+        same: (Q, K, K): candidates that repeat each other.
+        right: (Q, K): candidates that are to be found.
+        identity: (Q, K): numbers of the candidates' identities.
     """
 
     alike: torch.Tensor
@@ -180,10 +185,15 @@ def found_by(
 
 
 def shortlists(
-    baseline: LCMem, every: torch.Tensor, queries: torch.Tensor, task: Task, design: Design, depth: int
+    baseline: LCMem,
+    every: torch.Tensor,
+    queries: torch.Tensor,
+    task: Task,
+    design: Design,
+    depths: Sequence[int],
 ) -> Iterator[tuple[int, torch.Tensor, np.ndarray, np.ndarray]]:
-    """Each query's place, what is kept of it (1, D), rows of its ``depth`` candidates for each pose, and which of these
-    are right."""
+    """Each query's place, what is kept of it (1, D), rows of its candidates, ``depths`` of each way of asking, and
+    which of these are right."""
     for half in (0, 1):
         rows = design.index_rows(half)
         side = half if task.name != "strangers" else 1 - half
@@ -191,10 +201,11 @@ def shortlists(
         for query in np.flatnonzero(design.half[task.rows] == side):
             kept = queries[query : query + 1]
             own = len(design.base) + task.rows[query]
-            most = min(depth + task.itself, len(rows))
-            places = [rows[backend.propose(pose, most)[0].numpy()] for pose in baseline.query(kept)]
-            if task.itself:
-                places = [pose[pose != own][: most - 1] for pose in places]
+            places = []
+            for way, depth in zip(baseline.query(kept), depths, strict=True):
+                most = min(depth + task.itself, len(rows))
+                found = rows[backend.propose(way, most)[0].numpy()]
+                places.append(found[found != own][: most - 1] if task.itself else found)
             chosen = np.concatenate(places)
             right = design.identity[chosen] == design.identity[own] if task.itself else chosen == own
             yield int(query), kept, chosen, right
@@ -208,7 +219,7 @@ def compared(
     identities = design.told
     parts = {
         query: _one(baseline, kept, every[chosen], right, identities[chosen])
-        for query, kept, chosen, right in shortlists(baseline, every, queries, task, design, DEPTH)
+        for query, kept, chosen, right in shortlists(baseline, every, queries, task, design, DEPTHS)
     }
     ordered = [parts[query] for query in sorted(parts)]
     return Found(
@@ -225,9 +236,7 @@ def _one(
     """A query (1, D) and its candidates (K, D)."""
     asked, candidates = baseline.asked(kept), baseline.candidates(stored[None])
     assert asked.parts is not None and candidates.parts is not None
-    usual = _shortlisted(
-        len(stored), SHORTLIST, upside_down=True
-    )  # of them the filter moves the nearest few closer
+    usual = _shortlisted(SHORTLISTS)  # of them the filter moves the nearest few closer
     alike = torch.empty(2, len(stored))
     for some in (usual, ~usual):
         if some.any():
@@ -259,15 +268,14 @@ def _tokens_alike(baseline: LCMem, kept: torch.Tensor, stored: torch.Tensor) -> 
     return torch.cat([local_similarity(pose, indexed) for pose in tokens])
 
 
-def _shortlisted(count: int, shortlist: int, *, upside_down: bool) -> torch.Tensor:
-    """Which of ``count`` candidates, half of each pose, are among the first of their pose."""
-    place = torch.arange(count) % (count // 2)
-    return (place < shortlist) & (upside_down | (torch.arange(count) < count // 2))
+def _shortlisted(shortlist: Sequence[int]) -> torch.Tensor:
+    """Which candidates are among the first of their way of asking."""
+    return torch.cat([torch.arange(depth) < most for depth, most in zip(DEPTHS, shortlist, strict=True)])
 
 
 def scores(found: Found, variant: Variant) -> torch.Tensor:
     """Of each candidate (Q, K), ``-inf`` where the variant does not have it on its shortlist."""
-    kept = _shortlisted(found.right.shape[1], variant.shortlist, upside_down=variant.upside_down)
+    kept = _shortlisted(variant.shortlist)
     assert variant.weights is not None  # as ``variants_of`` gives them
     weights = torch.tensor(variant.weights)
     alike = (found.alike * (weights / weights.sum())[:, None, None, None]).sum(0)

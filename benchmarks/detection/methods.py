@@ -72,8 +72,8 @@ class Method:
     key: str
 
 
-def _rows_of(head: str, which: str = "") -> tuple[Row, Row]:
-    """The filter with a shipped head, in an index without and with identities."""
+def _rows_of(head: str, which: str = "") -> tuple[Row, ...]:
+    """The filter with a shipped head, in an index without and with identities, and without middles."""
     return (
         Row("lcmem", f"LCMem, {head}", note=f"as the filter, with that head{which}", head=head),
         Row(
@@ -81,6 +81,12 @@ def _rows_of(head: str, which: str = "") -> tuple[Row, Row]:
             f"LCMem, {head}, told identities",
             note="as the filter, with that head, in an index that names identities",
             told=True,
+            head=head,
+        ),
+        Row(
+            "lcmem_without_middles",
+            f"LCMem, {head}, without middles",
+            note="as the filter, with that head; what lies within a sample's margins proposes no candidates",
             head=head,
         ),
     )
@@ -101,6 +107,11 @@ ROWS = (
     *_rows_of("lcmem-reid"),
     *_rows_of("lcmem-large"),
     *_rows_of("lcmem-xray", ", whose descriptors were trained on X-rays alone"),
+    Row(
+        "lcmem_without_middles",
+        "LCMem, without middles",
+        note="what lies within a sample's margins proposes no candidates",
+    ),
     Row(
         "lcmem_without_warps",
         "LCMem, without warps",
@@ -199,7 +210,7 @@ def open_methods(
             row = replace(row, note=_training_of(baseline, row))
         used = baseline.fingerprint if isinstance(baseline, Siamese) else weights.get(row.name, "")
         kept = _kept_key(row, type(baseline).__module__, of_row.fingerprint_of(space), used)
-        by_head = ("verification", "matching") if row.name.startswith("lcmem") else ()
+        by_head = ("verification", "shortlist", "matching") if row.name.startswith("lcmem") else ()
         compared_by = _code("standing", "alignment", "baselines.search", *by_head)
         key = f"{kept}-{row.relative}-{row.told}-{compared_by}"
         methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key))

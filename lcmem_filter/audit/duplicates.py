@@ -13,8 +13,8 @@ from ..index import MemorizationIndex
 from ..index.exact import ExactBackend
 from ..index.recent import Recent
 from ..report import DuplicateGroup
+from ..shortlist import propose
 from ..verification import (
-    SHORTLIST,
     Candidates,
     Parts,
     Query,
@@ -76,10 +76,13 @@ def _alike(
     embeddings = torch.cat([head.embed(part, space) for part in batches])
     backend = ExactBackend(embeddings.half())
     links, recent = [], Recent()
+
+    def nearest(asking: torch.Tensor, count: int) -> torch.Tensor:
+        return backend.propose(asking, min(count, len(embeddings)))
+
     for number, part in enumerate(batches):
         query = Query.of(head, part, space, kind)
-        count = min(SHORTLIST + 1, len(embeddings))
-        proposed = torch.cat([backend.propose(pose, count) for pose in query.embedding], 1)
+        proposed = propose(query.asking, nearest, further=1)
         for place, near in enumerate(proposed):
             row = number * EMBED_BATCH + place
             others = near[near != row].unique()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..alignment import aligned_similarity
-from ..verification import SHORTLIST
-from .common import unit
+from .common import SHORTLIST, unit
 from .registry import Sees
 
 

@@ -8,7 +8,8 @@ import os
 import torch
 
 from ..head import LCMemHead
-from ..verification import SHORTLIST, Candidates, Parts, Query, compare, describe_parts, parts_between
+from ..shortlist import SHORTLIST
+from ..verification import Candidates, Parts, Query, compare, describe_parts, parts_between
 from .common import Cosine
 from .registry import Sees
 
@@ -72,8 +73,8 @@ class LCMem(OfHead):
         return kept[:, : self.head.embedding_dim]
 
     def query(self, kept: torch.Tensor) -> torch.Tensor:
-        """Upright and upside down: (2, B, E)."""
-        return self.asked(kept).embedding.cpu()
+        """As they are, upside down, and their middles: (W, B, E)."""
+        return self.asked(kept).asking.cpu()
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         return compare(self.asked(queries), self.candidates(stored)).score.cpu()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..standing import combine, local_similarity, repeats
-from ..verification import SHORTLIST
 from .aligned_latents import aligned
+from .common import SHORTLIST
 from .lcmem import OfHead
 
 

@@ -22,6 +22,7 @@ BASELINES = {
     "random_head": "random_head:RandomHead",
     "lcmem_embedding": "lcmem:LCMemEmbedding",
     "lcmem": "lcmem:LCMem",
+    "lcmem_without_middles": "lcmem_without_middles:LCMemWithoutMiddles",
     "lcmem_without_warps": "lcmem_without_warps:LCMemWithoutWarps",
     "clip": "transformers_features:CLIP",
     "dinov2": "transformers_features:DINOv2",
@@ -52,7 +53,7 @@ class Baseline(Protocol):
 
     Attributes:
         sees: ``"pixel"``: pictures (B, 3, H, W) in [-1, 1]; ``"normalised_latents"``: canonical latents.
-        shortlist: Rows that the inner product has to propose.
+        shortlist: Rows that the inner product has to propose, of each way of asking.
     """
 
     sees: Sees
@@ -67,7 +68,7 @@ class Baseline(Protocol):
         ...
 
     def query(self, kept: torch.Tensor) -> torch.Tensor:
-        """The asking side (B, E) of the inner product, of what was kept (B, D); (P, B, E) where it asks in P ways."""
+        """The asking side (B, E) of the inner product, of what was kept (B, D); (W, B, E) where it asks in W ways."""
         ...
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..standing import relative_similarity
-from ..verification import SHORTLIST
+from .common import SHORTLIST
 from .registry import Baseline
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from ..head import LCMemHead
 from ..latents import canonical
+from ..shortlist import propose
 from ..verification import (
-    SHORTLIST,
     Candidates,
     Parts,
     Query,
@@ -284,13 +284,15 @@ class _Search:
 
     def _few(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         query = Query.of(self.head, canonical(latents, self.head.grid), self.space, self.kind)
-        depth = min(SHORTLIST, len(self.index.embedding))
-        rows = torch.cat(
-            [(pose.cpu() @ self.index.embedding.T).topk(depth).indices for pose in query.embedding], 1
-        )
+        rows = propose(query.asking.cpu(), self._most_alike)
         parts = self.index.parts[rows].to(self.device).float() if self.kind else None
         candidates = Candidates(self.index.embedding[rows].to(self.device), parts)
         return compare(query, candidates).score.cpu(), rows
+
+    def _most_alike(self, asking: torch.Tensor, count: int) -> torch.Tensor:
+        """Rows of the index, (N, count), for embeddings (N, D)."""
+        alike = asking @ self.index.embedding.T
+        return alike.topk(min(count, alike.shape[1])).indices
 
 
 @torch.inference_mode()

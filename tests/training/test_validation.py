@@ -10,10 +10,11 @@ import torch
 
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import canonical
+from lcmem_filter.shortlist import SHORTLIST
 from lcmem_filter.training.data import LatentSet
 from lcmem_filter.training.validation import Validator, mild_copies, store
 from lcmem_filter.training.views import generator_for
-from lcmem_filter.verification import SHORTLIST, Candidates, Query, compare
+from lcmem_filter.verification import Candidates, Query, compare
 
 
 def noise_set(identities: list[str], seed: int, sets: int = 1) -> LatentSet:
@@ -48,12 +49,10 @@ def test_recalls_are_those_of_a_plain_loop(head: LCMemHead) -> None:
     stored = store(head, every, "sd", "tokens", "cpu")
 
     def scores_of(latents: torch.Tensor, row: int, gallery: list[int]) -> list[float]:
-        """The largest score of each row of the gallery, of the shortlists of both poses one after the other."""
+        """The largest score of each row of the gallery, of the shortlists of all ways one after the other."""
         query = Query.of(head, canonical(latents[row : row + 1], 16), "sd", "tokens")
         near = torch.stack([stored.embedding[i] for i in gallery])
-        order = [
-            int(i) for pose in query.embedding for i in (near @ pose[0]).argsort(descending=True)[:SHORTLIST]
-        ]
+        order = [int(i) for way in query.asking for i in (near @ way[0]).argsort(descending=True)[:SHORTLIST]]
         chosen = [gallery[i] for i in order]
         candidates = Candidates(stored.embedding[chosen][None], stored.parts[chosen].float()[None])
         score = compare(query, candidates).score[0]
