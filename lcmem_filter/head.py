@@ -84,6 +84,7 @@ LATER: dict[str, Any] = {
     "pooling": "mean",
     "trunk_type": "convnext",
     "embedding_weight": 0.0,
+    "middles": False,
 }
 """Entries of the configuration that heads of before lack; with these values, they change no fingerprint."""
 
@@ -138,6 +139,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         pooling: How the trunk's cells become one vector (``branches.POOLINGS``).
         trunk_type: Kind of the trunk (``trunks.TRUNKS``).
         embedding_weight: Of the embeddings' cosine in the likeness of pictures that are laid over each other, 0 to 1.
+        middles: Whether samples ask an index by their middles too (``shortlist.middles``), for less of each.
     """
 
     config_name = "config.json"
@@ -166,6 +168,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         pooling: str = "mean",
         trunk_type: str = "convnext",
         embedding_weight: float = 0.0,
+        middles: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"same_identity": same_identity, "embedding_weight": embedding_weight}.items():

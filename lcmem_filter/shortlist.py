@@ -1,4 +1,4 @@
-"""Which training images a sample is compared with: the nearest to it as it is, upside down, and by its middle."""
+"""Which training images a sample is compared with: the nearest to it as it is, upside down, by its middle."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ import torch.nn.functional as F
 from .index import MemorizationIndex
 from .standing import SAME_IMAGE, repeats
 
-SHORTLIST = 15
-"""Candidates that the head proposes, of each way in which a sample asks."""
+SHORTLIST = 25
+"""Candidates that the head proposes, for a sample as it is and again for it upside down."""
 
 MARGINS = (1 / 16, 1 / 8)
-"""Shares of the side that are cut off all around: what lies within asks too. A border, a frame or a collimator's shadow
-changes a picture's embedding, so that what it was copied from is not found; once found, it is recognised."""
+"""Shares of the side that are cut off all around: with some heads, what lies within asks too. A border, a frame or a
+collimator's shadow changes a picture's embedding, so that what it was copied from is not found; once found, it is
+recognised."""
 
-DISTINCT = 12
-"""Different pictures among ``SHORTLIST``, at least: where repetitions of a few take up nearly all places, the search
+SHORTLIST_WITH_MIDDLES = 15
+"""Candidates of each way of asking there."""
+
+DISTINCT = 0.8
+"""Share of different pictures among them, at least: where repetitions of a few take up nearly all places, the search
 goes on."""
 
 DEEPEST = 1024
@@ -37,15 +41,16 @@ def middles(canonical: torch.Tensor) -> torch.Tensor:
 def propose(
     asking: torch.Tensor, nearest: Callable[[torch.Tensor, int], torch.Tensor], further: int = 0
 ) -> torch.Tensor:
-    """Rows (B, K) that samples are compared with, ``SHORTLIST`` of each way of asking.
+    """Rows (B, K) that samples are compared with, so many of each way of asking.
 
     Args:
         asking: (W, B, D) as of ``Query.asking``.
         nearest: Embeddings (N, D) and a number k to the rows (N, k) nearest to each, or all where there are fewer.
         further: So many more of each way, where some will not count.
     """
+    count = SHORTLIST if len(asking) == 2 else SHORTLIST_WITH_MIDDLES
     # all ways in one pass over the index
-    found = nearest(asking.flatten(0, 1), SHORTLIST + further)
+    found = nearest(asking.flatten(0, 1), count + further)
     return torch.cat(list(found.unflatten(0, asking.shape[:2])), 1)
 
 
@@ -64,7 +69,7 @@ def _nearest(index: MemorizationIndex, embeddings: torch.Tensor, k: int) -> torc
     rows = index.search(embeddings, k).rows
     if rows.shape[1] < k:
         return rows
-    crowded = (~repeats(index.embeddings(rows))).sum(1) < DISTINCT
+    crowded = (~repeats(index.embeddings(rows))).sum(1) < DISTINCT * k
     if crowded.any():
         rows[crowded] = _one_of_each_picture(index, embeddings[crowded.to(embeddings.device)], k)
     return rows

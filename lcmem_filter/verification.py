@@ -49,7 +49,7 @@ DESCRIBED_AT_ONCE = 16
 
 STATISTIC = (
     "likeness under the best warp, beyond background and runner-up of other identities, known or concluded, in equal "
-    "parts, of twelve different pictures and more, identities concluded too where few are known, middles proposing"
+    "parts, of twenty different pictures and more, identities concluded too where few are known"
 )
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
 
@@ -78,8 +78,8 @@ class Query:
         parts: (2, B, ...) as of ``describe_parts``; ``None`` where embeddings alone decide.
         kind: What ``parts`` are.
         same_identity, embedding_weight: As of ``LCMemHead``.
-        middles: (M, B, D): embeddings of the samples' ``middles``, which propose candidates and are not compared;
-            ``None`` where embeddings alone decide.
+        middles: (M, B, D): embeddings of the samples' ``middles``, which propose candidates and are not compared; none
+            with heads that do not ask by them (``LCMemHead``), and where embeddings alone decide.
     """
 
     embedding: torch.Tensor
@@ -100,15 +100,15 @@ class Query:
         if space in head.spaces:
             check_latents(canonical, int(head.config.spaces[space]), space)
         poses = torch.stack([canonical, canonical.flip(-2)])
-        asking = poses if kind is None else torch.cat([poses, middles(canonical)])
+        asking = poses
+        if kind and head.config.middles:
+            asking = torch.cat([poses, middles(canonical)])
         described = head.describe(asking.flatten(0, 1), space)
         embedding, of_middles = described.embedding.unflatten(0, asking.shape[:2]).tensor_split([2])
-        if kind is None:
-            return cls(embedding, None, None)
         if kind == "tokens" and described.tokens is not None:
             tokens = described.tokens.unflatten(0, asking.shape[:2])[:2]
             return cls(embedding, tokens, kind, middles=of_middles)
-        parts = describe_parts(head, poses, space, kind)
+        parts = describe_parts(head, poses, space, kind) if kind else None
         told = float(head.config.same_identity), float(head.config.embedding_weight)
         return cls(embedding, parts, kind, *told, of_middles)
 

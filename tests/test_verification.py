@@ -23,7 +23,14 @@ from lcmem_filter.images import open_images
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.latents import encode_images, normalise
 from lcmem_filter.matching import alike_under_warps, all_warps
-from lcmem_filter.shortlist import MARGINS, SHORTLIST, _one_of_each_picture, middles, shortlisted
+from lcmem_filter.shortlist import (
+    MARGINS,
+    SHORTLIST,
+    SHORTLIST_WITH_MIDDLES,
+    _one_of_each_picture,
+    middles,
+    shortlisted,
+)
 from lcmem_filter.standing import (
     BACKGROUND,
     MOST_BACKGROUND,
@@ -470,7 +477,7 @@ def test_repetitions_are_told_apart_whatever_the_default_device(tmp_path):
     index = build(tmp_path)
     asked = index.embeddings(torch.arange(2))
     expected = _one_of_each_picture(index, asked, SHORTLIST)
-    assert not repeats(index.embeddings(expected[:, :SHORTLIST])).any()
+    assert not repeats(index.embeddings(expected[:, :20])).any()
     with torch.device("meta"):
         assert torch.equal(_one_of_each_picture(index, asked, SHORTLIST), expected)
 
@@ -493,7 +500,7 @@ def test_an_images_own_copy_is_found_first(tmp_path, monkeypatch, keep_latents, 
     assert all(one.score == one.neighbours[0].score for one in scored)
     for one in scored:
         scores = [near.score for near in one.neighbours]
-        assert scores == sorted(scores, reverse=True) and SHORTLIST <= len(scores) <= 4 * SHORTLIST
+        assert scores == sorted(scores, reverse=True) and SHORTLIST <= len(scores) <= 2 * SHORTLIST
         assert len({near.id for near in one.neighbours}) == len(scores)
         assert (one.neighbours[0].latent_similarity is not None) == keep_latents
 
@@ -572,7 +579,7 @@ def test_parts_without_weight_do_not_count():
 
 def test_pictures_that_stand_in_an_index_many_times_change_no_strangers_score(tmp_path, monkeypatch):
     monkeypatch.setattr(shortlist, "SHORTLIST", 40)  # all pictures, some of which look alike
-    monkeypatch.setattr(shortlist, "DISTINCT", 36)
+    monkeypatch.setattr(shortlist, "DISTINCT", 0.9)
     knowing = LCMemHead.from_pretrained("lcmem-small")
     knowing.add_probes("sd", tiny_vae())
     encoder, found = saved_encoder(tmp_path), []
@@ -619,18 +626,17 @@ def test_middles_are_what_lies_within_the_margins():
     assert middles(torch.zeros(3, 4, 8, 8)).shape == (len(MARGINS), 3, 4, 8, 8)
 
 
-def test_each_way_of_asking_proposes_as_many(tmp_path, monkeypatch):
+def test_each_way_of_asking_proposes_as_many(tmp_path):
     index = build(tmp_path, images=60)
     asking = index.embeddings(torch.tensor([[7, 20], [8, 21], [9, 22], [10, 23]]))
-    monkeypatch.setattr(shortlist, "SHORTLIST", 3)
-    rows = shortlisted(index, asking)
-    assert torch.equal(rows, torch.cat([index.search(way, 3).rows for way in asking], 1))
-    assert rows[:, ::3].tolist() == [[7, 8, 9, 10], [20, 21, 22, 23]]
-    assert torch.equal(shortlisted(index, asking[:2]), rows[:, :6])
+    for ways, count in ((4, SHORTLIST_WITH_MIDDLES), (2, SHORTLIST)):
+        rows = shortlisted(index, asking[:ways])
+        assert torch.equal(rows, torch.cat([index.search(way, count).rows for way in asking[:ways]], 1))
+        assert rows[:, ::count].tolist() == [[7, 8, 9, 10][:ways], [20, 21, 22, 23][:ways]]
 
 
 def test_a_border_does_not_hide_a_copy_from_the_shortlist(tmp_path, monkeypatch):
-    knowing = LCMemHead.from_pretrained("lcmem-small")
+    knowing = LCMemHead.from_pretrained("lcmem-small", middles=True)
     knowing.add_probes("sd", tiny_vae())
     monkeypatch.setattr("tests.index.material.head", lambda: knowing)
     index = build(tmp_path, images=60)
@@ -638,9 +644,22 @@ def test_a_border_does_not_hide_a_copy_from_the_shortlist(tmp_path, monkeypatch)
     bordered = torch.full((60, 4, 16, 16), -2.0)
     bordered[..., 2:-2, 2:-2] = index.latents(rows)[..., 2:-2, 2:-2]
     monkeypatch.setattr(shortlist, "SHORTLIST", 1)
+    monkeypatch.setattr(shortlist, "SHORTLIST_WITH_MIDDLES", 1)
     query = Query.of(knowing, bordered, "sd", compared_by(index, "sd"))
     found = [
         int((shortlisted(index, asking) == rows[:, None]).any(1).sum())
         for asking in (query.embedding, query.asking)
     ]
     assert found[0] < 30 and found[1] > found[0] + 15, found
+
+
+def test_only_heads_that_are_told_to_ask_by_middles_do(tmp_path):
+    plain, told = (LCMemHead.from_pretrained("lcmem-small", middles=asked) for asked in (False, True))
+    assert plain.fingerprint == LCMemHead.from_pretrained("lcmem-small").fingerprint != told.fingerprint
+    for kind in ("descriptors", "tokens", None):
+        queries = [Query.of(network, smooth(3, side=16), "sd", kind) for network in (plain, told)]
+        assert [len(query.asking) for query in queries] == [2, 4 if kind else 2]
+        torch.testing.assert_close(queries[1].embedding, queries[0].embedding)
+    assert len(queries[1].of_rows(slice(0, 1)).asking) == 2
+    told.save_pretrained(tmp_path)
+    assert LCMemHead.from_pretrained(tmp_path).config.middles

@@ -36,7 +36,7 @@ from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.index.backends import make_backend
 from lcmem_filter.matching import alike_under_warps
-from lcmem_filter.shortlist import MARGINS, SHORTLIST
+from lcmem_filter.shortlist import MARGINS, SHORTLIST, SHORTLIST_WITH_MIDDLES
 from lcmem_filter.standing import (
     BACKGROUND,
     EMBEDDING_WEIGHT,
@@ -51,8 +51,10 @@ from lcmem_filter.verification import BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WA
 
 F = TypeVar("F")
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablations.json"
-SHORTLISTS = (SHORTLIST,) * (2 + len(MARGINS))
-DEPTHS = (50, 50, 25, 25)
+SHORTLISTS = (SHORTLIST, SHORTLIST, *(0 for _ in MARGINS))
+"""What a sample proposes as it is, upside down, and by its middles, with a head that does not ask by these."""
+
+DEPTHS = (2 * SHORTLIST, 2 * SHORTLIST, *(SHORTLIST_WITH_MIDDLES for _ in MARGINS))
 """Candidates that are compared, of each way in which a sample asks: for variants with a longer shortlist too."""
 
 
@@ -106,13 +108,11 @@ VARIANTS = {
     "runner-up weighs 0.15": replace(FILTER, runner_up=0.15),
     "runner-up weighs 0.3": replace(FILTER, runner_up=0.3),
     "runner-up weighs 0.7": replace(FILTER, runner_up=0.7),
-    "shortlists of 5": replace(FILTER, shortlist=(5, 5, 5, 5)),
-    "shortlists of 10": replace(FILTER, shortlist=(10, 10, 10, 10)),
-    "shortlists of 25": replace(FILTER, shortlist=(25, 25, 25, 25)),
-    "not by its middles": replace(FILTER, shortlist=(SHORTLIST, SHORTLIST, 0, 0)),
-    "not by its middles, shortlists of 25": replace(FILTER, shortlist=(25, 25, 0, 0)),
-    "not by its middles, shortlists of 50": replace(FILTER, shortlist=(50, 50, 0, 0)),
-    "not upside down": replace(FILTER, shortlist=(SHORTLIST, 0, SHORTLIST, SHORTLIST), upside_down=False),
+    "shortlist of 5": replace(FILTER, shortlist=(5, 5, 0, 0)),
+    "shortlist of 10": replace(FILTER, shortlist=(10, 10, 0, 0)),
+    "shortlist of 50": replace(FILTER, shortlist=(50, 50, 0, 0)),
+    "by its middles too, shortlist of 15": replace(FILTER, shortlist=(SHORTLIST_WITH_MIDDLES,) * len(DEPTHS)),
+    "not upside down": replace(FILTER, shortlist=(SHORTLIST, 0, 0, 0), upside_down=False),
     "descriptors deformed": replace(FILTER, weights=DEFORMED),
     "descriptors deformed and not, in equal parts": replace(FILTER, weights=(0.0, 0.0, 0.5, 0.5)),
     "identities told": replace(FILTER, told=True),
@@ -173,6 +173,7 @@ def found_by(
         raise SystemExit(
             f"{arguments.head} compares {method.baseline.kind}; variants are of one that compares descriptors"
         )
+    method.baseline.head.register_to_config(middles=True)  # for the variant that asks so
     tasks = main_tasks(design, keeper)
     test = keeper.kept(method, design.test)
     every = torch.cat([keeper.kept(method, design.base), test])
@@ -203,6 +204,8 @@ def shortlists(
             own = len(design.base) + task.rows[query]
             places = []
             for way, depth in zip(baseline.query(kept), depths, strict=True):
+                if not depth:
+                    continue
                 most = min(depth + task.itself, len(rows))
                 found = rows[backend.propose(way, most)[0].numpy()]
                 places.append(found[found != own][: most - 1] if task.itself else found)

@@ -72,9 +72,9 @@ class Method:
     key: str
 
 
-def _rows_of(head: str, which: str = "") -> tuple[Row, ...]:
-    """The filter with a shipped head, in an index without and with identities, and without middles."""
-    return (
+def _rows_of(head: str, which: str = "", middles: bool = True) -> tuple[Row, ...]:
+    """The filter with a shipped head, in an index without and with identities, and where it asks by middles without."""
+    rows = (
         Row("lcmem", f"LCMem, {head}", note=f"as the filter, with that head{which}", head=head),
         Row(
             "lcmem",
@@ -83,13 +83,14 @@ def _rows_of(head: str, which: str = "") -> tuple[Row, ...]:
             told=True,
             head=head,
         ),
-        Row(
-            "lcmem_without_middles",
-            f"LCMem, {head}, without middles",
-            note="as the filter, with that head; what lies within a sample's margins proposes no candidates",
-            head=head,
-        ),
     )
+    without = Row(
+        "lcmem_without_middles",
+        f"LCMem, {head}, without middles",
+        note="as the filter, with that head, if it did not ask by samples' middles",
+        head=head,
+    )
+    return (*rows, without) if middles else rows
 
 
 ROWS = (
@@ -106,12 +107,7 @@ ROWS = (
     ),
     *_rows_of("lcmem-reid"),
     *_rows_of("lcmem-large"),
-    *_rows_of("lcmem-xray", ", whose descriptors were trained on X-rays alone"),
-    Row(
-        "lcmem_without_middles",
-        "LCMem, without middles",
-        note="what lies within a sample's margins proposes no candidates",
-    ),
+    *_rows_of("lcmem-xray", ", whose descriptors were trained on X-rays alone", middles=False),
     Row(
         "lcmem_without_warps",
         "LCMem, without warps",

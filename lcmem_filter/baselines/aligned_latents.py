@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..alignment import aligned_similarity
-from .common import SHORTLIST, unit
+from ..shortlist import SHORTLIST
+from .common import unit
 from .registry import Sees
 
 

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-SHORTLIST = 25
-"""Rows that baselines compare which decide by more than the inner product that proposes them, or by the background."""
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -8,7 +8,7 @@ import os
 import torch
 
 from ..head import LCMemHead
-from ..shortlist import SHORTLIST
+from ..shortlist import SHORTLIST, SHORTLIST_WITH_MIDDLES
 from ..verification import Candidates, Parts, Query, compare, describe_parts, parts_between
 from .common import Cosine
 from .registry import Sees
@@ -48,8 +48,6 @@ class LCMem(OfHead):
         index_space: Of what is asked, which the same baseline of that ``space`` kept; ``space`` by default.
     """
 
-    shortlist = SHORTLIST
-
     def __init__(
         self,
         head: LCMemHead | str | os.PathLike[str] = "lcmem-small",
@@ -58,6 +56,7 @@ class LCMem(OfHead):
     ) -> None:
         super().__init__(head, space)
         self.index_space = index_space or space
+        self.shortlist = SHORTLIST_WITH_MIDDLES if self.head.config.middles else SHORTLIST
         self.kind: Parts = parts_between(self.head, space, self.index_space) or "latents"
         self._last: tuple[torch.Tensor, Query] | None = None
 
@@ -73,7 +72,7 @@ class LCMem(OfHead):
         return kept[:, : self.head.embedding_dim]
 
     def query(self, kept: torch.Tensor) -> torch.Tensor:
-        """As they are, upside down, and their middles: (W, B, E)."""
+        """As they are, upside down, and with some heads their middles: (W, B, E)."""
         return self.asked(kept).asking.cpu()
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:

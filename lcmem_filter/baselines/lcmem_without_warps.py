@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..shortlist import SHORTLIST
 from ..standing import combine, local_similarity, repeats
 from .aligned_latents import aligned
-from .common import SHORTLIST
 from .lcmem import OfHead
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..shortlist import SHORTLIST
 from ..standing import relative_similarity
-from .common import SHORTLIST
 from .registry import Baseline
 
 

@@ -17,7 +17,8 @@ from transformers import ResNetConfig, ResNetModel
 
 from ..errors import ArtifactError, ArtifactNotFoundError, CorruptArtifactError
 from ..latents import weights_sha256
-from .common import IMAGENET_MEAN, IMAGENET_STD, SHORTLIST, Cosine, as_network_input, unit
+from ..shortlist import SHORTLIST
+from .common import IMAGENET_MEAN, IMAGENET_STD, Cosine, as_network_input, unit
 from .registry import Sees
 
 Method = Literal["packhaeuser", "dar", "dar_unsupervised"]

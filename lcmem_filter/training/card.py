@@ -244,6 +244,11 @@ def _compared(head: LCMemHead) -> str:
             "(`same_identity`), they are taken for images of one identity, and neither counts against the other when\n"
             "a sample is compared with both."
         )
+    if head.config.middles:
+        told += (
+            "\nSamples ask an index by their middles too (`middles`), so that a border or a frame around a copy does\n"
+            "not hide it."
+        )
     return told
 
 
