@@ -380,14 +380,15 @@ def _pair(cell: dict[str, Any]) -> str:
 
 def robustness() -> str:
     """Recall of single changes at four strengths, from results files of ``benchmarks/detection``."""
-    paths = [RESULTS / "detection-heads.json", RESULTS / "detection.json"]
+    paths = [RESULTS / "detection.json", RESULTS / "detection-heads.json"]
     files = [json.loads(path.read_text()).get("robustness") for path in paths if path.exists()]
-    if len(files) < 2 or not all(files):
+    if not files or not files[0]:
         return "Single changes have not been measured yet.\n"
-    found, of_others = files
-    recall = found["recall"]
-    others = [one for name, one in of_others["recall"].items() if not name.startswith("lcmem")]
-    heads = {name: HEADS[name] for name in ("lcmem", "lcmem_lcmem_reid", "lcmem_lcmem_large")}
+    found = files[0]
+    recall = {name: one for file in files if file for name, one in file["recall"].items()}
+    others = [one for name, one in recall.items() if not name.startswith("lcmem")]
+    heads = {"lcmem": "lcmem-small", "lcmem_lcmem_reid": "lcmem-reid", "lcmem_lcmem_large": "lcmem-large"}
+    heads = {name: head for name, head in heads.items() if name in recall}
 
     def told(shares: Iterable[float]) -> str:
         return ", ".join(f"{share:.0%}" for share in shares)
@@ -426,8 +427,8 @@ def middles() -> str:
             rows.append(f"| {head} | {how} | {' | '.join(cells)} | {shares} |")
     columns = ["head", "asking", *(DETECTION_TASKS[task] for task in results["deciding"])]
     note = (
-        "\nFrom [detection-heads.json](benchmarks/results/detection-heads.json): the mean of the domains; what is gained "
-        f"in percentage points, with 95 % intervals paired by identity; {results['about']}\n"
+        "\nFrom [detection-heads.json](benchmarks/results/detection-heads.json): the mean of the domains; what is "
+        f"gained in percentage points, with 95 % intervals paired by identity; {results['about']}\n"
     )
     return _table([*columns, f"X-rays with {', '.join(names)}"], rows) + note
 
