@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from typing import Any
 
 import torch
 
-from ..head import LCMemHead
 from ..shortlist import SHORTLIST
 from .lcmem import LCMem
 
@@ -15,13 +14,8 @@ class LCMemWithoutMiddles(LCMem):
     """The filter's statistic where a sample asks as it is and upside down alone, as with heads that do not ask by
     middles; arguments as of ``LCMem``."""
 
-    def __init__(
-        self,
-        head: LCMemHead | str | os.PathLike[str] = "lcmem-small",
-        space: str = "sd",
-        index_space: str | None = None,
-    ) -> None:
-        super().__init__(head, space, index_space)
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
         self.shortlist = SHORTLIST
 
     def query(self, kept: torch.Tensor) -> torch.Tensor:
