@@ -36,7 +36,7 @@ from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.index.backends import make_backend
 from lcmem_filter.matching import alike_under_warps
-from lcmem_filter.shortlist import MARGINS, SHORTLIST, SHORTLIST_WITH_MIDDLES
+from lcmem_filter.shortlist import MARGINS, SHORTLIST, SHORTLIST_WITH_MIDDLES, middles
 from lcmem_filter.standing import (
     BACKGROUND,
     EMBEDDING_WEIGHT,
@@ -173,7 +173,6 @@ def found_by(
         raise SystemExit(
             f"{arguments.head} compares {method.baseline.kind}; variants are of one that compares descriptors"
         )
-    method.baseline.head.register_to_config(middles=True)  # for the variant that asks so
     tasks = main_tasks(design, keeper)
     test = keeper.kept(method, design.test)
     every = torch.cat([keeper.kept(method, design.base), test])
@@ -203,7 +202,7 @@ def shortlists(
             kept = queries[query : query + 1]
             own = len(design.base) + task.rows[query]
             places = []
-            for way, depth in zip(baseline.query(kept), depths, strict=True):
+            for way, depth in zip(_asking(baseline, kept), depths, strict=True):
                 if not depth:
                     continue
                 most = min(depth + task.itself, len(rows))
@@ -212,6 +211,14 @@ def shortlists(
             chosen = np.concatenate(places)
             right = design.identity[chosen] == design.identity[own] if task.itself else chosen == own
             yield int(query), kept, chosen, right
+
+
+@torch.inference_mode()
+def _asking(baseline: LCMem, kept: torch.Tensor) -> torch.Tensor:
+    """What is kept of a query (1, D) to the embeddings that it asks by, (W, 1, E), its middles' too with any head."""
+    canonical = baseline.parts(kept, baseline.space, "latents")
+    within = [baseline.head.embed(one, baseline.space) for one in middles(canonical)]
+    return torch.stack([*baseline.asked(kept).embedding, *within]).cpu()
 
 
 @torch.inference_mode()
