@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from .results import Results
 
@@ -98,23 +98,6 @@ def calibration_plot(results: Results) -> str:
         axes.xaxis.set_major_formatter(percent)
         axes.yaxis.set_major_formatter(percent)
         axes.legend(frameon=False, loc="lower right")
-        return _data_uri(figure)
-
-
-def label_chart(results: Results, most: int = 30) -> str:
-    """Share of rejected samples of each label, with its interval; the ``most`` frequent labels."""
-    rows = sorted(results.labels, key=lambda row: -row.rejected.of)[:most]
-    rows = sorted(rows, key=lambda row: row.rejected.share)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.4, 0.9 + 0.28 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        for y, row in enumerate(rows):
-            axes.plot([row.rejected.low, row.rejected.high], [y, y], color=ACCEPTED, linewidth=2)
-            axes.plot(row.rejected.share, y, "o", color=REJECTED if row.rejected.count else ACCEPTED)
-        names = [row.label if len(row.label) <= 40 else row.label[:39] + "…" for row in rows]
-        axes.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name in names])
-        axes.set(xlim=(0, None), ylim=(-0.6, len(rows) - 0.4), xlabel="share that matches, with 95% interval")
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
         return _data_uri(figure)
 
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import check_kind
-from .figures import calibration_plot, label_chart, score_histogram
+from .figures import calibration_plot, score_histogram
 from .pictures import Pictures, thumbnails
 from .results import Results, Sample
 from .salting import salted, salted_id
@@ -121,7 +121,6 @@ def render(
         rows=ROWS,
         histogram=score_histogram(results),
         calibration_plot=calibration_plot(results),
-        label_chart=label_chart(results) if results.labels else "",
         style=Markup(_source(environment, "report.css")),
         script=Markup(script),
         script_policy=f"'sha256-{digest}'",

@@ -53,7 +53,7 @@ def test_opens_without_a_complaint_and_asks_for_nothing(page, report):
     assert page.problems == []
     assert {url for url in page.requests if not url.startswith("data:")} == {report.as_uri()}
     assert page.run("Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)")
-    assert page.run("document.images.length") == 24 + 3
+    assert page.run("document.images.length") == 24 + 2
 
 
 def test_names_that_are_markup_did_nothing(page):

@@ -135,6 +135,22 @@ def test_salted_report_has_no_name_prompt_or_checksum(tmp_path):
     assert not nearest & {salted_id(id_, b"a secret salt") for id_ in theirs}
 
 
+def test_each_labels_share_and_interval_are_drawn_beside_its_name(tmp_path):
+    names = ("結節", "nodule $", "<i>rare</i>")
+    samples = [sample(i, 0.9 if i % 4 else 0.5, labels=names[: 1 + i % 3]) for i in range(12)]
+    results = results_of(audit().run, samples, calibration())
+    parsed = Elements(page_of(tmp_path, results))
+    assert set(names) <= set(parsed.text)
+    assert len({row.rejected.high for row in results.labels}) == 3
+    most = max(row.rejected.high for row in results.labels)
+    circles = [float(attributes["cx"]) for tag, attributes in parsed.found if tag == "circle"]
+    assert circles == [pytest.approx(5 + 150 * row.rejected.share / most) for row in results.labels]
+    drawn = [attributes["d"] for tag, attributes in parsed.found if attributes.get("class") == "interval"]
+    for path, row in zip(drawn, results.labels, strict=True):
+        ends = [float(number) for number in re.fullmatch(r"M(\S+) 6H(\S+)", path).groups()]
+        assert ends == [pytest.approx(5 + 150 * end / most) for end in (row.rejected.low, row.rejected.high)]
+
+
 def test_what_stands_out_below_the_threshold_is_named(tmp_path):
     results = audit()
     below = next(one for one in results.samples if one.status == "accepted")
