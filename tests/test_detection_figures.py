@@ -200,3 +200,20 @@ def test_copies_are_of_the_domain_of_their_originals(figures, tmp_path):
     rows = np.array([1, 3, 5])
     copies = views.View("heavy_copies", images, rows, views.heavy, 32).open(tmp_path / "cache")
     assert copies.domains.tolist() == images.domains[rows].tolist() == ["faces", "paintings", "paintings"]
+
+
+def test_rows_are_added_to_a_file_without_lcmem_where_its_first_row_is_the_same(figures):
+    merge = importlib.import_module("merge")
+
+    def file(**recall: float) -> dict:
+        cells = {name: {"recall": share} for name, share in recall.items()}
+        deciding = {"copies": {"faces": {"n": 5, "methods": cells}}}
+        return {"labels": {name: name.upper() for name in recall}, "deciding": deciding, "not_run": {}}
+
+    before = file(mse=0.5, ncc=0.25)
+    assert merge.reference_of(before) == "mse" and merge.reference_of(file(ncc=0.5, lcmem=1.0)) == "lcmem"
+    after = merge.merged(before, file(ssim=0.75, mse=0.5))
+    assert after["deciding"] == file(mse=0.5, ncc=0.25, ssim=0.75)["deciding"]
+    assert set(after["labels"]) == {"mse", "ncc", "ssim"}
+    with pytest.raises(SystemExit, match=r"copies, faces, methods, mse, recall was 0.5 .* and is 0.4"):
+        merge.merged(before, file(ssim=0.75, mse=0.4))

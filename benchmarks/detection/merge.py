@@ -11,6 +11,11 @@ BY_METHOD = ("labels", "unseen_rejected", "index_level", "curves", "pairs", "rob
 """Parts of a results file in which methods stand by their names."""
 
 
+def reference_of(before: dict[str, Any]) -> str:
+    """The method of a results file that has to come out the same where rows are added to it: LCMem, or its first."""
+    return REFERENCE if REFERENCE in before["labels"] else next(iter(before["labels"]), REFERENCE)
+
+
 def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """``before`` with the methods, and parts, of ``now``, in place of its own where it has them; labels in the order of
     the table of methods.
@@ -21,7 +26,7 @@ def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     parts = {name: now[name] for name in (*BY_METHOD, "notes") if name in now}
     for name in BY_METHOD:
         if name in before and name in now:
-            _check_same(before[name], now[name], name)
+            _check_same(before[name], now[name], name, reference_of(before))
     measured = set(now["labels"].values())
     not_run = {label: why for label, why in before["not_run"].items() if label not in measured}
     found = _with(before, parts)
@@ -30,7 +35,7 @@ def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {**found, "labels": labels, "not_run": not_run}
 
 
-def _check_same(before: Any, now: Any, where: str) -> None:
+def _check_same(before: Any, now: Any, where: str, reference: str) -> None:
     """Whether two trees differ in nothing but methods that are not the reference, and what leads over it."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
         if before != now:
@@ -39,9 +44,9 @@ def _check_same(before: Any, now: Any, where: str) -> None:
                 "differ; measure all rows anew"
             )
         return
-    keys = {*before, *now} - {"leads"} if REFERENCE not in before else {REFERENCE}
+    keys = {*before, *now} - {"leads"} if reference not in before else {reference}
     for key in sorted(keys):
-        _check_same(before.get(key), now.get(key), f"{where}, {key}")
+        _check_same(before.get(key), now.get(key), f"{where}, {key}", reference)
 
 
 def _with(before: Any, now: Any) -> Any:

@@ -37,8 +37,8 @@ from changes import CHANGES, Change
 from data import Images, one_per_identity
 from figures import Judge, average_precision, curve, deciding
 from keep import Keeper
-from merge import merged
-from methods import REFERENCE, REFERENCES, Method, open_methods
+from merge import merged, reference_of
+from methods import REFERENCES, Method, open_methods
 from pairs import Pairs, copy_pairs, identity_pairs, pair_figures, score_pairs
 from PIL import Image
 from protocol import (
@@ -298,7 +298,8 @@ def _parse() -> argparse.Namespace:
         "--add",
         action="store_true",
         help="add the rows of --methods to those of --output, which were measured on the same terms, or put them in "
-        "place of theirs: LCMem's figures, which are measured again, have to be the same",
+        "place of theirs: LCMem's figures, or where it is not there those of the first row, which are measured again, "
+        "have to be the same",
     )
     parser.add_argument("--methods", nargs="*", default=[], help="rows to measure; default all")
     parser.add_argument("--weights", nargs="*", default=[], type=name_and_path, metavar="NAME=PATH")
@@ -317,8 +318,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--skip-pairs", action="store_true", help="leave pair-level figures out")
     parser.add_argument("--output", type=Path, default=RESULTS / "detection.json")
     arguments = parser.parse_args()
-    if arguments.add and not (arguments.output.exists() and REFERENCE in arguments.methods):
-        parser.error(f"--add needs a results file at --output, and {REFERENCE} among --methods")
+    if arguments.add:
+        if not arguments.output.exists():
+            parser.error("--add needs a results file at --output")
+        reference = reference_of(json.loads(arguments.output.read_text()))
+        if reference not in arguments.methods:
+            parser.error(f"--add needs {reference} among --methods, whose figures have to be the same")
     if arguments.skip_recall and not arguments.add:
         parser.error("--skip-recall needs --add: without recall there are no rows to add figures to")
     return arguments
