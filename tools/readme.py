@@ -228,16 +228,34 @@ def _leads(tasks: dict[str, Any]) -> str:
     return f"{'; '.join(told)}. " if told else ""
 
 
+def _deciding() -> dict[str, Any] | None:
+    """The figure that decides by task, domain and method, from the results files of ``benchmarks/detection``; of the
+    heads from the later one, where they ask as they ship."""
+    paths = [RESULTS / "detection.json", RESULTS / "detection-heads.json"]
+    files = [json.loads(path.read_text())["deciding"] for path in paths if path.exists()]
+    if not files:
+        return None
+    return {
+        task: {
+            domain: {
+                method: cell
+                for file in files
+                for method, cell in file.get(task, {}).get(domain, {}).get("methods", {}).items()
+            }
+            for domain in domains
+        }
+        for task, domains in files[0].items()
+    }
+
+
 def found() -> str:
-    """The figure that decides by domain, from the results file of ``benchmarks/detection``."""
-    path = RESULTS / "detection.json"
-    if not path.exists():
+    """The figure that decides by domain, from the results files of ``benchmarks/detection``."""
+    deciding = _deciding()
+    if deciding is None:
         return "The comparison has not been run yet.\n"
-    results = json.loads(path.read_text())
-    domains = list(dict.fromkeys(domain for task in results["deciding"].values() for domain in task))
+    domains = list(dict.fromkeys(domain for task in deciding.values() for domain in task))
     rows = []
-    for task, of in results["deciding"].items():
-        cells = {domain: row["methods"] for domain, row in of.items()}
+    for task, cells in deciding.items():
         shown = {label: {one: cells[one][method] for one in cells} for method, label in FOUND.items()}
         shown["strongest other there"] = {
             one: max((cells[one][other] for other in _others(cells[one])), key=lambda cell: cell["recall"])
@@ -262,10 +280,10 @@ FOUND = {
 
 def heads() -> str:
     """What the shipped heads find and take, from the results files of ``benchmarks/detection`` and ``overhead``."""
-    paths = [RESULTS / "detection.json", RESULTS / "overhead-heads.json"]
-    if not all(path.exists() for path in paths):
+    deciding, path = _deciding(), RESULTS / "overhead-heads.json"
+    if deciding is None or not path.exists():
         return "The heads have not been compared yet.\n"
-    results, timed = (json.loads(path.read_text()) for path in paths)
+    timed = json.loads(path.read_text())
     shown = {
         "mild copies": ("mild_copies", "all domains", ""),
         "heavily transformed copies": ("heavy_copies", "all domains", ""),
@@ -278,7 +296,7 @@ def heads() -> str:
     for method, head in HEADS.items():
         cells = [f"[{head}](lcmem_filter/heads/{head}/README.md)"]
         for task, domain, told in shown.values():
-            cells.append(f"{results['deciding'][task][domain]['methods'][method + told]['recall']:.1%}")
+            cells.append(f"{deciding[task][domain][method + told]['recall']:.1%}")
         for when in ("", AGAIN):
             took = timed["seconds"].get(head + when)
             cells.append("-" if took is None else f"{took / timed['seconds']['lcmem-small' + when]:.1f}")
@@ -387,8 +405,7 @@ def robustness() -> str:
     found = files[0]
     recall = {name: one for file in files if file for name, one in file["recall"].items()}
     others = [one for name, one in recall.items() if not name.startswith("lcmem")]
-    heads = {"lcmem": "lcmem-small", "lcmem_lcmem_reid": "lcmem-reid", "lcmem_lcmem_large": "lcmem-large"}
-    heads = {name: head for name, head in heads.items() if name in recall}
+    heads = {name: head for name, head in HEADS.items() if name in recall}
 
     def told(shares: Iterable[float]) -> str:
         return ", ".join(f"{share:.0%}" for share in shares)
