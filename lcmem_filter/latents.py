@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ NORMALISED_STD = 0.5
 PROBE_RESOLUTION = 128
 MIN_RESOLUTION = 16
 """Pixels a side, below which encoders have nothing left to encode."""
+ENCODED_AT_ONCE = 8 * 512 * 512
+"""Pixels that an encoder sees at once, all pictures together, or one picture that has more: a full autoencoder's first
+layers take some kilobytes of memory for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ def _load_autoencoder(path: str, revision: str | None, subfolder: str | None, tr
 
 @torch.no_grad()
 def encode_pixels(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Encode as diffusers does: the mode of the posterior, unscaled.
+    """Encode as diffusers does: the mode of the posterior, unscaled; a large batch portion by portion.
 
     Args:
         vae: A diffusers autoencoder (KL, tiny, VQ, DC, one for video that takes single frames, or custom with an
@@ -157,13 +161,18 @@ def encode_pixels(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         LatentSpaceError: what the encoder returns is not (B, C, h, w), nor that with one frame.
     """
     given = pixels[:, :, None] if _encodes_video(vae) else pixels
+    some = max(1, ENCODED_AT_ONCE // math.prod(pixels.shape[-2:]))
     with _precise_enough(vae) as dtype:
-        output = vae.encode(given.to(device=_input_device(vae, pixels.device), dtype=dtype))
+        device = _input_device(vae, pixels.device)
+        outputs = [vae.encode(part.to(device=device, dtype=dtype)) for part in given.split(some)]
+    return torch.cat([_latents_of(one).to(device=pixels.device, dtype=torch.float32) for one in outputs])
+
+
+def _latents_of(output: Any) -> torch.Tensor:
+    """The latents (B, C, h, w) in what an autoencoder's ``encode`` returns."""
     if hasattr(output, "latent_dist"):
-        latents = output.latent_dist.mode()
-    else:
-        latents = output if isinstance(output, torch.Tensor) else output[0]
-    return single_frame(latents).to(device=pixels.device, dtype=torch.float32)
+        return single_frame(output.latent_dist.mode())
+    return single_frame(output if isinstance(output, torch.Tensor) else output[0])
 
 
 def single_frame(latents: torch.Tensor) -> torch.Tensor:

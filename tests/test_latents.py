@@ -70,6 +70,16 @@ def test_encoders_of_other_classes(shape: str) -> None:
     assert latents.shape == (3, 3, 16, 16) and latents.dtype == torch.float32
 
 
+@pytest.mark.parametrize("at_once, portions", [(2 * 32 * 32, [2, 2, 1]), (100, [1] * 5), (1 << 20, [5])])
+def test_large_batches_are_encoded_in_portions(at_once: int, portions: list[int], monkeypatch) -> None:
+    vae, seen = tiny_vae(), []
+    whole, encode = encode_pixels(vae, pixels(5)), vae.encode
+    monkeypatch.setattr("lcmem_filter.latents.ENCODED_AT_ONCE", at_once)
+    monkeypatch.setattr(vae, "encode", lambda part: seen.append(len(part)) or encode(part))
+    torch.testing.assert_close(encode_pixels(vae, pixels(5)), whole)
+    assert seen == portions
+
+
 def test_a_half_precision_vae_gives_float32() -> None:
     vae = tiny_vae().to(torch.bfloat16)
     latents = encode_pixels(vae, pixels())
