@@ -485,6 +485,14 @@ def resolutions_large() -> str:
     return _across("resolutions-large.json", "resolution")
 
 
+def resolutions_1024() -> str:
+    """Samples and indexes of 1024 px with each head, from other results files of ``benchmarks/spaces``."""
+    heads = ("reid", "large", "small")
+    return "\n".join(
+        f"With `lcmem-{head}`:\n\n{_across(f'resolutions-1024-{head}.json', 'resolution')}" for head in heads
+    )
+
+
 def _across(name: str, what: str) -> str:
     path = RESULTS / name
     if not path.exists():
@@ -842,6 +850,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "resolutions": resolutions,
     "resolutions_reid": resolutions_reid,
     "resolutions_large": resolutions_large,
+    "resolutions_1024": resolutions_1024,
     "robustness": robustness,
     "middles": middles,
     "spaces": spaces,
