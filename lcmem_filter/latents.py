@@ -164,8 +164,8 @@ def encode_pixels(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     some = max(1, ENCODED_AT_ONCE // math.prod(pixels.shape[-2:]))
     with _precise_enough(vae) as dtype:
         device = _input_device(vae, pixels.device)
-        outputs = [vae.encode(part.to(device=device, dtype=dtype)) for part in given.split(some)]
-    return torch.cat([_latents_of(one).to(device=pixels.device, dtype=torch.float32) for one in outputs])
+        parts = [_latents_of(vae.encode(part.to(device=device, dtype=dtype))) for part in given.split(some)]
+    return torch.cat(parts).to(device=pixels.device, dtype=torch.float32)
 
 
 def _latents_of(output: Any) -> torch.Tensor:

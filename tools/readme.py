@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,11 +229,15 @@ def _leads(tasks: dict[str, Any]) -> str:
     return f"{'; '.join(told)}. " if told else ""
 
 
-def _deciding() -> dict[str, Any] | None:
-    """The figure that decides by task, domain and method, from the results files of ``benchmarks/detection``; of the
-    heads from the later one, where they ask as they ship."""
+def _detections() -> list[dict[str, Any]]:
+    """The results files of ``benchmarks/detection`` that are there; heads of the second ask as they ship."""
     paths = [RESULTS / "detection.json", RESULTS / "detection-heads.json"]
-    files = [json.loads(path.read_text())["deciding"] for path in paths if path.exists()]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def _deciding() -> dict[str, Any] | None:
+    """The figure that decides by task, domain and method; where both of ``_detections`` have a method, the second's."""
+    files = [results["deciding"] for results in _detections()]
     if not files:
         return None
     return {
@@ -398,8 +403,7 @@ def _pair(cell: dict[str, Any]) -> str:
 
 def robustness() -> str:
     """Recall of single changes at four strengths, from results files of ``benchmarks/detection``."""
-    paths = [RESULTS / "detection.json", RESULTS / "detection-heads.json"]
-    files = [json.loads(path.read_text()).get("robustness") for path in paths if path.exists()]
+    files = [results.get("robustness") for results in _detections()]
     if not files or not files[0]:
         return "Single changes have not been measured yet.\n"
     found = files[0]
@@ -450,47 +454,19 @@ def middles() -> str:
     return _table([*columns, f"X-rays with {', '.join(names)}"], rows) + note
 
 
-def spaces() -> str:
-    """Samples of each latent space in an index of each, from the results file of ``benchmarks/spaces``."""
-    return _across("spaces.json", "space")
-
-
-def spaces_reid() -> str:
-    """The same of the other head that ships, from another results file of ``benchmarks/spaces``."""
-    return _across("spaces-reid.json", "latent space")
-
-
-def spaces_large() -> str:
-    """The same of a third head that ships, from another results file of ``benchmarks/spaces``."""
-    return _across("spaces-large.json", "latent space")
-
-
-def spaces_256() -> str:
-    """The same at 256 px, from another results file of ``benchmarks/spaces``."""
-    return _across("spaces-256.json", "latent space")
-
-
-def resolutions() -> str:
-    """Samples at each resolution in an index at each, from a results file of ``benchmarks/spaces``."""
-    return _across("resolutions.json", "resolution")
-
-
-def resolutions_reid() -> str:
-    """The same with ``lcmem-reid``, from another results file of ``benchmarks/spaces``."""
-    return _across("resolutions-reid.json", "resolution")
-
-
-def resolutions_large() -> str:
-    """The same with ``lcmem-large``, from another results file of ``benchmarks/spaces``."""
-    return _across("resolutions-large.json", "resolution")
-
-
-def resolutions_1024() -> str:
-    """Samples and indexes of 1024 px with each head, from other results files of ``benchmarks/spaces``."""
-    heads = ("reid", "large", "small")
-    return "\n".join(
-        f"With `lcmem-{head}`:\n\n{_across(f'resolutions-1024-{head}.json', 'resolution')}" for head in heads
-    )
+ACROSS = {
+    "spaces": ("spaces.json", "space"),
+    "spaces_reid": ("spaces-reid.json", "latent space"),
+    "spaces_large": ("spaces-large.json", "latent space"),
+    "spaces_256": ("spaces-256.json", "latent space"),
+    "resolutions": ("resolutions.json", "resolution"),
+    "resolutions_reid": ("resolutions-reid.json", "resolution"),
+    "resolutions_large": ("resolutions-large.json", "resolution"),
+    "resolutions_1024_reid": ("resolutions-1024-reid.json", "resolution"),
+    "resolutions_1024_large": ("resolutions-1024-large.json", "resolution"),
+    "resolutions_1024_small": ("resolutions-1024-small.json", "resolution"),
+}
+"""Blocks from results files of ``benchmarks/spaces``: samples of each space or resolution in an index of each."""
 
 
 def _across(name: str, what: str) -> str:
@@ -847,16 +823,9 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "recipe": recipe,
     "recipe_latents": recipe_latents,
     "recipe_spaces": recipe_spaces,
-    "resolutions": resolutions,
-    "resolutions_reid": resolutions_reid,
-    "resolutions_large": resolutions_large,
-    "resolutions_1024": resolutions_1024,
     "robustness": robustness,
     "middles": middles,
-    "spaces": spaces,
-    "spaces_256": spaces_256,
-    "spaces_large": spaces_large,
-    "spaces_reid": spaces_reid,
+    **{block: partial(_across, *of) for block, of in ACROSS.items()},
 }
 
 

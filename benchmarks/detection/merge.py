@@ -23,10 +23,11 @@ def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SystemExit: the reference does otherwise in ``now``: its rows were not measured on the same terms.
     """
+    reference = reference_of(before)
     parts = {name: now[name] for name in (*BY_METHOD, "notes") if name in now}
     for name in BY_METHOD:
         if name in before and name in now:
-            _check_same(before[name], now[name], name, reference_of(before))
+            _check_same(before[name], now[name], name, reference)
     measured = set(now["labels"].values())
     not_run = {label: why for label, why in before["not_run"].items() if label not in measured}
     found = _with(before, parts)

@@ -69,7 +69,6 @@ TASKS = {
 
 def main() -> None:
     arguments = _parse()
-    before = json.loads(arguments.output.read_text()) if arguments.add else None
     splits, keeper = open_data(arguments)
     methods, absent = open_methods(
         arguments.methods, arguments.head, arguments.space, dict(arguments.weights), arguments.download
@@ -95,14 +94,14 @@ def main() -> None:
         **provenance(arguments, design, keeper),
     }
     if not arguments.skip_recall:
-        write(arguments, results, before)
+        write(arguments, results)
     if not arguments.skip_pairs:
         pairwise = [method for method in methods if not method.row.told]  # two images have no shortlist
         results["pairs"] = all_pairs(pairwise, design, splits["validation"], tasks, keeper)
-        write(arguments, results, before)
+        write(arguments, results)
     if arguments.robustness_images:
         results["robustness"] = robustness(methods, design, judge, keeper, arguments.robustness_images)
-        write(arguments, results, before)
+        write(arguments, results)
 
 
 def recall(
@@ -142,8 +141,8 @@ def measurable(methods: Sequence[Method], judge: Judge, absent: dict[str, str]) 
     return found
 
 
-def write(arguments: argparse.Namespace, results: dict[str, Any], before: dict[str, Any] | None) -> None:
-    path = arguments.output
+def write(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    path, before = arguments.output, arguments.before
     path.parent.mkdir(parents=True, exist_ok=True)
     results = _rounded(results) if before is None else merged(before, _rounded(results))
     path.write_text(json.dumps(results, indent=1) + "\n")
@@ -318,10 +317,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--skip-pairs", action="store_true", help="leave pair-level figures out")
     parser.add_argument("--output", type=Path, default=RESULTS / "detection.json")
     arguments = parser.parse_args()
+    arguments.before = None
     if arguments.add:
         if not arguments.output.exists():
             parser.error("--add needs a results file at --output")
-        reference = reference_of(json.loads(arguments.output.read_text()))
+        arguments.before = json.loads(arguments.output.read_text())
+        reference = reference_of(arguments.before)
         if reference not in arguments.methods:
             parser.error(f"--add needs {reference} among --methods, whose figures have to be the same")
     if arguments.skip_recall and not arguments.add:
