@@ -16,6 +16,8 @@ from .errors import DataError
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 NOT_AVAILABLE = ("NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None")
 """What R, pandas and spreadsheets write into CSV where an identity or label is not known."""
+COPIES = "lcmem-table-"
+"""How the names of folders begin that hold copies of tables while a process runs."""
 CSV_READING = 4
 """Part of a CSV's fingerprint; another one for each way in which its cells were ever read."""
 
@@ -54,9 +56,13 @@ def read_table(path: Path) -> Any:
 
 
 def _folder_until_exit(parent: str | os.PathLike[str]) -> str:
-    """A new folder in ``parent``, where there is room for tables, which is removed when the process ends."""
-    Path(parent).mkdir(parents=True, exist_ok=True)
-    made = tempfile.mkdtemp(prefix="lcmem-table-", dir=parent)
+    """A new folder, which is removed when the process ends: in ``parent``, where there is room for tables, or where
+    nothing can be written there (a container without a home), where temporary files lie."""
+    try:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+        made = tempfile.mkdtemp(prefix=COPIES, dir=parent)
+    except OSError:
+        made = tempfile.mkdtemp(prefix=COPIES)
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made
 

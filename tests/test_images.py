@@ -468,16 +468,19 @@ def test_an_image_without_an_id_and_a_table_without_rows_are_told(tmp_path):
         open_images(tmp_path / "b.csv")
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_no_copy_of_a_tables_pictures_is_left(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "home"), [("jsonl", True), ("parquet", True), ("parquet", False)])
+def test_no_copy_of_a_tables_pictures_is_left_with_a_home_or_without(tmp_path, kind, home):
     write_pictures(tmp_path, [0])
     rows = {"image": [(tmp_path / "000.png").read_bytes().hex() if kind == "jsonl" else {"bytes": b"secret"}]}
     table, file = pandas.DataFrame(rows), tmp_path / f"set.{kind}"
     table.to_json(file, orient="records", lines=True) if kind == "jsonl" else table.to_parquet(file)
     code = f"from lcmem_filter.images import open_images; print(len(open_images({str(file)!r})))"
     left = {name: str(tmp_path / name) for name in ("HF_HOME", "TMPDIR")}
-    for folder in left.values():
-        Path(folder).mkdir()
+    (tmp_path / "TMPDIR").mkdir()
+    if home:
+        (tmp_path / "HF_HOME").mkdir()
+    else:
+        (tmp_path / "HF_HOME").touch()  # no folder can be made in it, not even by root
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **left}, capture_output=True, text=True, check=True
     )
