@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,33 @@ def is_dicom(first_bytes: bytes) -> bool:
     return first_bytes[PREAMBLE - 4 : PREAMBLE] == b"DICM"
 
 
+def attribute_of(file: Path, keyword: str) -> str | None:
+    """What a file's header says of an attribute, such as ``PatientID``; ``None`` where it says nothing, and where the
+    file is no DICOM or a broken one.
+
+    Raises:
+        MissingExtraError: pydicom is not installed.
+    """
+    try:
+        with file.open("rb") as opened:
+            begins = opened.read(PREAMBLE)
+    except OSError:
+        return None
+    if not is_dicom(begins):
+        return None
+    try:
+        from pydicom import dcmread
+    except ImportError as error:
+        raise _missing(error) from error
+    try:
+        header = dcmread(file, stop_before_pixels=True, specific_tags=[keyword])
+        return str(header.get(keyword) or "").strip() or None
+    except (
+        Exception
+    ):  # as of pictures: whatever pydicom raises, and what cannot be read is told of where it is used
+        return None
+
+
 def read_dicom(encoded: bytes) -> np.ndarray:
     """A file's one picture as uint8, greyscale (H, W) or RGB (H, W, 3).
 
@@ -41,9 +69,7 @@ def read_dicom(encoded: bytes) -> np.ndarray:
         from pydicom import dcmread
         from pydicom.pixels import pixel_array
     except ImportError as error:
-        raise MissingExtraError(
-            f"DICOM needs pydicom ({error}); install it with: pip install 'lcmem_filter[dicom]'"
-        ) from error
+        raise _missing(error) from error
     dataset = dcmread(io.BytesIO(encoded))
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
@@ -55,6 +81,12 @@ def read_dicom(encoded: bytes) -> np.ndarray:
         return scaled(pixels, 0, 2 ** int(dataset.BitsStored) - 1)
     grey = _greyscale(pixels, dataset)
     return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def _missing(error: ImportError) -> MissingExtraError:
+    return MissingExtraError(
+        f"DICOM needs pydicom ({error}); install it with: pip install 'lcmem_filter[dicom]'"
+    )
 
 
 def scaled(values: np.ndarray, black: float, white: float) -> np.ndarray:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from .decoding import decode_image
+from .dicom import attribute_of
 from .digests import sha256
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
 from .folders import images_in, stats
@@ -161,7 +162,8 @@ def open_images(
             what stands in CSV is text, so that an identity ``007`` stays that.
         image_column: Column of images, or of paths relative to the table; ``image``, ``file_name``, ``path`` or
             ``file`` by default, in small or capital letters.
-        identity_column: Column of identities; ``identity`` where there is one, else no image's is known.
+        identity_column: Column of identities; ``identity`` where there is one, else no image's is known. Of a folder
+            without a table, the attribute of DICOM files that names them, such as ``PatientID``.
         id_column: Column of unique ids; paths, with ``#ROW`` where one stands there again, or row numbers by
             default.
         where: Only rows of a table whose columns have these values, compared as text.
@@ -170,7 +172,8 @@ def open_images(
         DataError: nothing lies at ``path``, or it cannot be read as a table; or a folder's table does not name some of
             its images.
         EmptyDataError: no images.
-        MissingColumnError: a table without a column that was named.
+        MissingColumnError: a table without a column that was named, or a folder in which no file has that attribute.
+        MissingExtraError: an attribute of DICOM files was named, and pydicom is not installed.
     """
     path = Path(path)
     metadata = _metadata_of(path)
@@ -180,13 +183,13 @@ def open_images(
         return _open_table(table, *columns, dict(where or {}), whole_folder=table == metadata)
     if not path.is_dir():
         raise DataError(f"no images at {path}: no such folder or table; give one that exists")
-    named = [name for name in (image_column, identity_column, id_column, *(where or {})) if name]
+    named = [name for name in (image_column, id_column, *(where or {})) if name]
     if named:
         raise MissingColumnError(
             f"{path} is a folder of images without a table, so it has no column {named[0]!r}; "
             f"add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
         )
-    return _open_folder(path)
+    return _open_folder(path, identity_column)
 
 
 def can_be_read(source: ImageSource, row: int) -> bool:
@@ -220,7 +223,8 @@ def to_pixels(image: Image.Image, resolution: int) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
-def _open_folder(path: Path) -> ImageSource:
+def _open_folder(path: Path, attribute: str | None) -> ImageSource:
+    """A folder without a table; ``attribute`` of its DICOM files names identities, else its subfolders do."""
     files = images_in(path)
     if not files:
         raise EmptyDataError(f"{path} has no images; give a folder with at least one")
@@ -228,13 +232,22 @@ def _open_folder(path: Path) -> ImageSource:
     for name in names:
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise DataError(f"the file name {name!r} in {path} is no text in UTF-8; give it another name")
-    records = [ImageRecord(name, name.split("/")[0] if "/" in name else None) for name in names]
+    plan: list[Any] = stats(path, names)
+    identities = [name.split("/")[0] if "/" in name else None for name in names]
+    if attribute is not None:
+        identities = [attribute_of(file, attribute) for file in files]
+        if not any(identities):
+            raise MissingColumnError(
+                f"{path} is a folder of images without a table, and none of them is a DICOM file that states "
+                f"{attribute!r}; add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
+            )
+        plan = [*plan, attribute]
     return ImageSource(
         path.name,
-        records,
+        [ImageRecord(name, identity) for name, identity in zip(names, identities, strict=True)],
         lambda row: files[row],
-        hashlib.sha256(repr(stats(path, names)).encode()).hexdigest(),
-        named_by_folders=True,
+        hashlib.sha256(repr(plan).encode()).hexdigest(),
+        named_by_folders=attribute is None,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lcmem_filter.errors import MissingExtraError, UnreadableImageError
+from lcmem_filter.errors import MissingColumnError, MissingExtraError, UnreadableImageError
 from lcmem_filter.images import open_images
 
 pydicom = pytest.importorskip("pydicom")
@@ -255,3 +255,44 @@ def test_a_picture_of_one_value_stays_that(tmp_path):
     assert not grey(
         write(tmp_path / "a.dcm", np.full((8, 8), 7, np.uint16), WindowCenter=9, WindowWidth=4)
     ).any()
+
+
+def test_an_attribute_that_files_state_names_whose_images_they_are(tmp_path):
+    """In a folder as an archive exports it, whose subfolders are none of a patient's."""
+    folder = tmp_path / "export"
+    for name, patient in {
+        "a/1.dcm": "p7",
+        "a/2.dcm": "p8",
+        "b/IM1": "p7",
+        "c.dcm": "",
+        "d.dcm": None,
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, PatientID=patient)
+    Image.new("L", (8, 8)).save(folder / "e.png")
+    (folder / "f.dcm").write_bytes((folder / "c.dcm").read_bytes()[:150])
+    by_folder, source = open_images(folder), open_images(folder, identity_column="PatientID")
+    assert [(record.id, record.identity) for record in source.records] == [
+        ("a/1.dcm", "p7"),
+        ("a/2.dcm", "p8"),
+        ("b/IM1", "p7"),
+        ("c.dcm", None),
+        ("d.dcm", None),
+        ("e.png", None),
+        ("f.dcm", None),
+    ]
+    assert by_folder.named_by_folders and not source.named_by_folders  # what files state is believed
+    assert source.fingerprint != by_folder.fingerprint
+    with pytest.raises(MissingColumnError, match="none of them is a DICOM file that states 'PatientName'"):
+        open_images(folder, identity_column="PatientName")
+
+
+def test_an_attribute_needs_the_package_that_reads_it(tmp_path, monkeypatch):
+    (tmp_path / "plain").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "plain" / "a.png")
+    write(tmp_path / "a.dcm", PatientID="p7")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(MissingExtraError, match=r"lcmem_filter\[dicom\]"):
+        open_images(tmp_path, identity_column="PatientID")
+    with pytest.raises(MissingColumnError, match="folder of images without a table"):  # which needs none
+        open_images(tmp_path / "plain", identity_column="PatientID")

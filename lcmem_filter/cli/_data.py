@@ -31,7 +31,9 @@ def add_column_arguments(parser: argparse.ArgumentParser, *, ids: bool = True) -
         "--image-column", help="column of the images (default: image, file_name, path or file)"
     )
     parser.add_argument(
-        "--identity-column", help="column of the identities (default: identity, where there is one)"
+        "--identity-column",
+        help="column of the identities (default: identity, where there is one), or the attribute of DICOM files that "
+        "names them, such as PatientID",
     )
     if ids:
         parser.add_argument("--id-column", help="column of unique ids (default: path, or row number)")

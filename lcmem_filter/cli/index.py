@@ -106,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
     if index.classes:
         tell_of_classes("lcmem-filter", index.classes, "pictures")
     if args.action == "build":
-        _tell_what_deep_folders_are_taken_for(args.data, index)
+        if args.identity_column is None:
+            _tell_what_deep_folders_are_taken_for(args.data, index)
         _tell_that_nobody_is_named(args.data, index)
     if not index.unreadable:
         return 0
@@ -119,16 +120,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell_that_nobody_is_named(data: str, index: MemorizationIndex) -> None:
-    """A table whose column of identities has a name of its own would be taken for one without."""
+    """A table whose column of identities has a name of its own would be taken for one without, and so would a folder of
+    DICOM files."""
+    from ..dicom import DICOM_SUFFIXES
     from ..images import columns_of
 
-    if any(record.identity is not None for record in index.records) or len(columns := columns_of(data)) < 2:
+    if any(record.identity is not None for record in index.records):
         return
-    print(
-        f"lcmem-filter: no column of {data} says who is in an image; where one does ({', '.join(columns)}), name it "
-        "(--identity-column): more is found then",
-        file=sys.stderr,
-    )
+    if len(columns := columns_of(data)) > 1:
+        where = f"no column of {data} says who is in an image; where one does ({', '.join(columns)})"
+    elif any(record.id.lower().endswith(tuple(DICOM_SUFFIXES)) for record in index.records):
+        where = f"nothing in {data} says who is in an image; where an attribute of its files does (such as PatientID)"
+    else:
+        return
+    print(f"lcmem-filter: {where}, name it (--identity-column): more is found then", file=sys.stderr)
 
 
 def _tell_what_deep_folders_are_taken_for(data: str, index: MemorizationIndex) -> None:
@@ -142,6 +147,7 @@ def _tell_what_deep_folders_are_taken_for(data: str, index: MemorizationIndex) -
     if deep := [record.identity for record in known if record.id.count("/") > 1]:
         print(
             f"lcmem-filter: {len(deep)} images of {data} lie in folders within folders; their first folder, as "
-            f"{deep[0]!r}, is taken for the identity. Where it is not, give a table with a column identity",
+            f"{deep[0]!r}, is taken for the identity. Where it is not, give a table with a column identity, or name "
+            "the attribute of DICOM files that says it (--identity-column PatientID)",
             file=sys.stderr,
         )

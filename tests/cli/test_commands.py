@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from lcmem_filter import calibration
@@ -127,6 +128,27 @@ def test_what_deep_folders_are_taken_for_is_told(folder, capsys):
     _, (built,), err = build(capsys, folder)
     assert built["identities"] == 1 and command.SHARD_ROWS == building.SHARD_ROWS
     assert "3 images of" in err and "first folder, as 'site 0', is taken for the identity" in err
+
+
+def test_an_attribute_of_dicom_files_names_patients(folder, capsys):
+    pytest.importorskip("pydicom")
+    from tests.test_dicom import VALUES, write
+
+    for picture in (folder / "train").glob("*.png"):
+        picture.unlink()
+    for number in range(4):
+        (deep := folder / "train" / "site" / f"study {number}").mkdir(parents=True)
+        write(deep / "image.dcm", np.roll(VALUES, number), PatientID=f"p{number // 2}")
+    _, (built,), err = build(capsys, folder)
+    assert built["identities"] == 1 and "'site', is taken for the identity" in err and "PatientID" in err
+    _, (built,), err = build(capsys, folder, "--identity-column", "PatientID", "--output", folder / "named")
+    assert built["identities"] == 2 and "identity" not in err
+    for number in range(4):
+        (folder / "train" / "site" / f"study {number}" / "image.dcm").rename(
+            folder / "train" / f"{number}.dcm"
+        )
+    _, (built,), err = build(capsys, folder, "--output", folder / "flat")
+    assert built["identities"] == 0 and "(such as PatientID), name it (--identity-column)" in err
 
 
 def test_a_table_that_names_nobody_is_told_its_columns(folder, capsys):
