@@ -454,6 +454,39 @@ def middles() -> str:
     return _table([*columns, f"X-rays with {', '.join(names)}"], rows) + note
 
 
+def alone() -> str:
+    """What the heads find in indexes of one kind of images alone, from results files of ``benchmarks/detection``."""
+    paths = {domain: RESULTS / f"detection-{name}.json" for name, domain in ALONE.items()}
+    files = {domain: json.loads(path.read_text()) for domain, path in paths.items() if path.exists()}
+    if not files:
+        return "Indexes of one kind of images have not been measured yet.\n"
+    rows, notes = [], []
+    for domain, results in files.items():
+        tasks = [domains[domain]["methods"] for domains in results["deciding"].values()]
+        shown = {
+            head + ", identities named" * bool(told): [found[name + told] for found in tasks]
+            for name, head in HEADS.items()
+            for told in ("", "_told")
+            if name + told in results["labels"]
+        }
+        shown["strongest other there"] = [
+            max((found[one] for one in _others(found)), key=lambda cell: cell["recall"]) for found in tasks
+        ]
+        if "dlib_faces" in results["labels"]:
+            shown[results["labels"]["dlib_faces"]] = [found["dlib_faces"] for found in tasks]
+        for name, cells in shown.items():
+            rows.append(f"| {domain} | {name} | {' | '.join(map(_recall, cells))} |")
+        notes.append(
+            f"[{paths[domain].name}](benchmarks/results/{paths[domain].name}): {results['about'].split('; 95')[0]}"
+        )
+    note = f"\nFrom {'. '.join(notes)}. 95 % intervals by identity, thresholds drawn again with them.\n"
+    return _table(["domain", "filter", *DETECTION_TASKS.values()], rows) + note
+
+
+ALONE = {"xrays": "X-rays", "lesions": "skin lesions", "faces": "faces"}
+"""Kinds of images that were measured alone, by what their results file is called after."""
+
+
 ACROSS = {
     "spaces": ("spaces.json", "space"),
     "spaces_reid": ("spaces-reid.json", "latent space"),
@@ -804,6 +837,7 @@ def pipelines() -> str:
 
 GENERATORS: dict[str, Callable[[], str]] = {
     "ablations": ablations,
+    "alone": alone,
     "attacks": attacks,
     "audits": audits,
     "benchmarks": benchmarks,

@@ -258,9 +258,10 @@ def describe_near(
 
 def about(design: Design, judge: Judge) -> str:
     size = [len(design.index_rows(half)) for half in (0, 1)]
-    unseen = int(judge.kept.sum())
+    unseen, domains = int(judge.kept.sum()), set(design.test.domains)
+    which = " of all domains" if len(domains) > 1 else f", {domains.pop()} alone"
     return (
-        f"two indexes of {size[0]:,} and {size[1]:,} images of all domains (train, validation, and one half of the "
+        f"two indexes of {size[0]:,} and {size[1]:,} images{which} (train, validation, and one half of the "
         f"test identities each); thresholds reject {100 * judge.rate:.3g}% of {unseen:,} unseen images, one an "
         f"identity, of the other half; 95 % intervals by identity from {judge.draws:,} draws, thresholds drawn again "
         "with them. Where all are found, so they are in every draw: of n of n, each of another identity, an exact "
