@@ -623,6 +623,11 @@ def identities_concluded_small() -> str:
     return _concluded("ablations-identities-small.json")
 
 
+def identities_concluded_xrays() -> str:
+    """The same in an index of X-rays alone, from another results file of that script."""
+    return _concluded("ablations-identities-xrays.json")
+
+
 def _concluded(name: str) -> str:
     path = RESULTS / name
     if not path.exists():
@@ -850,6 +855,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "identities": identities,
     "identities_concluded": identities_concluded,
     "identities_concluded_small": identities_concluded_small,
+    "identities_concluded_xrays": identities_concluded_xrays,
     "ladder": ladder,
     "overhead": overhead,
     "pairs": pairs,

@@ -3,11 +3,14 @@
     python benchmarks/ablations/identities.py --cache CACHE --latents LATENTS --heads lcmem-reid lcmem-xray
     python benchmarks/ablations/identities.py --cache CACHE --latents LATENTS --heads lcmem-reid \
         --index-share 0.1 --index-draws 3 --output benchmarks/results/ablations-identities-small.json
+    python benchmarks/ablations/identities.py --cache CACHE --latents LATENTS --copies 400 \
+        --data nih_cxr128.parquet nih_cxr256.parquet --heads lcmem-xray lcmem-reid lcmem-large lcmem-small \
+        --likeness 0.5 0.55 0.575 0.6 0.65 0.7 0.75 --output benchmarks/results/ablations-identities-xrays.json
 
 Further images of a candidate's identity are its runner-up and its background, and hide it, unless the index names
 identities. A head may conclude them instead, from how alike the most alike candidate and others are (``same_identity``
 of ``LCMemHead``). Index, copies and figure are those of ``benchmarks/ablations``, on validation images. The second
-measures in smaller indexes, several drawn in turn, whose figures are averaged. Writes
+measures in smaller indexes, several drawn in turn, whose figures are averaged, the third in one of X-rays alone. Writes
 ``benchmarks/results/ablations-identities.json``.
 """
 
