@@ -238,8 +238,8 @@ def _open_folder(path: Path, attribute: str | None) -> ImageSource:
         identities = [attribute_of(file, attribute) for file in files]
         if not any(identities):
             raise MissingColumnError(
-                f"{path} is a folder of images without a table, and none of them is a DICOM file that states "
-                f"{attribute!r}; add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
+                f"{path} is a folder of images without a table, so it has no column {attribute!r}, and none of them is "
+                f"DICOM that states it; add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
             )
         plan = [*plan, attribute]
     return ImageSource(

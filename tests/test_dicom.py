@@ -283,7 +283,9 @@ def test_an_attribute_that_files_state_names_whose_images_they_are(tmp_path):
     ]
     assert by_folder.named_by_folders and not source.named_by_folders  # what files state is believed
     assert source.fingerprint != by_folder.fingerprint
-    with pytest.raises(MissingColumnError, match="none of them is a DICOM file that states 'PatientName'"):
+    with pytest.raises(
+        MissingColumnError, match="no column 'PatientName', and none of them is DICOM that states it"
+    ):
         open_images(folder, identity_column="PatientName")
 
 
