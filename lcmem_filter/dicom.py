@@ -47,9 +47,7 @@ def attribute_of(file: Path, keyword: str) -> str | None:
     try:
         header = dcmread(file, stop_before_pixels=True, specific_tags=[keyword])
         return str(header.get(keyword) or "").strip() or None
-    except (
-        Exception
-    ):  # as of pictures: whatever pydicom raises, and what cannot be read is told of where it is used
+    except Exception:  # of a broken file, as read_dicom; that it cannot be read is told of later
         return None
 
 

@@ -170,7 +170,7 @@ def open_images(
 
     Raises:
         DataError: nothing lies at ``path``, or it cannot be read as a table; or a folder's table does not name some of
-            its images.
+            its images; or all DICOM files say the same of that attribute.
         EmptyDataError: no images.
         MissingColumnError: a table without a column that was named, or a folder in which no file has that attribute.
         MissingExtraError: an attribute of DICOM files was named, and pydicom is not installed.
@@ -240,6 +240,11 @@ def _open_folder(path: Path, attribute: str | None) -> ImageSource:
             raise MissingColumnError(
                 f"{path} is a folder of images without a table, so it has no column {attribute!r}, and none of them is "
                 f"DICOM that states it; add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
+            )
+        if len(files) > 1 and len(set(identities)) == 1:
+            raise DataError(
+                f"all {len(files)} files in {path} state the same {attribute}, as anonymised ones do; "
+                f"add a {METADATA_FILES[0]} that says whose they are, or leave the option out"
             )
         plan = [*plan, attribute]
     return ImageSource(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lcmem_filter.errors import MissingColumnError, MissingExtraError, UnreadableImageError
+from lcmem_filter.errors import DataError, MissingColumnError, MissingExtraError, UnreadableImageError
 from lcmem_filter.images import open_images
 
 pydicom = pytest.importorskip("pydicom")
@@ -287,6 +287,11 @@ def test_an_attribute_that_files_state_names_whose_images_they_are(tmp_path):
         MissingColumnError, match="no column 'PatientName', and none of them is DICOM that states it"
     ):
         open_images(folder, identity_column="PatientName")
+    for file in folder.rglob("*"):
+        if file.is_file():
+            write(file, PatientID="ANONYMOUS") if file.suffix != ".png" else file.unlink()
+    with pytest.raises(DataError, match=r"all 6 files .* state the same PatientID"):
+        open_images(folder, identity_column="PatientID")
 
 
 def test_an_attribute_needs_the_package_that_reads_it(tmp_path, monkeypatch):
