@@ -472,8 +472,6 @@ def alone() -> str:
         shown["strongest other there"] = [
             max((found[one] for one in _others(found)), key=lambda cell: cell["recall"]) for found in tasks
         ]
-        if "dlib_faces" in results["labels"]:
-            shown[results["labels"]["dlib_faces"]] = [found["dlib_faces"] for found in tasks]
         for name, cells in shown.items():
             rows.append(f"| {domain} | {name} | {' | '.join(map(_recall, cells))} |")
         notes.append(
