@@ -205,6 +205,11 @@ def _strongest_other(cells: dict[str, Any]) -> str | None:
     return max(others, key=lambda name: cells[name]["recall"], default=None)
 
 
+def _strongest(cells: dict[str, Any]) -> dict[str, Any]:
+    """What the strongest other filter finds, where there is one."""
+    return max((cells[name] for name in _others(cells)), key=lambda cell: cell["recall"])
+
+
 def _others(cells: dict[str, Any]) -> list[str]:
     """Filters that are not LCMem, but for dlib, which was trained on millions of faces and stands beside."""
     return [name for name in cells if name != "dlib_faces" and not name.startswith("lcmem")]
@@ -262,10 +267,7 @@ def found() -> str:
     rows = []
     for task, cells in deciding.items():
         shown = {label: {one: cells[one][method] for one in cells} for method, label in FOUND.items()}
-        shown["strongest other there"] = {
-            one: max((cells[one][other] for other in _others(cells[one])), key=lambda cell: cell["recall"])
-            for one in cells
-        }
+        shown["strongest other there"] = {one: _strongest(cells[one]) for one in cells}
         for label, by_domain in shown.items():
             shares = [f"{by_domain[one]['recall']:.1%}" if one in cells else "-" for one in domains]
             rows.append(f"| {DETECTION_TASKS[task]} | {label} | {' | '.join(shares)} |")
@@ -469,9 +471,7 @@ def alone() -> str:
             for told in ("", "_told")
             if name + told in results["labels"]
         }
-        shown["strongest other there"] = [
-            max((found[one] for one in _others(found)), key=lambda cell: cell["recall"]) for found in tasks
-        ]
+        shown["strongest other there"] = [_strongest(found) for found in tasks]
         for name, cells in shown.items():
             rows.append(f"| {domain} | {name} | {' | '.join(map(_recall, cells))} |")
         notes.append(
@@ -610,20 +610,13 @@ def ablations() -> str:
     return _table(["changed", *columns], rows) + f"\nFrom {files}: {' '.join(about)}\n"
 
 
-def identities_concluded() -> str:
-    """What is found where an index names no identities and the head concludes them, from the results file of
-    ``benchmarks/ablations/identities.py``."""
-    return _concluded("ablations-identities.json")
-
-
-def identities_concluded_small() -> str:
-    """The same in small indexes, from another results file of that script."""
-    return _concluded("ablations-identities-small.json")
-
-
-def identities_concluded_xrays() -> str:
-    """The same in an index of X-rays alone, from another results file of that script."""
-    return _concluded("ablations-identities-xrays.json")
+CONCLUDED = {
+    "identities_concluded": "ablations-identities.json",
+    "identities_concluded_small": "ablations-identities-small.json",
+    "identities_concluded_xrays": "ablations-identities-xrays.json",
+}
+"""Blocks of what is found where an index names no identities and the head concludes them, from results files of
+``benchmarks/ablations/identities.py``: among all domains, in small indexes, and of X-rays alone."""
 
 
 def _concluded(name: str) -> str:
@@ -851,9 +844,6 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "found": found,
     "heads": heads,
     "identities": identities,
-    "identities_concluded": identities_concluded,
-    "identities_concluded_small": identities_concluded_small,
-    "identities_concluded_xrays": identities_concluded_xrays,
     "ladder": ladder,
     "overhead": overhead,
     "pairs": pairs,
@@ -864,6 +854,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "robustness": robustness,
     "middles": middles,
     **{block: partial(_across, *of) for block, of in ACROSS.items()},
+    **{block: partial(_concluded, name) for block, name in CONCLUDED.items()},
 }
 
 
