@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .dicom import DICOM_SUFFIXES, PREAMBLE, is_dicom
 from .errors import DataError
@@ -17,8 +17,17 @@ OTHER_SUFFIXES = frozenset(
 )
 """Of images that Pillow may know only with a plug-in, of DICOM as some scanners write it, and of volumes."""
 PACKED_SUFFIXES = frozenset({".bz2", ".gz", ".xz"})
-SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
-"""How PNG, JPEG, GIF and TIFF begin."""
+SIGNATURES = (
+    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"8BPS", b"qoif", b"DDS "),
+    *(b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),  # TIFF
+    *(b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),  # JPEG 2000
+    *(b"\x00\x00\x00\x0cJXL \r\n\x87\n", b"\xff\x0a"),  # JPEG XL
+)
+"""How images begin."""
+BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""What AVIF and HEIC name after ``ftyp``, where films name others."""
+NO_PICTURES = frozenset({"EPS", "HDF5", "MPEG"})
+"""Formats of Pillow that are documents, data or films."""
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -81,4 +90,17 @@ def _is_image(file: Path) -> bool:
         or begins.startswith(SIGNATURES)
         or begins[:4] + begins[8:12] == b"RIFFWEBP"
         or begins[:2] + begins[6:10] == b"BM\0\0\0\0"
+        or (begins[4:8] == b"ftyp" and begins[8:12] in BRANDS)
+        or (not file.suffix and _opens(file))
     )
+
+
+def _opens(file: Path) -> bool:
+    """Whether Pillow takes a file without a suffix for an image; some formats begin with nothing that tells."""
+    try:
+        with Image.open(file) as image:
+            return image.format not in NO_PICTURES
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # an image, with something wrong about it
+        return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -277,6 +278,26 @@ def test_nothing_in_a_folder_is_passed_over_in_silence(tmp_path):
         [*readable, "d.heic", "e.jxl", "f.IMA", "g.dcm.gz"]
     )
     assert [record.id for row, record in enumerate(source.records) if can_be_read(source, row)] == readable
+
+
+def test_images_are_known_by_what_is_in_them(tmp_path):
+    """Whatever Pillow writes, in a file without a suffix; what it may not know, by how it begins."""
+    written = []
+    for number, kind in enumerate(sorted(set(Image.registered_extensions().values()) & set(Image.SAVE))):
+        for mode in ("RGB", "L", "1", "RGBA"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                picture(number).convert(mode).save(tmp_path / kind, kind)
+                written.append(kind)
+                break
+    others = {"EPS", "PDF", "PALM"}  # documents, and what Pillow writes and cannot read
+    unknown_here = {"heic": b"\0\0\0\x18ftypheic", "jxl": b"\xff\x0a", "film": b"\0\0\0\x18ftypisom"}
+    for name, begins in unknown_here.items():
+        (tmp_path / name).write_bytes(begins + bytes(200))
+    (tmp_path / "LICENSE").write_text("Apache License")
+    (tmp_path / "numbers").write_bytes(np.arange(9.0).tobytes())
+    assert {"AVIF", "JPEG2000", "PPM", "TGA", "ICO"} <= set(written)
+    found = {record.id for record in open_images(tmp_path).records}
+    assert found == {*written, "heic", "jxl"} - others
 
 
 def test_a_file_name_that_is_no_text_is_refused(tmp_path):
