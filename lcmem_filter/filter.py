@@ -37,6 +37,10 @@ class MemorizationFilter:
         CalibrationError: the index was not calibrated for latents of ``space``.
         IncompleteIndexError: training images are missing in the index.
         LatentSpaceError: the head has no stem for ``space``.
+
+    Attributes:
+        calibration: The threshold that the filter judges by, whatever the index is given later.
+        fingerprint: The index's, with that calibration.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class MemorizationFilter:
         self.index = index
         self.space = space or self.index.space
         self.calibration = _calibration_for(self.index, self.space)
+        self.fingerprint = self.index.fingerprint
         self._last = threading.local()
         self._warned_sizes: set[tuple[int, ...]] = set()
 
@@ -163,11 +168,16 @@ class MemorizationFilter:
     def __getstate__(self) -> dict[str, object]:
         index = self.index
         options = {"allow_unindexed": bool(index.unreadable), "backend": index.backend}
-        return {"index": index.path.resolve(), "options": options, "space": self.space}
+        where, judged_by = index.path.resolve(), self.fingerprint
+        return {"index": where, "options": options, "space": self.space, "fingerprint": judged_by}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         index = MemorizationIndex.load(state["index"], **state["options"])
         self.__init__(index, space=state["space"])  # type: ignore[misc]
+        if self.fingerprint != state["fingerprint"]:
+            raise CalibrationError(
+                f"index {index.path} was changed or calibrated again since this filter judged by it; attach it again"
+            )
 
 
 def _by_parts(near: Neighbour) -> float:

@@ -120,6 +120,18 @@ def test_copies_share_the_index_and_pickles_name_its_folder(folder):
     assert len(pickle.dumps(judge)) < 1000 and again.calibration == judge.calibration
 
 
+def test_a_pickle_is_refused_once_its_index_was_calibrated_again(tmp_path):
+    index = build(tmp_path)
+    index.set_calibration(fit([0.1] * 30, 0.1, "sd", 30))
+    judge = MemorizationFilter(index)
+    pickled = pickle.dumps(judge)
+    assert pickle.loads(pickled).fingerprint == judge.fingerprint == index.fingerprint
+    index.set_calibration(fit([0.2] * 30, 0.1, "sd", 30))
+    for made in (pickled, pickle.dumps(judge)):  # the filter goes on judging by what it was made with
+        with pytest.raises(CalibrationError, match="calibrated again since this filter judged by it"):
+            pickle.loads(made)
+
+
 def test_a_size_is_compared_with_that_of_the_calibration_in_the_samples_own_space(folder):
     judge = MemorizationFilter(folder / "index")
     assert judge.calibration.latent_size == judge.index.latent_size == (16, 16)

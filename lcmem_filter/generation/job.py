@@ -50,7 +50,7 @@ def describe(
             "versions": versions(),
             "fingerprints": {
                 "pipeline": pipeline_fingerprint(pipe),
-                "index": index.fingerprint,
+                "index": judge.fingerprint,
                 "head": index.head.fingerprint,
             },
         },

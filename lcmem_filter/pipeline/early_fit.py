@@ -47,6 +47,11 @@ def fit_stages(
     policy, against = attached_policy(pipe), why_not_early(pipe)
     if against:
         raise UnsupportedPipelineError(f"early stop cannot be calibrated: {against}")
+    judge = policy.filter
+    if judge.fingerprint != judge.index.fingerprint:
+        raise CalibrationError(
+            f"index {judge.index.path} was calibrated again since the filter was attached; attach it again"
+        )
     needed = samples_needed(fractions, bound)
     samples = 2 * needed + 1 if samples is None else samples
     if samples < needed:
@@ -69,7 +74,7 @@ def fit_stages(
                     f"{recorder.rejected} of {recorder.drawn} samples were rejected by the filter; give prompts that "
                     "the pipeline has not memorised"
                 )
-    return _stages(recorder, samples, bound, policy.filter), recorder.steps
+    return _stages(recorder, samples, bound, judge), recorder.steps
 
 
 def check_fractions(fractions: Sequence[float], bound: float) -> None:

@@ -82,13 +82,14 @@ class EarlyStop:
 
         Raises:
             DataError: ``prompts`` are one text, or none; or ``call`` has what is decided here.
-            CalibrationError: no filter is attached, ``samples`` are too few, or too few were accepted.
+            CalibrationError: no filter is attached, or its index was calibrated again since; ``samples`` are too few,
+                or too few were accepted.
             UnsupportedPipelineError: the pipeline cannot be stopped early; says why.
             ValueError: ``bound`` or ``fractions`` are out of range.
         """
         stages, steps = fit_stages(pipe, prompts, bound, fractions, samples, batch_size, seed, progress, call)
         judge, scheduler = attached_policy(pipe).filter, type(pipe.scheduler).__name__
-        return cls(stages, bound, judge.index.fingerprint, judge.space, scheduler, steps)
+        return cls(stages, bound, judge.fingerprint, judge.space, scheduler, steps)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EarlyStop:
@@ -132,10 +133,10 @@ class EarlyStop:
             CalibrationError: it was calibrated for another index, latent space or scheduler.
         """
         again = "calibrate early stop anew with EarlyStop.fit"
-        if self.index != judge.index.fingerprint:
+        if self.index != judge.fingerprint:
             raise CalibrationError(
                 f"early stop was calibrated for another index than {judge.index.path}, or before that was calibrated "
-                f"itself (fingerprint {self.index[:12]}, not {judge.index.fingerprint[:12]}); {again}"
+                f"itself (fingerprint {self.index[:12]}, not {judge.fingerprint[:12]}); {again}"
             )
         if self.space != judge.space:
             raise CalibrationError(

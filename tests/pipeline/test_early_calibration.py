@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,19 @@ def test_fitting_needs_a_filter_enough_samples_and_prompts_that_are_not_memorise
 def test_fractions_ascend_between_0_and_1(fractions: Sequence[float]) -> None:
     with pytest.raises(ValueError, match="ascend between 0 and 1"):
         check_fractions(fractions, 0.01)
+
+
+def test_a_filter_of_an_earlier_calibration_fits_nothing(index: MemorizationIndex, tmp_path: Path) -> None:
+    """Its thresholds would be taken for those of the calibration in force, and stop what that accepts."""
+    shutil.copytree(index.path, tmp_path / "index")
+    own = MemorizationIndex.load(tmp_path / "index")
+    pipe, before = attach(made(), own), own.calibration
+    assert before is not None
+    own.set_calibration(replace(before, threshold=before.threshold + 0.1))
+    with pytest.raises(
+        CalibrationError, match="calibrated again since the filter was attached; attach it again"
+    ):
+        EarlyStop.fit(pipe, PROMPTS, **FIT, **SETTINGS)
 
 
 def test_saved_and_loaded(index: MemorizationIndex, early: Any, tmp_path: Path) -> None:
