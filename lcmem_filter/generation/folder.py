@@ -7,15 +7,18 @@
     report/                    for people
     .job/batches/000000.json   a batch's receipt: its rows with the SHA-256 of each image; written last
     .job/stop                  why the processes of a job are to stop
+    .job/lock                  held while the job is drawn
 
 An image reaches ``images/`` under its name only after it was judged, whole and synced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,9 @@ from ..digests import sha256
 from ..errors import ArtifactError, CorruptArtifactError
 from ..index.folder import write_file, write_json
 from .rows import Row
+
+if sys.platform != "win32":
+    import fcntl
 
 IMAGES, METADATA = "images", "metadata.jsonl"
 MANIFEST_JSONL, MANIFEST_PARQUET = "manifest.jsonl", "manifest.parquet"
@@ -43,21 +49,41 @@ class JobFolder:
         self.path = Path(path)
         self._receipts = self.path / ".job" / "batches"
         self._stop = self.path / ".job" / "stop"
+        self._lock = self.path / ".job" / "lock"
 
-    def start(self, job: Mapping[str, Any]) -> None:
-        """Begin a job, or go on with it; what a killed run left half written is removed.
+    @contextlib.contextmanager
+    def started(self, job: Mapping[str, Any]) -> Iterator[None]:
+        """Begin a job, or go on with it, until the context ends; what a killed run left half written is removed.
 
         Raises:
-            ArtifactError: the folder holds something else than this job.
+            ArtifactError: the folder holds something else than this job, or the job is being drawn elsewhere.
         """
         self.check(job)
         if not (self.path / JOB).exists():  # first: from then on the folder is known to be this job's
             write_json(self.path / JOB, job)
-        for folder in (self.path / IMAGES, self._receipts):
+        folders = (self.path / IMAGES, self._receipts)
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob("*.tmp"):
+        with self._locked():
+            for left in (file for folder in folders for file in folder.glob("*.tmp")):
                 left.unlink(missing_ok=True)
-        self._stop.unlink(missing_ok=True)
+            self._stop.unlink(missing_ok=True)
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Nobody else starts the job; not on Windows, nor where the file system locks nothing."""
+        with self._lock.open("a") as file:
+            try:
+                if sys.platform != "win32":
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArtifactError(
+                    f"the job in {self.path} is being drawn already; wait for it, or stop it first"
+                ) from None
+            except OSError:
+                pass
+            yield
 
     def check(self, job: Mapping[str, Any]) -> None:
         """
@@ -73,7 +99,8 @@ class JobFolder:
             found = json.loads(file.read_text())["fixed"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptArtifactError(f"{file} cannot be read: {error}; remove {self.path}") from error
-        if changed := _differences(found, job["fixed"]):
+        wanted = json.loads(json.dumps(job["fixed"]))  # as it comes back from JSON
+        if changed := _differences(found, wanted):
             raise ArtifactError(
                 f"{self.path} holds a job with other {', '.join(changed)}; a job goes on only as it began: give "
                 "another output folder, or remove it"

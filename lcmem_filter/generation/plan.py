@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,20 @@ class Request:
     count: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("prompt", "label"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise DataError(f"a {name} is a text in UTF-8, got {text!r}")
+        whole = {"count": self.count} if self.seed is None else {"count": self.count, "seed": self.seed}
+        for name, number in whole.items():
+            try:
+                object.__setattr__(
+                    self, name, operator.index(number)
+                )  # NumPy's as Python's, which JSON knows
+            except TypeError:
+                raise DataError(
+                    f"a {name} is an integer, got {number!r} for prompt {self.prompt!r}"
+                ) from None
         if self.count < 1:
             raise DataError(f"a count is at least 1, got {self.count} for prompt {self.prompt!r}")
         if self.seed is not None and not 0 <= self.seed < SEEDS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -146,12 +146,13 @@ def generate(
             settings["early_stop"] = in_use.early_stop.described()
         job = describe(pipeline, judge, plan, settings, threads or folder.threads or torch.get_num_threads())
         work = _Work(pipeline, plan, folder, job, limits, on_exhausted, history, state)
-        with _threads(job["fixed"]["threads"]):
-            stopped = _run(work, progress)
-        rows = _rows(work, complete=stopped is None)
-        results = None
-        if state.is_main_process and rows:
-            results = _finish(work, rows, judge, training, thumbnails, stopped)
+        with _begun(work):
+            with _threads(job["fixed"]["threads"]):
+                stopped = _run(work, progress)
+            rows = _rows(work, complete=stopped is None)
+            results = None
+            if state.is_main_process and rows:
+                results = _finish(work, rows, judge, training, thumbnails, stopped)
     state.wait_for_everyone()
     if stopped is not None:
         raise GenerationStoppedError(f"stopped after {len(rows)} of {len(plan.items)} images: {stopped}")
@@ -163,7 +164,7 @@ def generate(
 def _run(work: _Work, progress: bool) -> str | None:
     """Draw this process's batches that are not done, then wait for the others; why the job was stopped, if it was."""
     state, folder, plan = work.state, work.folder, work.plan
-    tally, todo = _begin(work)
+    tally, todo = _share(work)
     if todo:  # what was listed may not be there any more
         for name in (METADATA, MANIFEST_JSONL, MANIFEST_PARQUET):
             (folder.path / name).unlink(missing_ok=True)
@@ -187,14 +188,19 @@ def _run(work: _Work, progress: bool) -> str | None:
     return folder.stop_reason()
 
 
-def _begin(work: _Work) -> tuple[Tally, list[int]]:
-    """Begin or go on: what this process's share has come to, and the batches of it that are not done."""
+@contextmanager
+def _begun(work: _Work) -> Iterator[None]:
+    """Begin or go on; the job's first process keeps others from starting it until the context ends."""
+    work.folder.check(work.job)
+    work.state.wait_for_everyone()  # every process has looked before the first one writes
+    with work.folder.started(work.job) if work.state.is_main_process else nullcontext():
+        work.state.wait_for_everyone()
+        yield
+
+
+def _share(work: _Work) -> tuple[Tally, list[int]]:
+    """What this process's share has come to, and the batches of it that are not done."""
     state, folder = work.state, work.folder
-    folder.check(work.job)
-    state.wait_for_everyone()  # every process has looked before the first one writes
-    if state.is_main_process:
-        folder.start(work.job)
-    state.wait_for_everyone()
     tally, todo = Tally(), []
     for number in range(state.process_index, work.plan.batches, state.num_processes):
         rows = folder.verified_receipt(number)

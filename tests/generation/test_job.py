@@ -38,6 +38,7 @@ from lcmem_filter.pipeline.watch import Stage
 from lcmem_filter.types import Calibration
 from lcmem_filter.verification import STATISTIC
 
+from ..index.material import build
 from ..pipeline.families.stable_diffusion_xl import xl
 from ..pipeline.scripted import always, wear
 from ..tiny import tiny_pipeline
@@ -500,3 +501,34 @@ def test_sizes_are_the_tuples_that_pipelines_add():
         {"num_inference_steps": 1, "original_size": [64, 32], "height": 32, "width": 32}
     )
     assert len(draw_batch(pipe, items, options, flag=False)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn.t accept a copy:DeprecationWarning")
+def test_a_job_with_sizes_goes_on(tmp_path):
+    index = build(tmp_path, 8)
+    index.set_calibration(Calibration((2.0,), 0.5, 2.0, index.space, 1, {}, (0.0, 1.0), STATISTIC))
+    pipe, options = xl(), {"num_inference_steps": 1, "height": 32, "width": 32, "original_size": (64, 32)}
+    first, again = (
+        lcmem_filter.generate(pipe, ["a cat"], index, tmp_path / "job", options=options, progress=False)
+        for _ in range(2)
+    )
+    assert first.rows == again.rows and first.tally.drawn == 1
+    with pytest.raises(ArtifactError, match=r"other options \(original_size\)"):
+        other = {**options, "original_size": (32, 32)}
+        lcmem_filter.generate(pipe, ["a cat"], index, tmp_path / "job", options=other, progress=False)
+
+
+def test_a_job_that_is_being_drawn_is_not_started_again(whole, job, tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    plain, refused = JobFolder.write_image, []
+
+    def meanwhile(self, position, image):
+        if position == 0:
+            with pytest.raises(ArtifactError, match="is being drawn already") as error:
+                job()
+            refused.append(error)
+        return plain(self, position, image)
+
+    monkeypatch.setattr(JobFolder, "write_image", meanwhile)
+    assert checksums(job().folder) == checksums(whole.folder) and len(refused) == 1
+    assert job().rows == whole.rows  # it lets go when it is done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -118,6 +119,19 @@ def test_nothing_to_do_is_an_error():
         plan_of([])
     with pytest.raises(DataError, match="batch size of 0"):
         plan_of(REQUESTS, batch_size=0)
+
+
+def test_a_request_is_what_a_job_can_keep():
+    assert Request("a cat", seed=np.int64(7), count=np.int8(2)) == Request("a cat", seed=7, count=2)
+    assert type(Request("a cat", seed=np.int64(7)).seed) is int
+    for given, says in (
+        ({"prompt": "a cat", "label": "caf\ud83d"}, "a label is a text in UTF-8"),
+        ({"prompt": None}, "a prompt is a text in UTF-8, got None"),
+        ({"prompt": "a cat", "seed": 1.5}, "a seed is an integer, got 1.5"),
+        ({"prompt": "a cat", "count": None}, "a count is an integer, got None"),
+    ):
+        with pytest.raises(DataError, match=says):
+            Request(**given)
 
 
 def test_what_stands_in_a_prompt_or_a_label_stays(tmp_path):
