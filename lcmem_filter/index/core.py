@@ -344,8 +344,7 @@ class MemorizationIndex:
                 "an embedding is not finite, so it cannot be searched; no image is returned"
             )
         rows = self._backend.propose(queries, min(k, len(self)))
-        stored = self.embeddings(rows).to(queries.device)
-        similarity = torch.einsum("bd,bkd->bk", queries, stored)
+        similarity = torch.einsum("bd,bkd->bk", queries, self.embeddings(rows).to(queries.device))
         if not torch.isfinite(similarity).all():
             raise CorruptArtifactError(
                 f"index {self.path} gave a similarity that is not finite; build it again"
@@ -359,8 +358,7 @@ class MemorizationIndex:
         Raises:
             LcmemFilterError: an id that the index does not hold.
         """
-        unknown = [id_ for id_ in ids if id_ not in self._row_of]
-        if unknown:
+        if unknown := [id_ for id_ in ids if id_ not in self._row_of]:
             raise LcmemFilterError(f"index {self.path} holds no image {unknown[0]!r}")
         rows = [self._row_of[id_] for id_ in ids]
         return self._embeddings[rows].to(self.head.device, torch.float32)
@@ -383,6 +381,9 @@ class MemorizationIndex:
             raise LcmemFilterError(f"index {self.path} keeps no latents; build it without --no-latents")
         flat = rows.reshape(-1).cpu().numpy()
         return torch.from_numpy(self._latents.take(flat)).reshape(*rows.shape, *self._latents.shape).float()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> MemorizationIndex:
+        return self  # copies of a pipeline's blocks share it
 
 
 def _head_of(path: Path, manifest: dict[str, Any]) -> LCMemHead:

@@ -123,13 +123,16 @@ def test_wrong_uses_return_nothing(index: MemorizationIndex) -> None:
         MemorizationFilterStep(index, "resample")  # type: ignore[arg-type]
 
 
-def test_it_slots_into_the_blocks_of_a_pipeline(index: MemorizationIndex) -> None:
+@pytest.mark.parametrize("backend", ["exact", "faiss"])
+def test_it_slots_into_the_blocks_of_a_pipeline(index: MemorizationIndex, backend: str) -> None:
+    index = MemorizationIndex.load(index.path, backend=backend)
     blocks = filter_before_decode(FluxAutoBlocks(), MemorizationFilterStep(index))
     filter_before_decode(blocks, MemorizationFilterStep(index))
     names = list(blocks.sub_blocks)
     assert names[-2:] == ["memorization", "decode"] and names.count("memorization") == 1
     plain = flux()
     pipe = blocks.init_pipeline()
+    assert pipe.blocks.sub_blocks["memorization"]._index is index, "blocks are copied, the index is not"
     pipe.update_components(**{name: part for name, part in plain.components.items() if part is not None})
     pipe.set_progress_bar_config(disable=True)
     out = pipe(
