@@ -241,9 +241,10 @@ def _open_folder(path: Path, attribute: str | None) -> ImageSource:
                 f"{path} is a folder of images without a table, so it has no column {attribute!r}, and none of them is "
                 f"DICOM that states it; add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
             )
-        if len(files) > 1 and len(set(identities)) == 1:
+        stated = [one for one in identities if one]
+        if len(stated) > 1 and len(set(stated)) == 1:
             raise DataError(
-                f"all {len(files)} files in {path} state the same {attribute}, as anonymised ones do; "
+                f"all {len(stated)} files in {path} that state a {attribute} state the same, as anonymised ones do; "
                 f"add a {METADATA_FILES[0]} that says whose they are, or leave the option out"
             )
         plan = [*plan, attribute]

@@ -288,10 +288,13 @@ def test_an_attribute_that_files_state_names_whose_images_they_are(tmp_path):
     ):
         open_images(folder, identity_column="PatientName")
     for file in folder.rglob("*"):
-        if file.is_file():
-            write(file, PatientID="ANONYMOUS") if file.suffix != ".png" else file.unlink()
-    with pytest.raises(DataError, match=r"all 6 files .* state the same PatientID"):
-        open_images(folder, identity_column="PatientID")
+        if file.is_file() and file.suffix != ".png":
+            write(file, PatientID="ANONYMOUS")
+    for beside in ("a picture", "nothing"):
+        with pytest.raises(DataError, match=r"all 6 files .* that state a PatientID state the same"):
+            open_images(folder, identity_column="PatientID")
+        assert (folder / "e.png").exists() == (beside == "a picture")
+        (folder / "e.png").unlink(missing_ok=True)
 
 
 def test_an_attribute_needs_the_package_that_reads_it(tmp_path, monkeypatch):
