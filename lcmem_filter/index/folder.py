@@ -267,7 +267,9 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def _newest(folder: Path, kind: str) -> int:
-    return max((int(path.stem.split("-")[1]) for path in folder.glob(f"{kind}-*.json")), default=0)
+    """Number of the last file of a kind; other files, as synchronising programs leave them, are passed over."""
+    found = (re.fullmatch(rf"{kind}-(\d+)\.json", path.name) for path in folder.iterdir())
+    return max((int(one[1]) for one in found if one), default=0)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -58,6 +58,16 @@ def test_two_that_calibrate_at_once_keep_each_others_threshold(tmp_path, monkeyp
     assert not (tmp_path / "index" / files.LOCK).exists()
 
 
+def test_copies_that_synchronising_leaves_are_passed_over(tmp_path):
+    index = build(tmp_path, images=4)
+    current = (index.path / files.CURRENT).read_text().split()[0]
+    copied = f"{current.removesuffix('.json')} (conflicted copy).json"
+    (index.path / copied).write_bytes((index.path / current).read_bytes())
+    index.set_calibration(calibration("sd"))
+    assert MemorizationIndex.load(index.path).calibration == index.calibration
+    assert (index.path / files.CURRENT).read_text().split()[0] not in (current, copied)
+
+
 def test_who_waits_for_a_lock_that_is_taken_away_locks_anew(tmp_path):
     pytest.importorskip("fcntl")
     inside, most = [], []
