@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from ..head import folder_of
 
 WORK = ".training"
 RESULT = "training.json"
+PART = "part.json"
+"""In place of it, where a head was extended without the record of its own training: what was added."""
 LATENTS = ".latents"
 """Where latents are cached, in the output folder, if no other place is given; dropped in the end."""
 
@@ -171,15 +173,18 @@ class Checkpoints:
         if not os.access(there, os.W_OK | os.X_OK):
             raise ArtifactError(f"{there} cannot be written to; have it writable, or give another --output")
 
-    def refuse_foreign(self) -> None:
+    def refuse_foreign(self, results: Sequence[str] = (RESULT,)) -> None:
         """Let no run begin in a folder that holds a head or model, but no run.
+
+        Args:
+            results: Files that say what a run came to.
 
         Raises:
             ArtifactError: ``output`` does, or is no folder.
         """
         if self.output.exists() and not self.output.is_dir():
             raise ArtifactError(f"{self.output} is a file; give a folder as --output")
-        ours = (self.output / RESULT).exists() or self.begun()
+        ours = self.begun() or any((self.output / name).exists() for name in results)
         if (self.output / "config.json").exists() and not ours:
             raise ArtifactError(f"{self.output} already holds a head or model; give another --output")
         if (self.output / "README.md").exists() and not ours:

@@ -23,7 +23,7 @@ from ..images import ImageSource
 from ..latents import Encoder
 from ..processes import this_process
 from .card import write_card
-from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
+from .checkpoint import LATENTS, PART, RESULT, Checkpoints, Progress, training_record, write_json
 from .checks import Sources, listed
 from .losses import check_finite
 
@@ -58,18 +58,18 @@ def part_is_finished(output: Path, kind: str, space: str, plan: dict[str, Any], 
         CorruptArtifactError: a checkpoint cannot be read.
     """
     checkpoints = Checkpoints(output)
-    checkpoints.refuse_foreign()
+    checkpoints.refuse_foreign(results := (RESULT, PART))
     # cut off while it put its head there, it goes on from its checkpoint
-    if (output / RESULT).exists() and not checkpoints.begun():
+    if any((output / name).exists() for name in results) and not checkpoints.begun():
         record: Mapping[str, Any] = {}
         with contextlib.suppress(CorruptArtifactError):  # of a baseline, or of somebody else's
-            record = training_record(output) or {}
+            record = training_record(output) or _bare_record(output)
         added = record.get(kind, {}).get(space, {})
         if added.get("plan") != json.loads(json.dumps(plan)):
             raise ArtifactError(f"{output} already holds a head or model; give another --output")
         if this_process().is_main_process:
             print(f"{output} is finished already", file=sys.stderr)
-            if terms not in ("", added["terms"]):
+            if terms not in ("", added["terms"]) and (output / RESULT).exists():
                 _write(
                     output, LCMemHead.from_pretrained(output), kind, space, {**added, "terms": terms}, record
                 )
@@ -187,10 +187,19 @@ def save_extended(
             f"{output}: no record of the head's own training was given, so no card is written",
             file=sys.stderr,
         )
+        write_json(output / PART, {kind: {space: {**added, "plan": plan}}})
     else:
         _write(output, head, kind, space, {**added, "plan": plan}, record)
     shutil.rmtree(output / LATENTS, ignore_errors=True)
     Checkpoints(output).clear()
+
+
+def _bare_record(output: Path) -> dict[str, Any]:
+    """What is known of a head that was extended without the record of its own training."""
+    try:
+        return dict(json.loads((output / PART).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _write(

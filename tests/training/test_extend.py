@@ -44,16 +44,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def taught(request: pytest.FixtureRequest, trained: Path) -> tuple[Teach, Any, str]:
     """A call that teaches a head in a folder, its module, and the part of the record that it writes."""
     head, known = LCMemHead.from_pretrained(trained), Encoder(tiny_vae(), "sd")
-    given: dict[str, Any] = {"record": training_record(trained), "progress": False}
+    known_as: dict[str, Any] = {"record": training_record(trained), "progress": False}
     sizes: dict[str, Any] = {"batch_images": 8, "resolution": 32, "validation_fraction": 0.3}
 
-    def space(output: Path, steps: int = STEPS, terms: str = "") -> LCMemHead:
+    def space(output: Path, steps: int = STEPS, terms: str = "", **given: Any) -> LCMemHead:
         other, recipe = Encoder(tiny_vae(seed=1, latent_channels=6), "other"), AddSpaceConfig(steps, **sizes)
-        return add_space(head, "other", other, known, SOURCES, output, recipe, terms=terms, **given)
+        given = {**known_as, "terms": terms, **given}
+        return add_space(head, "other", other, known, SOURCES, output, recipe, **given)
 
-    def halving(output: Path, steps: int = STEPS, terms: str = "") -> LCMemHead:
+    def halving(output: Path, steps: int = STEPS, terms: str = "", **given: Any) -> LCMemHead:
         recipe = AddHalvingConfig(steps, **sizes)
-        return add_halving(head, known, SOURCES, output, recipe, terms=terms, **given)
+        return add_halving(head, known, SOURCES, output, recipe, **{**known_as, "terms": terms, **given})
 
     module = importlib.import_module(f"lcmem_filter.training.{request.param}")
     teach, part = {"add_space": (space, "added_spaces"), "add_halving": (halving, "halvings")}[request.param]
@@ -132,3 +133,19 @@ def test_what_is_finished_is_not_trained_again(
     )
     with pytest.raises(ArtifactError, match="already holds a head"):
         teach(output, STEPS + 1)
+
+
+def test_what_is_finished_without_a_record_is_not_trained_again_either(
+    tmp_path: Path, taught: tuple[Teach, Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach, module, _ = taught
+    first, output = teach(tmp_path / "head", record=None), tmp_path / "head"
+    assert not (output / "training.json").exists() and not (output / "README.md").exists()
+    monkeypatch.setattr(module, "apart", lambda *_: pytest.fail("trained again"))
+    assert teach(output, terms="CC BY 4.0", record=None).fingerprint == first.fingerprint
+    with pytest.raises(ArtifactError, match="already holds a head"):
+        teach(output, STEPS + 1, record=None)
+    with pytest.raises(ArtifactError, match="already holds a head"):
+        train_head(
+            SOURCES, {"sd": Encoder(tiny_vae(), "sd")}, output, replace(QUICK, steps=4), progress=False
+        )
