@@ -34,5 +34,6 @@ for path in sorted(Path(images).rglob("*.png")):
         generator=generator,
         allowed_ids=[name],
     )
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for number, variant in enumerate(out.images):
-        variant.save(folder / f"{name[:-4].replace('/', '-')}-{number}.png")
+        variant.save(folder / f"{name[:-4]}-{number}.png")
