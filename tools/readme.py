@@ -489,6 +489,7 @@ ACROSS = {
     "spaces": ("spaces.json", "space"),
     "spaces_reid": ("spaces-reid.json", "latent space"),
     "spaces_large": ("spaces-large.json", "latent space"),
+    "spaces_large_sana": ("spaces-large-sana.json", "latent space"),
     "spaces_256": ("spaces-256.json", "latent space"),
     "resolutions": ("resolutions.json", "resolution"),
     "resolutions_reid": ("resolutions-reid.json", "resolution"),
