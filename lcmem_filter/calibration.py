@@ -21,8 +21,8 @@ from .types import Calibration, rejectable
 from .verification import STATISTIC, Scored, score_latents
 
 BATCH = 16
-OWN, OWN_FOUND = 32, 0.9
-"""Training images that a threshold is tried on, and the share of them that it should find."""
+OWN = 32
+"""Training images that a threshold is tried on."""
 LOOKED_AT = 20
 """Held-out images, the most like training images, that somebody is asked to look at."""
 NEAR_DUPLICATE = 0.98

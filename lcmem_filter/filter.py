@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CalibrationError, FilterFailedError, LatentSpaceError, LcmemFilterError
 from .exemption import Exemptions, IndexWithout
 from .index import MemorizationIndex
-from .types import AllowedIds, Calibration, Decision, Neighbour
+from .types import OWN_FOUND_AT_LEAST, AllowedIds, Calibration, Decision, Neighbour
 from .verification import STATISTIC, Scored, score_latents
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class MemorizationFilter:
         self.space = space or self.index.space
         self.calibration = _calibration_for(self.index, self.space)
         self.fingerprint = self.index.fingerprint
+        if doubt := self.calibration.doubt(OWN_FOUND_AT_LEAST):
+            warnings.warn(f"index {self.index.path}: {doubt} Calibrate it again.", stacklevel=2)
         self._last = threading.local()
         self._warned_sizes: set[tuple[int, ...]] = set()
 

@@ -51,7 +51,7 @@ def images_in(folder: Path) -> list[Path]:
         seen.add(real)
         folders.sort()
         found += (Path(where, name) for name in names if not name.startswith("."))
-    return sorted(file for file in found if _is_image(file))
+    return sorted(file for file in found if is_image(file))
 
 
 def stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -66,7 +66,7 @@ def stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
     return found
 
 
-def _is_image(file: Path) -> bool:
+def is_image(file: Path) -> bool:
     """Whether its suffix or its first bytes say so, be it one that cannot be read here: what is passed over in silence
     would be missed."""
     if file.is_symlink() and not file.exists():

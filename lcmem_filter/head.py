@@ -383,8 +383,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
             found = ", ".join(f"{name} {value:.2f}" for name, value in agreements.items())
             raise LatentSpaceError(
                 f"this {type(vae).__name__} ({latents.shape[1]} channels) speaks none of the head's latent spaces "
-                f"(agreement on probe images: {found}; {MINIMUM_AGREEMENT} is needed); "
-                "use a head of its space, or train one: lcmem-filter train DATA --vae VAE --output head/"
+                f"(agreement on probe images: {found}; {MINIMUM_AGREEMENT} is needed); use another head, or teach one: "
+                "lcmem-filter train DATA --vae VAE --add-space --initial HEAD --reference-vae KNOWN --output head/"
             )
         return SpaceMatch(space, agreements[space], agreements)
 

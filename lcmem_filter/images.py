@@ -20,7 +20,7 @@ from .decoding import decode_image
 from .dicom import attribute_of
 from .digests import sha256
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
-from .folders import images_in, stats
+from .folders import images_in, is_image, stats
 from .tables import CSV_READING, NOT_AVAILABLE, is_csv, matching, read_table, text_of
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -156,10 +156,10 @@ def open_images(
     ones, are images that cannot be read.
 
     Args:
-        path: A folder: images in it, or in subfolders, of which each is then an identity; with a ``metadata`` table
-            (CSV, JSON lines, Parquet; column ``file_name``) that table is read, which must name every image of the
-            folder. Or a table's file: JSON lines and Parquet are read by ``datasets``, which keeps a copy in its cache;
-            what stands in CSV is text, so that an identity ``007`` stays that.
+        path: An image's file. Or a folder: images in it, or in subfolders, of which each is then an identity; with a
+            ``metadata`` table (CSV, JSON lines, Parquet; column ``file_name``) that table is read, which must name
+            every image of the folder. Or a table's file: JSON lines and Parquet are read by ``datasets``, which keeps a
+            copy in its cache; what stands in CSV is text, so that an identity ``007`` stays that.
         image_column: Column of images, or of paths relative to the table; ``image``, ``file_name``, ``path`` or
             ``file`` by default, in small or capital letters.
         identity_column: Column of identities; ``identity`` where there is one, else no image's is known. Of a folder
@@ -176,12 +176,12 @@ def open_images(
         MissingExtraError: an attribute of DICOM files was named, and pydicom is not installed.
     """
     path = Path(path)
-    metadata = _metadata_of(path)
-    table = path if path.is_file() else metadata
+    table = _table_at(path)
     if table is not None:
         columns = (image_column, identity_column, id_column)
-        return _open_table(table, *columns, dict(where or {}), whole_folder=table == metadata)
-    if not path.is_dir():
+        return _open_table(table, *columns, dict(where or {}), whole_folder=table != path)
+    alone = path.is_file()
+    if not alone and not path.is_dir():
         raise DataError(f"no images at {path}: no such folder or table; give one that exists")
     named = [name for name in (image_column, id_column, *(where or {})) if name]
     if named:
@@ -189,7 +189,7 @@ def open_images(
             f"{path} is a folder of images without a table, so it has no column {named[0]!r}; "
             f"add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
         )
-    return _open_folder(path, identity_column)
+    return _open_files(*(path.parent, [path]) if alone else (path, images_in(path)), identity_column)
 
 
 def can_be_read(source: ImageSource, row: int) -> bool:
@@ -203,13 +203,17 @@ def can_be_read(source: ImageSource, row: int) -> bool:
 
 def is_table(path: str | os.PathLike[str]) -> bool:
     """Whether ``open_images`` reads a table there: a file, or a folder's ``metadata``."""
-    return Path(path).is_file() or _metadata_of(Path(path)) is not None
+    return _table_at(Path(path)) is not None
 
 
 def columns_of(path: str | os.PathLike[str]) -> list[str]:
     """Columns of the table that ``open_images`` reads at ``path``; none where that is a folder without one."""
-    table = Path(path) if Path(path).is_file() else _metadata_of(Path(path))
+    table = _table_at(Path(path))
     return [] if table is None else list(read_table(table).column_names)
+
+
+def _table_at(path: Path) -> Path | None:
+    return path if path.is_file() and not is_image(path) else _metadata_of(path)
 
 
 def _metadata_of(folder: Path) -> Path | None:
@@ -223,9 +227,8 @@ def to_pixels(image: Image.Image, resolution: int) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
-def _open_folder(path: Path, attribute: str | None) -> ImageSource:
-    """A folder without a table; ``attribute`` of its DICOM files names identities, else its subfolders do."""
-    files = images_in(path)
+def _open_files(path: Path, files: list[Path], attribute: str | None) -> ImageSource:
+    """Images below a folder without a table; ``attribute`` of DICOM files names identities, else subfolders do."""
     if not files:
         raise EmptyDataError(f"{path} has no images; give a folder with at least one")
     names = [file.relative_to(path).as_posix() for file in files]

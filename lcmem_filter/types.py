@@ -17,6 +17,9 @@ OnExhausted = Literal["blank", "raise", "drop"]
 AllowedIds = Sequence[str] | Sequence[Sequence[str]]
 """Ids of training images that samples may resemble: one sequence for all samples of a batch, or one for each."""
 
+OWN_FOUND, OWN_FOUND_AT_LEAST = 0.9, 0.5
+"""Shares of some training images, mirrored and shifted, that a threshold should find, and must."""
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
@@ -81,6 +84,18 @@ class Calibration:
     def n(self) -> int:
         """Held-out images that the threshold rests on."""
         return len(self.scores)
+
+    def doubt(self, share: float = OWN_FOUND) -> str:
+        """Why the threshold may let copies through, in a sentence, where it finds less than that share of training
+        images themselves (``own_found``); else empty."""
+        if self.own_found is None or self.own_found[0] >= share * self.own_found[1]:
+            return ""
+        above, of = self.own_found
+        return (
+            f"Of {of} training images, mirrored and shifted a little, the threshold of {self.threshold:.3f} finds "
+            f"{above}: copies of training images among the held-out images may have set it, or the head cannot tell "
+            "pictures of this kind apart."
+        )
 
     def p_value(self, score: float) -> float:
         """Conformal p-value: (1 + held-out scores at least as large) / (n + 1), in [1 / (n + 1), 1]."""

@@ -300,6 +300,16 @@ def test_images_are_known_by_what_is_in_them(tmp_path):
     assert found == {*written, "heic", "jxl"} - others
 
 
+def test_one_image_alone(tmp_path):
+    for name in ("a.png", "b", "c.png"):
+        picture(3).save(tmp_path / name, "PNG")
+    for name in ("a.png", "b"):
+        source = open_images(tmp_path / name)
+        assert [record.id for record in source.records] == [name] and can_be_read(source, 0)
+    with pytest.raises(MissingColumnError, match="no column 'who'"):
+        open_images(tmp_path / "a.png", image_column="who")
+
+
 def test_a_file_name_that_is_no_text_is_refused(tmp_path):
     picture(1).save(tmp_path / os.fsdecode(b"\xe9.png"))
     with pytest.raises(DataError, match="no text in UTF-8; give it another name"):

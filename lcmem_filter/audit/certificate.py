@@ -170,10 +170,16 @@ def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
         )
     problems: list[str] = []
     judged = list(judge.decide(unseen, "unseen images", problems))
-    every = list({one.sha256: decision for one, decision in judged}.values())
-    if not every:
+    each = {one.sha256: decision for one, decision in judged}
+    if not each:
         why = f"None of the {len(unseen)} unseen images could be read and judged."
         return Measured(None, why, problem=problems[0])
+    every = [decision for digest, decision in each.items() if digest not in judge.filter.index.sha256_set]
+    indexed = len(each) - len(every)
+    if 2 * indexed > len(each):
+        return Measured(
+            None, f"{indexed} of the {len(each)} images given as unseen are training images. Give others."
+        )
     known = judge.filter.calibration.scores
     decisions = [decision for decision in every if not _stands_in(known, decision.score)]
     again = len(every) - len(decisions)
@@ -184,12 +190,13 @@ def _specificity(judge: Judge, unseen: ImageSource | None) -> Measured:
             "the threshold, so they say nothing about it. Give others.",
         )
     promised = judge.filter.calibration.false_rejection_rate
-    repeated = len(judged) - len(every)
+    repeated = len(judged) - len(each)
     return Measured(
         rate_of(sum(bool(decision.accepted) for decision in decisions), len(decisions)),
         f"Real images that neither the model nor the calibration saw; {100 * (1 - promised):.4g}% was promised."
         + _left_out(len(unseen) - len(judged))
         + (f" Files given several times count once: {repeated:,}." if repeated else "")
+        + (f" Left out, since they are training images: {indexed:,}." if indexed else "")
         + (f" Left out, since they have scores of held-out images: {again:,}." if again else ""),
         p_values=tuple(decision.p_value for decision in decisions),
         problem=problems[0] if problems else "",

@@ -17,6 +17,7 @@ from ._data import (
 )
 
 NAME = "calibrate"
+_HEAD = "the head cannot tell such pictures apart"
 HELP = "Set an index's threshold on real images that the pipeline never saw"
 
 
@@ -45,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate, and print what came of it as one JSON object."""
-    from ..calibration import LOOKED_AT, OWN_FOUND, calibrate
+    """Calibrate, and print what came of it as one JSON object; 1 where the threshold misses training images."""
+    from ..calibration import LOOKED_AT, calibrate
+    from ..types import OWN_FOUND_AT_LEAST
 
     index, encoder = open_index(args)
     held_out = open_source(args, args.held_out)
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"lcmem-filter: of {of} training images, mirrored and shifted by a cell of their latents, the threshold "
             f"finds {above}"
-            + ("" if above >= OWN_FOUND * of else ": copies of training images may have set it"),
+            + (f": copies of training images may have set it, or {_HEAD}" if found.doubt() else ""),
             file=sys.stderr,
         )
     further = len(found.highest) - LOOKED_AT
@@ -84,4 +86,4 @@ def run(args: argparse.Namespace) -> int:
     )
     summary = {key: value for key, value in found.to_dict().items() if key != "scores"}
     print(json.dumps({"index": args.index, "n": found.n, **summary}))
-    return 0
+    return 1 if found.doubt(OWN_FOUND_AT_LEAST) else 0

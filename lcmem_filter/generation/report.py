@@ -99,11 +99,20 @@ def _run(
         training_images=len(index),
         training_unreadable=len(index.unreadable),
         resolution=index.resolution,
+        image_size=_size_of_images(folder, rows),
         space=judge.space,
         settings=settings,
         versions=fixed["versions"],
         fingerprints=fixed["fingerprints"],
     )
+
+
+def _size_of_images(folder: JobFolder, rows: Sequence[Row]) -> tuple[int, int] | None:
+    for row in rows:
+        if row.file_name is not None:
+            with Image.open(folder.path / row.file_name) as opened:
+                return opened.size
+    return None
 
 
 def _policy(fixed: Mapping[str, Any]) -> str:

@@ -120,8 +120,8 @@ class Row:
 
 
 def metadata_jsonl(rows: Iterable[Row]) -> bytes:
-    """Delivered images, as ``datasets`` reads them."""
-    left_out = ("file_name", "reason", "bytes")
+    """Delivered images, as ``datasets`` reads them; it goes out with them, so it names no training image."""
+    left_out = ("file_name", "reason", "bytes", "nearest", "nearest_scores", "matched_before")
     return _jsonl(
         {"file_name": row.file_name}
         | {name: value for name, value in row.flat().items() if name not in left_out}

@@ -291,5 +291,9 @@ def _requests(prompts: Iterable[str | Request] | int) -> list[Request]:
     if isinstance(prompts, int):
         return [Request(count=prompts)]
     if isinstance(prompts, str):  # else each of its letters would be one
+        if Path(prompts).suffix and Path(prompts).is_file():
+            raise DataError(
+                f"{prompts!r} is a file, not a prompt; give what lcmem_filter.read_requests reads in it"
+            )
         return [Request(prompts)]
     return [Request(one) if isinstance(one, str) else one for one in prompts]

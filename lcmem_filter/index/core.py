@@ -248,8 +248,8 @@ class MemorizationIndex:
     @property
     def fingerprint(self) -> str:
         """Changes when the head, any stored row or a calibration does, or names are believed that were not."""
-        believed = "" if files.by_folders(self._manifest) else "names are believed"
-        stored = json.dumps(self._manifest["files"], sort_keys=True) + believed
+        stored = json.dumps(files.counted_once(self._manifest), sort_keys=True)
+        stored += "" if files.by_folders(self._manifest) else "names are believed"
         return hashlib.sha256(stored.encode()).hexdigest()
 
     @property

@@ -142,7 +142,7 @@ def put_in_force(folder: Path, manifest: dict[str, Any]) -> None:
 
 def next_calibration(folder: Path) -> str:
     """Name of the next calibration file, for who has ``locked`` the folder."""
-    return f"calibration-{_newest(folder, 'calibration') + 1:06d}.json"
+    return _calibration(_newest(folder, "calibration") + 1)
 
 
 def is_index(folder: Path) -> bool:
@@ -233,6 +233,16 @@ def _with_calibration(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     except ArtifactError:  # none was built before, or it is damaged
         return manifest
     return {**manifest, "calibration": name, "files": {**manifest["files"], **kept}}
+
+
+def counted_once(manifest: dict[str, Any]) -> dict[str, str]:
+    """Checksums of a manifest's files, the calibration's by the name of the first, however often there was one."""
+    in_force, first = manifest["calibration"], _calibration(1)
+    return {first if name == in_force else name: digest for name, digest in manifest["files"].items()}
+
+
+def _calibration(number: int) -> str:
+    return f"calibration-{number:06d}.json"
 
 
 def head_checksums(folder: Path) -> dict[str, str]:

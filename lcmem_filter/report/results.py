@@ -104,6 +104,7 @@ class Run:
         training_images: How many training images were compared with.
         training_unreadable: Training images that are missing because they could not be read: copies of them pass.
         resolution: Side in pixels that pictures are squashed to.
+        image_size: (w, h) in pixels of images that were judged as they were generated.
         space: Latent space.
         settings: Whatever else was chosen, as text.
         versions: Of the packages and of Python.
@@ -117,6 +118,7 @@ class Run:
     training_images: int
     training_unreadable: int = 0
     resolution: int | None = None
+    image_size: tuple[int, int] | None = None
     space: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

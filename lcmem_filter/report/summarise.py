@@ -169,6 +169,14 @@ def _cautions(run: Run, certificate: Certificate | None, calibration: Calibratio
             f"Of real images that the model never saw, {specificity.of - specificity.count:,} of {specificity.of:,} "
             f"match, more than the {calibration.false_rejection_rate:.2g} that was promised: matches prove less."
         )
+    if doubt := calibration.doubt():
+        yield doubt
+    if run.image_size and run.image_size != (run.resolution, run.resolution):
+        yield (
+            f"The images are {run.image_size[0]}x{run.image_size[1]} pixels, and the index was built at "
+            f"{run.resolution}: encodings of another size differ, so copies can be missed, and more or fewer images "
+            "than promised may match by chance."
+        )
     if run.training_unreadable:
         yield f"Copies of {_images(run.training_unreadable)} missing from the index would not be found."
 

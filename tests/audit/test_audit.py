@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 
 import pytest
@@ -195,6 +196,19 @@ def test_images_that_set_the_threshold_prove_no_specificity(folder):
     found = audit(folder, "unseen", unseen=opened(folder / "held-out")).certificate
     assert found is not None and found.specificity.rate is None
     assert f"{len(HELD_OUT)} of the {len(HELD_OUT)} images" in found.specificity.how
+
+
+def test_training_images_among_the_unseen_do_not_count(folder, tmp_path):
+    for image in sorted((folder / "unseen").iterdir()):
+        shutil.copy(image, tmp_path)
+    alone = audit(folder, "unseen", unseen=opened(tmp_path)).certificate.specificity
+    indexed = sorted((folder / "train").iterdir())
+    for image in indexed[:2]:
+        shutil.copy(image, tmp_path / f"again-{image.name}")
+    found = audit(folder, "unseen", unseen=opened(tmp_path)).certificate.specificity
+    assert found.rate == alone.rate and "since they are training images: 2." in found.how
+    found = audit(folder, "unseen", unseen=opened(folder / "train")).certificate.specificity
+    assert found.rate is None and "given as unseen are training images. Give others." in found.how
 
 
 def test_held_out_images_among_the_unseen_do_not_count(folder, tmp_path):

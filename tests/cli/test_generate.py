@@ -55,7 +55,14 @@ def test_a_job_ends_with_0_and_a_summary(generate, tmp_path):
     assert status == 0, err
     assert printed["asked_for"] == len(PROMPTS) == printed["delivered"] + printed["withheld"]
     assert printed["withheld"] > 0 and printed["verdict"] in err and Path(printed["report"]).is_file()
-    rows = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    metadata, manifest = (
+        (tmp_path / "set" / name).read_text() for name in ("metadata.jsonl", "manifest.jsonl")
+    )
+    rows = [json.loads(line) for line in metadata.splitlines()]
+    named = [near for row in map(json.loads, manifest.splitlines()) for near in row["nearest"]]
+    assert named and not any(json.dumps(name) in metadata for name in named), (
+        "what goes out names no training image"
+    )
     assert {row["label"] for row in rows} <= {"cat", "dog", "picture"} and len(rows) == printed["delivered"]
     assert "data:image/jpeg" not in (tmp_path / "set" / "report" / "report.html").read_text()
 

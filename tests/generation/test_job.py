@@ -458,6 +458,21 @@ def test_arguments_that_cannot_be_are_refused(job, tmp_path, changed, says):
     assert not (tmp_path / "job").exists()
 
 
+def test_a_file_of_prompts_is_no_prompt(job, tmp_path):
+    (tmp_path / "prompts.csv").write_text("prompt\na cat\n")
+    with pytest.raises(DataError, match=r"prompts\.csv' is a file, not a prompt; give what .*read_requests"):
+        job(prompts=str(tmp_path / "prompts.csv"))
+    assert not (tmp_path / "job").exists()
+
+
+def test_images_of_another_size_than_the_index_are_told_in_the_report(job, whole):
+    assert whole.results.cautions == ()
+    larger = {**OPTIONS, "height": 2 * OPTIONS["height"]}
+    with pytest.warns(UserWarning, match="encodings of another resolution differ"):
+        made = job(prompts=PROMPTS[:1], options=larger, on_memorized="flag")
+    assert ["built at" in caution for caution in made.results.cautions] == [True]
+
+
 def _rejecting(decide):
     from dataclasses import replace
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_two_that_calibrate_at_once_keep_each_others_threshold(tmp_path, monkeyp
     found = MemorizationIndex.load(tmp_path / "index")
     assert all(found.calibration_for(space) for space in ("sd", "sdxl"))
     assert not (tmp_path / "index" / files.LOCK).exists()
+
+
+def test_the_same_calibration_once_more_is_the_same_index(tmp_path):
+    index = build(tmp_path, images=4)
+    found = []
+    for threshold in (0.1, 0.1, 0.2, 0.1):
+        index.set_calibration(replace(calibration(), threshold=threshold))
+        found.append(MemorizationIndex.load(index.path).fingerprint)
+        assert index.fingerprint == found[-1]
+    assert found[0] == found[1] == found[3] != found[2]
 
 
 def test_copies_that_synchronising_leaves_are_passed_over(tmp_path):

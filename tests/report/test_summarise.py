@@ -44,9 +44,10 @@ def test_verdict_and_exit_code(samples, exit_code, verdict):
 
 
 def test_what_the_check_would_miss_stands_beside_the_verdict():
-    def cautions(sensitivity=None, specificity=None, run=RUN):
+    def cautions(sensitivity=None, specificity=None, run=RUN, **known):
         parts = [Measured(rate and rate_of(*rate), "") for rate in (sensitivity, specificity, None)]
-        return results_of(run, [CLEAN], calibration(), certificate=Certificate(*parts)).cautions
+        rests_on = replace(calibration(), **known)
+        return results_of(run, [CLEAN], rests_on, certificate=Certificate(*parts)).cautions
 
     assert cautions((300, 300), (990, 1000)) == ()
     (low,) = cautions((110, 300), (990, 1000))
@@ -60,7 +61,12 @@ def test_what_the_check_would_miss_stands_beside_the_verdict():
     assert "Copies of 3 images missing from the index" in missing
     (loose,) = cautions((300, 300), (900, 1000))
     assert "100 of 1,000" in loose
-    assert cautions(run=replace(RUN, kind="generation")) == ()
+    job = replace(RUN, kind="generation", resolution=64, image_size=(64, 64))
+    assert cautions(run=job, own_found=(29, 32)) == ()
+    (doubt,) = cautions(run=job, own_found=(28, 32))
+    assert "Of 32 training images" in doubt and "finds 28: copies of training images" in doubt
+    (larger,) = cautions(run=replace(job, image_size=(128, 64)))
+    assert "The images are 128x64 pixels, and the index was built at 64" in larger
 
 
 def test_allowed_images_stay_in_the_rate_and_in_the_tables():
