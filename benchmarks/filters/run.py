@@ -1,7 +1,8 @@
 """Compare filters on one pipeline that memorised: the same prompts, seeds and calibration images for each.
 
     python benchmarks/filters/train_pipeline.py --output CACHE/pipeline
-    python benchmarks/filters/run.py --pipeline CACHE/pipeline --heads lcmem-small lcmem-reid --cache CACHE/filters
+    python benchmarks/filters/run.py --pipeline CACHE/pipeline --cache CACHE/filters \
+        --heads lcmem-small lcmem-reid lcmem-large
 
 Writes ``benchmarks/results/filters.json``; the index, what was drawn and the contact sheets go to ``--cache``, which
 must lie outside the repository. Slow stages are kept there and not repeated. The row of EfficientNet-Lite0 needs
