@@ -170,8 +170,12 @@ class MemorizationFilter:
     def __getstate__(self) -> dict[str, object]:
         index = self.index
         options = {"allow_unindexed": bool(index.unreadable), "backend": index.backend}
-        where, judged_by = index.path.resolve(), self.fingerprint
-        return {"index": where, "options": options, "space": self.space, "fingerprint": judged_by}
+        return {
+            "index": index.path.resolve(),
+            "options": options,
+            "space": self.space,
+            "fingerprint": self.fingerprint,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         index = MemorizationIndex.load(state["index"], **state["options"])

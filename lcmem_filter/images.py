@@ -21,7 +21,7 @@ from .dicom import attribute_of
 from .digests import sha256
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
 from .folders import images_in, is_image, stats
-from .tables import CSV_READING, NOT_AVAILABLE, is_csv, matching, read_table, text_of
+from .tables import CSV_READING, NOT_AVAILABLE, is_csv, is_utf8, matching, read_table, text_of
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE_COLUMNS = ("image", "file_name", "path", "file")
@@ -185,8 +185,9 @@ def open_images(
         raise DataError(f"no images at {path}: no such folder or table; give one that exists")
     named = [name for name in (image_column, id_column, *(where or {})) if name]
     if named:
+        what = "an image" if alone else "a folder of images"
         raise MissingColumnError(
-            f"{path} is a folder of images without a table, so it has no column {named[0]!r}; "
+            f"{path} is {what} without a table, so it has no column {named[0]!r}; "
             f"add a {METADATA_FILES[0]} with a column file_name, or leave the option out"
         )
     return _open_files(*(path.parent, [path]) if alone else (path, images_in(path)), identity_column)
@@ -202,7 +203,7 @@ def can_be_read(source: ImageSource, row: int) -> bool:
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether ``open_images`` reads a table there: a file, or a folder's ``metadata``."""
+    """Whether ``open_images`` reads a table there: a table's file, or a folder's ``metadata``."""
     return _table_at(Path(path)) is not None
 
 
@@ -233,7 +234,7 @@ def _open_files(path: Path, files: list[Path], attribute: str | None) -> ImageSo
         raise EmptyDataError(f"{path} has no images; give a folder with at least one")
     names = [file.relative_to(path).as_posix() for file in files]
     for name in names:
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
+        if not is_utf8(name):
             raise DataError(f"the file name {name!r} in {path} is no text in UTF-8; give it another name")
     plan: list[Any] = stats(path, names)
     identities = [name.split("/")[0] if "/" in name else None for name in names]

@@ -92,6 +92,11 @@ def lines_of(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8-sig").split("\n")
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written in UTF-8: file names and JSON may hold what cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def is_csv(path: Path) -> bool:
     """Whether a table's cells are text, whatever stands in them."""
     return KINDS.get(path.suffix.lower()) == "csv"

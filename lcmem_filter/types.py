@@ -19,6 +19,7 @@ AllowedIds = Sequence[str] | Sequence[Sequence[str]]
 
 OWN_FOUND, OWN_FOUND_AT_LEAST = 0.9, 0.5
 """Shares of some training images, mirrored and shifted, that a threshold should find, and must."""
+WHY_MISSED = "copies of training images may have set it, or the head cannot tell such pictures apart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,7 @@ class Calibration:
         above, of = self.own_found
         return (
             f"Of {of} training images, mirrored and shifted a little, the threshold of {self.threshold:.3f} finds "
-            f"{above}: copies of training images among the held-out images may have set it, or the head cannot tell "
-            "pictures of this kind apart."
+            f"{above}: {WHY_MISSED}."
         )
 
     def p_value(self, score: float) -> float:

@@ -306,7 +306,7 @@ def test_one_image_alone(tmp_path):
     for name in ("a.png", "b"):
         source = open_images(tmp_path / name)
         assert [record.id for record in source.records] == [name] and can_be_read(source, 0)
-    with pytest.raises(MissingColumnError, match="no column 'who'"):
+    with pytest.raises(MissingColumnError, match="is an image without a table, so it has no column 'who'"):
         open_images(tmp_path / "a.png", image_column="who")
 
 

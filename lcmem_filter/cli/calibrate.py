@@ -17,7 +17,6 @@ from ._data import (
 )
 
 NAME = "calibrate"
-_HEAD = "the head cannot tell such pictures apart"
 HELP = "Set an index's threshold on real images that the pipeline never saw"
 
 
@@ -48,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate, and print what came of it as one JSON object; 1 where the threshold misses training images."""
     from ..calibration import LOOKED_AT, calibrate
-    from ..types import OWN_FOUND_AT_LEAST
+    from ..types import OWN_FOUND_AT_LEAST, WHY_MISSED
 
     index, encoder = open_index(args)
     held_out = open_source(args, args.held_out)
@@ -70,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
         above = found.own_found[0]
         print(
             f"lcmem-filter: of {of} training images, mirrored and shifted by a cell of their latents, the threshold "
-            f"finds {above}"
-            + (f": copies of training images may have set it, or {_HEAD}" if found.doubt() else ""),
+            f"finds {above}" + (f": {WHY_MISSED}" if found.doubt() else ""),
             file=sys.stderr,
         )
     further = len(found.highest) - LOOKED_AT

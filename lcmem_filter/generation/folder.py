@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,11 +26,8 @@ from PIL import Image
 
 from ..digests import sha256
 from ..errors import ArtifactError, CorruptArtifactError
-from ..index.folder import write_file, write_json
+from ..index.folder import hold, write_file, write_json
 from .rows import Row
-
-if sys.platform != "win32":
-    import fcntl
 
 IMAGES, METADATA = "images", "metadata.jsonl"
 MANIFEST_JSONL, MANIFEST_PARQUET = "manifest.jsonl", "manifest.parquet"
@@ -72,17 +68,14 @@ class JobFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Nobody else starts the job; not on Windows, nor where the file system locks nothing."""
+        """Nobody else starts the job (``hold``)."""
         with self._lock.open("a") as file:
             try:
-                if sys.platform != "win32":
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                hold(file, wait=False)
             except BlockingIOError:
                 raise ArtifactError(
                     f"the job in {self.path} is being drawn already; wait for it, or stop it first"
                 ) from None
-            except OSError:
-                pass
             yield
 
     def check(self, job: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..errors import DataError, EmptyDataError, MissingColumnError
-from ..tables import lines_of
+from ..tables import is_utf8, lines_of
 
 SEEDS = 2**62
 """Seeds lie in [0, SEEDS)."""
@@ -43,22 +43,23 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("prompt", "label"):
             text = getattr(self, name)
-            if not isinstance(text, str) or any("\ud800" <= letter <= "\udfff" for letter in text):
+            if not isinstance(text, str) or not is_utf8(text):
                 raise DataError(f"a {name} is a text in UTF-8, got {text!r}")
-        whole = {"count": self.count} if self.seed is None else {"count": self.count, "seed": self.seed}
-        for name, number in whole.items():
-            try:
-                object.__setattr__(
-                    self, name, operator.index(number)
-                )  # NumPy's as Python's, which JSON knows
-            except TypeError:
-                raise DataError(
-                    f"a {name} is an integer, got {number!r} for prompt {self.prompt!r}"
-                ) from None
+        self._keep_whole("count")
+        if self.seed is not None:
+            self._keep_whole("seed")
         if self.count < 1:
             raise DataError(f"a count is at least 1, got {self.count} for prompt {self.prompt!r}")
         if self.seed is not None and not 0 <= self.seed < SEEDS:
             raise DataError(f"a seed lies in [0, 2**62), got {self.seed} for prompt {self.prompt!r}")
+
+    def _keep_whole(self, name: str) -> None:
+        """An integer of NumPy's as Python's, which JSON knows."""
+        number = getattr(self, name)
+        try:
+            object.__setattr__(self, name, operator.index(number))
+        except TypeError:
+            raise DataError(f"a {name} is an integer, got {number!r} for prompt {self.prompt!r}") from None
 
 
 @dataclass(frozen=True, slots=True)

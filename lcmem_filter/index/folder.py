@@ -106,8 +106,7 @@ def locked(folder: Path) -> Iterator[None]:
                 f"index {folder} cannot be written to: {error}; copy it, or have it writable"
             ) from error
         with opened as file:
-            with contextlib.suppress(OSError):  # a file system that locks nothing
-                fcntl.flock(file, fcntl.LOCK_EX)
+            hold(file)
             if not _lies_at(path, file):  # whoever held it took it away
                 continue
             try:
@@ -115,6 +114,22 @@ def locked(folder: Path) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def hold(file: TextIO, *, wait: bool = True) -> None:
+    """Keep others from an open file until it is closed; not on Windows, nor where the file system locks nothing.
+
+    Raises:
+        BlockingIOError: somebody holds it, and ``wait`` is false.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system that locks nothing
+        pass
 
 
 def _lies_at(path: Path, file: TextIO) -> bool:
