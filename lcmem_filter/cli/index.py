@@ -1,11 +1,11 @@
-"""``lcmem-filter index build``: the training set to an index."""
+"""``lcmem-filter index``: build one from the training set, embed one anew, show what one holds."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._data import (
     DATA,
@@ -20,9 +20,10 @@ from ._data import (
 
 if TYPE_CHECKING:
     from ..index import MemorizationIndex
+    from ..types import Calibration
 
 NAME = "index"
-HELP = "Build the index of a training set, or embed one anew with another head"
+HELP = "Build the index of a training set, embed one anew with another head, or show what one holds"
 SHARD_ROWS = 256
 """As of ``index.build``, which takes seconds to import."""
 
@@ -66,10 +67,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reembed.add_argument("--head", required=True, help="folder of a head, or the name of a shipped one")
     reembed.add_argument("--output", required=True, help="folder of the new index")
     add_device_argument(reembed)
+    about = "Verify an index's checksums, and print what it was built with and which thresholds it has"
+    show = actions.add_parser("show", help=about, description=about)
+    show.add_argument("index", metavar="INDEX", help="folder of an index")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build; print what was built as one JSON object; 2 where images could not be read."""
+    """Print what the index holds as one JSON object; 2 where a build could not read images."""
+    from ..index import MemorizationIndex
+
+    if args.action == "show":
+        index = MemorizationIndex.load(args.index, allow_unindexed=True)
+        print(json.dumps(_summary(args.index, index) | _made_with(index)))
+        return 0
+    return _make(args)
+
+
+def _make(args: argparse.Namespace) -> int:
     from ..head import LCMemHead
     from ..index import MemorizationIndex
     from ..processes import this_process
@@ -90,19 +104,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not this_process().is_main_process:
         return 2 if index.unreadable else 0
-    print(
-        json.dumps(
-            {
-                "index": args.output,
-                "images": len(index),
-                "identities": index.identities[index.identities >= 0].unique().numel(),
-                "unreadable": index.unreadable,
-                "space": index.space,
-                "resolution": index.resolution,
-                "latents": index.has_latents,
-            }
-        )
-    )
+    print(json.dumps(_summary(args.output, index)))
     if index.classes:
         tell_of_classes("lcmem-filter", index.classes, "pictures")
     if args.action == "build":
@@ -117,6 +119,40 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 2
+
+
+def _summary(folder: str, index: MemorizationIndex) -> dict[str, Any]:
+    return {
+        "index": folder,
+        "images": len(index),
+        "identities": index.identities[index.identities >= 0].unique().numel(),
+        "unreadable": index.unreadable,
+        "space": index.space,
+        "resolution": index.resolution,
+        "latents": index.has_latents,
+    }
+
+
+def _made_with(index: MemorizationIndex) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ..head import LCMemHead, shipped_heads
+    shipped = {LCMemHead.from_pretrained(name).fingerprint: name for name in shipped_heads()}
+    return {
+        "head": shipped.get(index.head.fingerprint),
+        "head_fingerprint": index.head.fingerprint,
+        "encoder": asdict(index.encoder_source),
+        "fingerprint": index.fingerprint,
+        "calibrations": {space: _threshold(one) for space, one in index.calibrations.items()},
+    }
+
+
+def _threshold(found: Calibration) -> dict[str, Any]:
+    """As ``calibrate`` prints it, without images; not ``usable`` where another version's score set it."""
+    from ..verification import STATISTIC
+
+    told = {key: value for key, value in found.to_dict().items() if key not in ("scores", "highest")}
+    return {"n": found.n, **told, "usable": found.statistic == STATISTIC}
 
 
 def _tell_that_nobody_is_named(data: str, index: MemorizationIndex) -> None:

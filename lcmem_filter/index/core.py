@@ -49,6 +49,7 @@ class MemorizationIndex:
         resolution: Side in pixels that they were squashed to before.
         latent_size: (h, w) of their latents before these were resized to the head's grid.
         unreadable: Training images that could not be read, with what was wrong; copies of them are not found.
+        calibrations: The threshold for queries of each latent space that it was calibrated for.
         recent: What was computed of its rows lately.
         allow_unindexed: Whether whoever loaded it accepted that.
     """
@@ -67,9 +68,8 @@ class MemorizationIndex:
         if self._embeddings.shape != (manifest["rows"], manifest["embedding_dim"]):
             raise CorruptArtifactError(f"index {path}: embeddings of another shape than its manifest says")
         self._records = records_of(path, manifest)
-        self._calibrations = _calibrations_of(path, manifest)
-        self.recent = Recent()
-        self.backend = backend
+        self.calibrations = _calibrations_of(path, manifest)
+        self.recent, self.backend = Recent(), backend
         self._backend: Backend = make_backend(backend, self._embeddings)
 
     @classmethod
@@ -259,7 +259,7 @@ class MemorizationIndex:
 
     def calibration_for(self, space: str) -> Calibration | None:
         """The threshold for queries of latent space ``space``; ``None`` where there is none."""
-        return self._calibrations.get(space)
+        return self.calibrations.get(space)
 
     def set_calibration(self, calibration: Calibration) -> None:
         """Keep a threshold, in memory and in the folder.
@@ -283,7 +283,7 @@ class MemorizationIndex:
             checksums = {key: value for key, value in current["files"].items() if key != old}
             manifest = {**current, "calibration": name, "files": {**checksums, name: digest}}
             files.put_in_force(self.path, manifest)
-        self._manifest, self._calibrations = manifest, calibrations
+        self._manifest, self.calibrations = manifest, calibrations
 
     def load_encoder(self, *, trust_remote_code: bool = False) -> Encoder:
         """The encoder that the index was built with.

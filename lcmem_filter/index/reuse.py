@@ -14,6 +14,7 @@ from ..errors import ArtifactError, UnreadableImageError
 from ..images import ImageSource
 
 if TYPE_CHECKING:
+    from ..head import LCMemHead
     from .build import Build
     from .core import MemorizationIndex
 
@@ -41,23 +42,26 @@ def check_reusable(index: MemorizationIndex, build: Build) -> None:
         ArtifactError: what ``index`` holds of a picture is not what ``build`` makes of it.
     """
     pairs = {
-        "encoder": (index.encoder_source.sha256, build.encoder.source.sha256),
+        "encoder": (index.encoder_source.sha256[:12], build.encoder.source.sha256[:12]),
         "resolution": (index.resolution, build.resolution),
         "latent space": (index.space, build.space),
-        "head": tuple(
-            head.fingerprint_of(build.space) if build.space in head.spaces else ""
-            for head in (index.head, build.head)
-        ),
+        "head": (_of_space(index.head, build.space), _of_space(build.head, build.space)),
     }
-    if others := [name for name, (theirs, ours) in pairs.items() if theirs != ours]:
+    others = [f"{name} ({was}, not {is_})" for name, (was, is_) in pairs.items() if was != is_]
+    if others:
         raise ArtifactError(
             f"index {index.path} cannot be reused: it was built with another {' and another '.join(others)}; name "
-            "what it was built with, or leave --reuse out"
+            "what it was built with (`lcmem-filter index show` prints it), or leave --reuse out"
         )
     if build.keep_latents and not index.has_latents:
         raise ArtifactError(
             f"index {index.path} keeps no latents, so it can be reused only by an index without (--no-latents)"
         )
+
+
+def _of_space(head: LCMemHead, space: str) -> str:
+    """What a head makes of one latent space, in short."""
+    return head.fingerprint_of(space)[:12] if space in head.spaces else f"none of {space!r}"
 
 
 def held_by(

@@ -51,7 +51,7 @@ def drawer_with(folder: Path, threshold: float) -> Drawer:
     """Draws through an index of that threshold."""
     index = MemorizationIndex.load(folder / "index")
     assert index.calibration is not None
-    index._calibrations = {"sd": replace(index.calibration, threshold=threshold)}
+    index.calibrations = {"sd": replace(index.calibration, threshold=threshold)}
     return Drawer(loaded(folder), index, max_resamples=2)
 
 

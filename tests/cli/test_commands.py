@@ -139,6 +139,27 @@ def test_a_training_set_that_grew_is_told_how_and_reuses_its_index(folder, capsy
     assert status == 0 and built["images"] == first["images"] + 2
 
 
+def test_show_prints_what_an_index_was_built_with_and_its_thresholds(folder, capsys, monkeypatch):
+    (folder / "train" / "broken.png").write_bytes(b"no picture")
+    _, (built,), _ = build(capsys, folder)
+    status, (shown,), _ = run(capsys, "index", "show", folder / "index")
+    assert status == 0 and built.items() <= shown.items() and list(shown["unreadable"]) == ["broken.png"]
+    assert shown["head"] is None and shown["head_fingerprint"] == head().fingerprint
+    assert shown["encoder"]["path"] == str(folder / "vae") and shown["calibrations"] == {}
+    given = (folder / "index", folder / "held", "--false-rejection-rate", 0.05, "--device", "cpu")
+    _, (found,), _ = run(capsys, "calibrate", *given, "--allow-unindexed")
+    _, (shown,), _ = run(capsys, "index", "show", folder / "index")
+    threshold = shown["calibrations"]["sd"]
+    assert threshold.pop("usable") and threshold.items() <= found.items()
+    assert {"n", "false_rejection_rate", "threshold", "own_found"} <= threshold.keys()
+    head().save_pretrained(folder / "shipped" / "ours")
+    monkeypatch.setattr("lcmem_filter.head.SHIPPED", folder / "shipped")
+    _, (shown,), _ = run(capsys, "index", "show", folder / "index")
+    assert shown["head"] == "ours"
+    next((folder / "index").rglob("embeddings.npy")).write_bytes(b"")
+    assert run(capsys, "index", "show", folder / "index")[0] == 2
+
+
 def test_what_deep_folders_are_taken_for_is_told(folder, capsys):
     for picture in (folder / "train").glob("*.png"):
         picture.unlink()

@@ -35,7 +35,7 @@ def material(folder: Path, rejected: float = 0.4) -> None:
 
 def drawn(pipe: Any, index: MemorizationIndex) -> list[Any]:
     """Decisions about forty draws, by a filter that lets everything pass."""
-    index._calibrations = {
+    index.calibrations = {
         index.space: Calibration((0.0,), 0.5, 2.0, index.space, 1, {}, (0.0, 1.0), STATISTIC)
     }
     decisions: list[Any] = []
