@@ -275,10 +275,14 @@ def _open_table(
     spelled = {**{name.strip().lower(): name for name in reversed(found)}, **{name: name for name in found}}
     image_column = image_column or next((spelled[name] for name in IMAGE_COLUMNS if name in spelled), None)
     identity_column = identity_column or spelled.get("identity")
-    for name in (image_column or "image", identity_column, id_column, *where):
+    if image_column is None:
+        raise MissingColumnError(
+            f"{path} has no column {', '.join(IMAGE_COLUMNS[:-1])} or {IMAGE_COLUMNS[-1]}; it has {', '.join(found)}; "
+            "name the one that says where the images are (--image-column), and separate columns by commas"
+        )
+    for name in (image_column, identity_column, id_column, *where):
         if name is not None and name not in found:
             raise MissingColumnError(f"{path} has no column {name!r}; it has {', '.join(found)}")
-    assert image_column is not None
     label_column = spelled.get("labels", spelled.get("label"))
     rows = matching(table, where)
     if not rows:

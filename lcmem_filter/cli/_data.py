@@ -74,6 +74,16 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_salt_argument(group: argparse._ArgumentGroup) -> None:
+    """The option that keeps ids out of a report."""
+    group.add_argument(
+        "--salt-file",
+        metavar="FILE",
+        help="replace ids in the report by keyed hashes; the file is the key, made where there is none; keep it apart "
+        "from the report",
+    )
+
+
 def open_source(args: argparse.Namespace, path: str, where: list[str] | None = None) -> ImageSource:
     """The images at ``path``, read as the options say."""
     from ..images import open_images
@@ -259,3 +269,33 @@ def read_ids(path: str) -> set[str]:
         return {line.strip() for line in lines_of(Path(path)) if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}; give a text file with one id a line") from error
+
+
+def read_salt(args: argparse.Namespace) -> bytes | None:
+    """The salt in ``args.salt_file``, made where there is none, readable by its owner only; ``None`` where no file is
+    named.
+
+    Raises:
+        DataError: it lies with the report, or can be guessed.
+    """
+    import os
+    import secrets
+    from pathlib import Path
+
+    from ..errors import DataError
+
+    if not args.salt_file:
+        return None
+    path = Path(args.salt_file)
+    if path.resolve().is_relative_to(Path(args.output).resolve()):
+        raise DataError("--salt-file lies in --output, with the report; keep the key apart")
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+    salt = path.read_bytes().strip()
+    if len(salt) < 16:
+        raise DataError(
+            f"salt file {path} holds fewer than 16 characters, which can be guessed; give a longer one"
+        )
+    return salt

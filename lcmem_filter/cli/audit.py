@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._data import (
@@ -16,10 +15,12 @@ from ._data import (
     add_device_argument,
     add_encoder_arguments,
     add_pipeline_arguments,
+    add_salt_argument,
     open_encoder,
     open_index,
     open_pipeline,
     open_source,
+    read_salt,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     # what is wrong with these should not come to light after hours of work
     allowed = read_allow_list(args.allow) if args.allow else []
-    salt = _salt(Path(args.salt_file)) if args.salt_file else None
+    salt = read_salt(args)
     images = _open(args, args.images, args.where)
     training = _open(args, args.training, args.training_where) if args.training else None
     unseen = _open(args, args.unseen, args.unseen_where) if args.unseen else None
@@ -124,12 +125,7 @@ def run(args: argparse.Namespace) -> int:
 def _add_privacy_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what the report gives away")
     group.add_argument("--no-thumbnails", action="store_true", help="no pictures in the report")
-    group.add_argument(
-        "--salt-file",
-        metavar="FILE",
-        help="replace ids by keyed hashes; the file is the key, made where there is none; keep it apart from the "
-        "report",
-    )
+    add_salt_argument(group)
 
 
 def _add_on_the_fly_arguments(parser: argparse.ArgumentParser) -> None:
@@ -176,8 +172,6 @@ def _misuse(args: argparse.Namespace) -> str:
     for name, rate in rates.items():
         if rate is not None and not 0 < rate < 1:
             return f"{name} lies between 0 and 1, got {rate:g}"
-    if args.salt_file and Path(args.salt_file).resolve().is_relative_to(Path(args.output).resolve()):
-        return "--salt-file lies in --output, with the report; keep the key apart"
     if args.index:
         if given := [name for name, value in fly.items() if value is not None]:
             return f"{', '.join(given)} cannot be given with --index, which has its own; leave it out"
@@ -247,25 +241,6 @@ def _image_to_image(args: argparse.Namespace) -> Any:
         ) from error
     drawing.set_progress_bar_config(disable=True)
     return drawing
-
-
-def _salt(path: Path) -> bytes:
-    """The salt in a file, made where there is none, readable by its owner only."""
-    import os
-    import secrets
-
-    from ..errors import DataError
-
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
-    salt = path.read_bytes().strip()
-    if len(salt) < 16:
-        raise DataError(
-            f"salt file {path} holds fewer than 16 characters, which can be guessed; give a longer one"
-        )
-    return salt
 
 
 def _summary(results: Results) -> dict[str, object]:

@@ -8,7 +8,13 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ._data import add_device_argument, add_pipeline_arguments, open_pipeline
+from ._data import (
+    add_device_argument,
+    add_pipeline_arguments,
+    add_salt_argument,
+    open_pipeline,
+    read_salt,
+)
 
 if TYPE_CHECKING:
     from ..generation import Request
@@ -53,19 +59,20 @@ def run(args: argparse.Namespace) -> int:
     from ..index import MemorizationIndex
     from ..processes import this_process
 
-    requests = _requests(
-        args
-    )  # what is wrong with these should not come to light after the weights are loaded
+    # what is wrong with these should not come to light after the weights are loaded
+    requests = _requests(args)
     budget = _bytes(args.disk_budget) if args.disk_budget else None
-    rungs = _rungs(args)
+    rungs, options, salt = _rungs(args), _options(args), read_salt(args)
     training = open_images(args.training) if args.training else None
     index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
+    pipeline = open_pipeline(args)
+    _check_prompts(args, pipeline)
     done = generate(
-        open_pipeline(args),
+        pipeline,
         requests,
         index,
         args.output,
-        options=_options(args),
+        options=options,
         seed=args.seed,
         batch_size=args.batch_size,
         on_memorized=args.on_memorized,
@@ -78,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         training=training,
         thumbnails=args.thumbnails,
+        salt=salt,
     )
     if done.results is None or not this_process().is_main_process:
         return 0
@@ -174,6 +182,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="show pictures (default: yes)",
     )
+    add_salt_argument(group)
 
 
 def _requests(args: argparse.Namespace) -> list[Request]:
@@ -197,6 +206,16 @@ def _requests(args: argparse.Namespace) -> list[Request]:
     if args.count is None:
         return requests
     return [replace(request, count=request.count * args.count) for request in requests]
+
+
+def _check_prompts(args: argparse.Namespace, pipeline: Any) -> None:
+    from ..errors import DataError
+    from ..generation.drawing import takes_prompts
+
+    if args.prompts is None and takes_prompts(pipeline):
+        raise DataError(
+            f"{args.pipeline} draws from prompts, got none; give --prompts FILE (in a table an empty prompt will do)"
+        )
 
 
 def _rungs(args: argparse.Namespace) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _make(args: argparse.Namespace) -> int:
     if index.classes:
         tell_of_classes("lcmem-filter", index.classes, "pictures")
     if args.action == "build":
-        if args.identity_column is None:
+        if args.identity_column is None and not _tell_where_headers_disagree(args.data, index):
             _tell_what_deep_folders_are_taken_for(args.data, index)
         _tell_that_nobody_is_named(args.data, index)
     if not index.unreadable:
@@ -137,6 +137,7 @@ def _made_with(index: MemorizationIndex) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ..head import LCMemHead, shipped_heads
+
     shipped = {LCMemHead.from_pretrained(name).fingerprint: name for name in shipped_heads()}
     return {
         "head": shipped.get(index.head.fingerprint),
@@ -170,6 +171,38 @@ def _tell_that_nobody_is_named(data: str, index: MemorizationIndex) -> None:
     else:
         return
     print(f"lcmem-filter: {where}, name it (--identity-column): more is found then", file=sys.stderr)
+
+
+def _tell_where_headers_disagree(data: str, index: MemorizationIndex) -> bool:
+    """Whether DICOM files of a folder say otherwise whose they are than its subfolders do, and then what to do."""
+    from collections import defaultdict
+    from pathlib import Path
+
+    from ..dicom import DICOM_SUFFIXES, attribute_of
+    from ..images import is_table
+
+    if is_table(data) or not any(record.identity for record in index.records):
+        return False
+    patients, folders = defaultdict(set), defaultdict(set)
+    for row, record in enumerate(index.records):
+        if Path(record.id).suffix.lower() not in (*DICOM_SUFFIXES, ""):
+            continue
+        if stated := attribute_of(Path(data, record.id), "PatientID"):
+            known = record.identity is not None and record.identity not in index.classes
+            folder = record.identity if known else row
+            patients[stated].add(folder)
+            folders[folder].add(stated)
+    several = sum(len(those) > 1 for those in folders.values())
+    apart = sum(len(those) > 1 for those in patients.values())
+    if len(patients) < 2 or not several + apart:  # one patient everywhere: anonymised
+        return False
+    print(
+        f"lcmem-filter: DICOM files of {data} say otherwise whose they are than its subfolders: {several} subfolders "
+        f"hold images of several patients, and images of {apart} patients are told apart by subfolders; where the "
+        "files are right, build the index with --identity-column PatientID",
+        file=sys.stderr,
+    )
+    return True
 
 
 def _tell_what_deep_folders_are_taken_for(data: str, index: MemorizationIndex) -> None:

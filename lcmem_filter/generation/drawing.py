@@ -72,19 +72,23 @@ def draw_batch(pipe: Any, items: Sequence[Item], options: Mapping[str, Any], *, 
     return [_drawn(*one, flag=flag) for one in zip(items, decisions, images, unsafe, strict=True)]
 
 
+def takes_prompts(pipe: Any) -> bool:
+    """Whether the pipeline's call is told what to draw."""
+    return "prompt" in inspect.signature(type(pipe).__call__).parameters
+
+
 def prompts_of(pipe: Any, items: Sequence[Item]) -> dict[str, Any]:
     """The argument that says what is drawn, and how many.
 
     Raises:
         UnsupportedPipelineError: the pipeline takes no prompts but some were given, or needs something else.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    if "prompt" in parameters:
+    if takes_prompts(pipe):
         return {"prompt": [item.prompt for item in items]}
     name = type(pipe).__name__
     if any(item.prompt for item in items):
         raise UnsupportedPipelineError(f"{name} takes no prompts; give a count instead")
-    if "batch_size" not in parameters:
+    if "batch_size" not in inspect.signature(type(pipe).__call__).parameters:
         raise UnsupportedPipelineError(
             f"{name} takes neither prompts nor a batch size; attach the filter to it in a script of your own"
         )

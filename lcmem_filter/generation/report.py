@@ -25,6 +25,7 @@ def report_on(
     *,
     training: ImageSource | None,
     thumbnails: bool,
+    salt: bytes | None,
     stopped: str | None,
 ) -> Results:
     """Write the report on ``rows``, and return what is in it."""
@@ -34,9 +35,8 @@ def report_on(
         judge.calibration,
         rungs=_rungs(rows),
     )
-    write_report(
-        results, folder.path / REPORT, pictures=_pictures(folder, training, judge) if thumbnails else None
-    )
+    pictures = _pictures(folder, training, judge) if thumbnails else None
+    write_report(results, folder.path / REPORT, pictures=pictures, salt=salt)
     return results
 
 

@@ -88,6 +88,7 @@ def generate(
     threads: int | None = None,
     training: ImageSource | None = None,
     thumbnails: bool = True,
+    salt: bytes | None = None,
     progress: bool = True,
 ) -> Generated:
     """Draw images into a folder, none of them memorised, with a manifest and a report beside them.
@@ -117,6 +118,8 @@ def generate(
         threads: CPU threads of each process; by default torch's own when the job began.
         training: The images that the index was built from, with the same ids, to show them in the report.
         thumbnails: Show pictures in the report.
+        salt: Key of the hashes that replace ids in the report, as for ``write_report``; manifests have them all the
+            same.
         progress: Show progress on stderr.
 
     Raises:
@@ -152,7 +155,7 @@ def generate(
             rows = _rows(work, complete=stopped is None)
             results = None
             if state.is_main_process and rows:
-                results = _finish(work, rows, judge, training, thumbnails, stopped)
+                results = _finish(work, rows, judge, training, thumbnails, salt, stopped)
     state.wait_for_everyone()
     if stopped is not None:
         raise GenerationStoppedError(f"stopped after {len(rows)} of {len(plan.items)} images: {stopped}")
@@ -258,11 +261,14 @@ def _finish(
     judge: MemorizationFilter,
     training: ImageSource | None,
     thumbnails: bool,
+    salt: bytes | None,
     stopped: str | None,
 ) -> Results:
     """Report first, then the manifest, then what ``datasets`` reads; a stopped job gets the report only."""
     folder, job = work.folder, work.job
-    results = report_on(folder, job, rows, judge, training=training, thumbnails=thumbnails, stopped=stopped)
+    results = report_on(
+        folder, job, rows, judge, training=training, thumbnails=thumbnails, salt=salt, stopped=stopped
+    )
     if stopped is None:
         for name, content in (
             (MANIFEST_PARQUET, manifest_parquet(rows, job)),

@@ -1,4 +1,5 @@
-"""The two methods that every ``DiffusionPipeline`` gets; imports nothing heavy until one is called."""
+"""The two methods that every ``DiffusionPipeline`` gets; imports nothing heavy until one is called, so the
+signature of ``attach`` stands here once more."""
 
 from __future__ import annotations
 
@@ -9,17 +10,42 @@ from typing import Any
 def install(pipeline_class: Any) -> None:
     """Give ``DiffusionPipeline`` its two methods, and let its ``from_pipe`` carry a filter over."""
 
-    def with_memorization_filter(self: Any, index: Any, **options: Any) -> Any:
+    def with_memorization_filter(
+        self: Any,
+        index: Any,
+        *,
+        on_memorized: Any = "resample",
+        max_resamples: int = 4,
+        max_seconds: float | None = None,
+        rungs: Any = ("new_seed", "prompt_perturbation"),
+        on_exhausted: Any = "blank",
+        allow_unindexed: bool = False,
+        allow_partial_latents: bool = False,
+        early_stop: Any = None,
+    ) -> Any:
         from .attachment import attach
 
-        return attach(self, index, **options)
+        return attach(
+            self,
+            index,
+            on_memorized=on_memorized,
+            max_resamples=max_resamples,
+            max_seconds=max_seconds,
+            rungs=rungs,
+            on_exhausted=on_exhausted,
+            allow_unindexed=allow_unindexed,
+            allow_partial_latents=allow_partial_latents,
+            early_stop=early_stop,
+        )
 
     def without_memorization_filter(self: Any) -> Any:
         from .attachment import detach
 
         return detach(self)
 
-    with_memorization_filter.__doc__ = "Attach a memorization filter; see ``lcmem_filter.attach``."
+    with_memorization_filter.__doc__ = (
+        "Attach a memorization filter; arguments as of ``lcmem_filter.attach``."
+    )
     without_memorization_filter.__doc__ = "Take the memorization filter off; see ``lcmem_filter.detach``."
     pipeline_class.with_memorization_filter = with_memorization_filter
     pipeline_class.without_memorization_filter = without_memorization_filter

@@ -179,7 +179,8 @@ def test_an_attribute_of_dicom_files_names_patients(folder, capsys):
         (deep := folder / "train" / "site" / f"study {number}").mkdir(parents=True)
         write(deep / "image.dcm", np.roll(VALUES, number), PatientID=f"p{number // 2}")
     _, (built,), err = build(capsys, folder)
-    assert built["identities"] == 1 and "'site', is taken for the identity" in err and "PatientID" in err
+    assert built["identities"] == 1 and "1 subfolders hold images of several patients" in err
+    assert "with --identity-column PatientID" in err and "taken for the identity" not in err
     _, (built,), err = build(capsys, folder, "--identity-column", "PatientID", "--output", folder / "named")
     assert built["identities"] == 2 and "identity" not in err
     for number in range(4):
@@ -188,6 +189,48 @@ def test_an_attribute_of_dicom_files_names_patients(folder, capsys):
         )
     _, (built,), err = build(capsys, folder, "--output", folder / "flat")
     assert built["identities"] == 0 and "(such as PatientID), name it (--identity-column)" in err
+
+
+@pytest.mark.parametrize(
+    ("folders", "patients", "told"),
+    [
+        ("abab", "pqpq", None),
+        (
+            "abab",
+            "ppqq",
+            "2 subfolders hold images of several patients, and images of 2 patients are told apart",
+        ),
+        (
+            "abcd",
+            "ppqr",
+            "0 subfolders hold images of several patients, and images of 1 patients are told apart",
+        ),
+        ("aabb", "pppp", None),  # anonymised
+        ("aabb", "    ", None),
+    ],
+)
+def test_subfolders_that_say_otherwise_whose_dicom_files_are_than_these_do_are_told(
+    folder, capsys, folders, patients, told
+):
+    pytest.importorskip("pydicom")
+    from tests.test_dicom import VALUES, write
+
+    for number, (place, patient) in enumerate(zip(folders, patients, strict=True)):
+        (within := folder / "scans" / place).mkdir(parents=True, exist_ok=True)
+        write(within / f"{number}.dcm", np.roll(VALUES, 7 * number), PatientID=patient.strip())
+    given = (
+        "--vae",
+        folder / "vae",
+        "--head",
+        folder / "head",
+        "--output",
+        folder / "index",
+        "--device",
+        "cpu",
+    )
+    status, _, err = run(capsys, "index", "build", folder / "scans", *given, "--resolution", 32)
+    assert status == 0
+    assert (told in err) if told else "DICOM" not in err
 
 
 def test_a_table_that_names_nobody_is_told_its_columns(folder, capsys):

@@ -72,6 +72,13 @@ def test_flagged_matches_end_with_1_and_a_stop_with_2(generate, tmp_path):
     status, printed, _ = generate(*job(tmp_path / "set")[1:], *options)
     assert (status, printed["delivered"]) == (1, 2 * len(PROMPTS))
     assert "data:image/jpeg" in (tmp_path / "set" / "report" / "report.html").read_text()
+    salted = ["--salt-file", str(tmp_path / "salt")]
+    assert generate(*job(tmp_path / "set")[1:], *options, *salted)[0] == 1
+    rows = map(json.loads, (tmp_path / "set" / "manifest.jsonl").read_text().splitlines())
+    named = {near for row in rows for near in row["nearest"]}
+    written = [(tmp_path / "set" / "report" / name).read_text() for name in ("report.html", "report.json")]
+    assert named and not any(name in text for name in named for text in written)
+    assert "data:image/jpeg" in written[0] and len((tmp_path / "salt").read_text()) == 65
     status, printed, err = generate(*job(tmp_path / "small")[1:], "--disk-budget", "8kB")
     assert status == 2 and printed is None and "disk budget of 8,000" in err
 
@@ -81,6 +88,7 @@ def test_flagged_matches_end_with_1_and_a_stop_with_2(generate, tmp_path):
     [
         ([], "give --prompts FILE, or --count N"),
         (["--count", "2", "--seed-column", "s"], "--seed-column needs --prompts"),
+        (["--count", "2"], "pipeline draws from prompts, got none; give --prompts FILE"),
         (["--prompts", "prompts.csv", "--disk-budget", "much"], "a number with a unit"),
         (["--count", "2", "--rungs", "new_seed,prayer"], "no rung 'prayer'; there are new_seed"),
         (["--count", "2", "--max-resamples", "0"], "--max-resamples is at least 1"),
@@ -95,6 +103,12 @@ def test_what_cannot_be_is_refused_with_2(generate, tmp_path, arguments, says):
     status, printed, err = generate("--index", "index", "--output", str(output), *arguments, *pipeline)
     assert status == 2 and printed is None and says in err
     assert not output.exists()
+
+
+def test_the_key_of_a_report_does_not_lie_with_it(generate, tmp_path):
+    inside = tmp_path / "set" / "report" / "salt"
+    status, _, err = generate(*job(tmp_path / "set")[1:], "--salt-file", str(inside))
+    assert status == 2 and "keep the key apart" in err and not inside.exists()
 
 
 TOLD = """

@@ -318,7 +318,10 @@ def test_an_index_that_was_built_otherwise_is_not_reused(tmp_path):
         next(other.parameters()).mul_(1.01)
     other.save_pretrained(tmp_path / "other" / "vae")
     for options, what in (
-        ({"encoder": latents.load_encoder(tmp_path / "other" / "vae")}, r"another encoder \(\w{12}, not \w{12}\); name"),
+        (
+            {"encoder": latents.load_encoder(tmp_path / "other" / "vae")},
+            r"another encoder \(\w{12}, not \w{12}\); name",
+        ),
         (
             {"head": another_head, "resolution": 48},
             rf"another resolution \({RESOLUTION}, not 48\) and another head \(\w{{12}}, not \w{{12}}\); name",

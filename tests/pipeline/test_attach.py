@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoPipelineForImage2Image, StableDiffusionImg2ImgPipeline
+from diffusers import AutoPipelineForImage2Image, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 import lcmem_filter
 from lcmem_filter import LCMemHead, MemorizationIndex, calibrate, open_images
@@ -22,7 +23,7 @@ from lcmem_filter.errors import (
     UnsupportedPipelineError,
 )
 from lcmem_filter.latents import Encoder
-from lcmem_filter.pipeline import MemorizationWarning
+from lcmem_filter.pipeline import MemorizationWarning, attachment
 
 from tests.tiny import RESOLUTION, tiny_pipeline, tiny_vae, write_pictures
 
@@ -214,3 +215,20 @@ def test_the_functions_do_what_the_methods_do(memorised):
     pipe = lcmem_filter.attach(tiny_pipeline(), index, on_memorized="flag")
     assert [d.accepted for d in call(pipe).memorization][::2] == [False, False]
     assert not hasattr(call(lcmem_filter.detach(pipe)), "memorization")
+
+
+def test_the_method_has_the_signature_of_the_function_and_hands_everything_on(monkeypatch):
+    def options(of):
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(of).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+
+    method = StableDiffusionPipeline.with_memorization_filter
+    assert options(method) == options(lcmem_filter.attach) != {}
+    handed_on = {}
+    monkeypatch.setattr(attachment, "attach", lambda pipe, index, **given: handed_on.update(given))
+    given = {name: object() for name in options(method)}
+    method(None, "index", **given)
+    assert handed_on == given
