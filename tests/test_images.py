@@ -401,7 +401,9 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path):
     table = write_csv(tmp_path / "t.csv", ["path", "patient"], [["a.png", 1]])
     with pytest.raises(MissingColumnError, match="no column 'person'; it has path, patient"):
         open_images(table, identity_column="person")
-    with pytest.raises(MissingColumnError, match="no column image, file_name, path or file; it has patient; name"):
+    with pytest.raises(
+        MissingColumnError, match="no column image, file_name, path or file; it has patient; name"
+    ):
         open_images(write_csv(tmp_path / "u.csv", ["patient"], [[1]]))
     with pytest.raises(MissingColumnError, match="folder of images without a table"):
         open_images(write_pictures(tmp_path / "plain", [0]), identity_column="person")

@@ -171,8 +171,10 @@ def open_pipeline(args: argparse.Namespace) -> Any:
     from diffusers import DiffusionPipeline
 
     from ..errors import ArtifactNotFoundError
+    from ..hub import check_reachable
 
     try:
+        check_reachable(args.pipeline)
         with warnings.catch_warnings():
             # releases that know only the old name are supported too
             warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
@@ -183,7 +185,8 @@ def open_pipeline(args: argparse.Namespace) -> Any:
             )
     except (OSError, ValueError) as error:
         raise ArtifactNotFoundError(
-            f"no pipeline could be loaded from {args.pipeline!r}: {error}; give a diffusers folder or a hub id"
+            f"no pipeline could be loaded from {args.pipeline!r}: {error}; give a diffusers folder, or the id of one on "
+            "a hub that can be reached"
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device_of(args))

@@ -230,7 +230,8 @@ def _draw(work: _Work, number: int) -> list[Row]:
     if failed and work.on_exhausted == "raise":
         raise MemorizationError(
             f"image {failed[0].item.position} (prompt {failed[0].item.prompt!r}) was memorised in each of "
-            f"{failed[0].decision.attempts} attempts; leave it out with on_exhausted='drop' and run again",
+            f"{failed[0].decision.attempts} attempts; leave it out with on_exhausted='drop' (--on-exhausted drop) "
+            "and run again",
             [one.decision for one in drawn],
         )
     rows = [_write(work, one) for one in drawn]
