@@ -185,8 +185,8 @@ def open_pipeline(args: argparse.Namespace) -> Any:
             )
     except (OSError, ValueError) as error:
         raise ArtifactNotFoundError(
-            f"no pipeline could be loaded from {args.pipeline!r}: {error}; give a diffusers folder, or the id of one on "
-            "a hub that can be reached"
+            f"no pipeline could be loaded from {args.pipeline!r}: {error}; give a diffusers folder, or the id of "
+            "one on a hub that can be reached"
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device_of(args))
