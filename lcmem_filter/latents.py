@@ -25,6 +25,8 @@ NORMALISED_STD = 0.5
 PROBE_RESOLUTION = 128
 MIN_RESOLUTION = 16
 """Pixels a side, below which encoders have nothing left to encode."""
+ENCODE_BATCH = 8
+"""Pictures that are read and encoded together."""
 ENCODED_AT_ONCE = 8 * 512 * 512
 """Pixels that an encoder sees at once, all pictures together, or one picture that has more: a full autoencoder's first
 layers take some kilobytes of memory for each."""

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError, UnreadableImageError
 from ..head import LCMemHead
 from ..images import CANNOT_BE_READ, ImageSource, can_be_read
-from ..latents import Encoder, encode_images
+from ..latents import ENCODE_BATCH, Encoder, encode_images
 from . import folder as files
 from .reuse import check_reusable, held_by
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .core import MemorizationIndex
 
 SHARD_ROWS = 256
-ENCODE_BATCH = 8
 DEFAULT_RESOLUTION = 512
 """Side in pixels where the encoder's configuration names none."""
 

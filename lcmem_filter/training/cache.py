@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..digests import sha256
 from ..errors import EmptyDataError, MissingExtraError, UnreadableImageError
 from ..images import CANNOT_BE_READ, ImageSource, can_be_read, to_pixels
-from ..latents import Encoder, canonical
+from ..latents import ENCODE_BATCH, Encoder, canonical
 from .views import (
     augment_as_visit,
     augment_image,
@@ -29,7 +29,6 @@ from .views import (
 
 NOT_FINITE = "has a latent that is not finite"
 SHARD_ROWS = 256
-ENCODE_BATCH = 8
 AUGMENTATIONS = {
     "light": augment_image,
     "visit": augment_as_visit,
