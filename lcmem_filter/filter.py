@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,9 @@ from .verification import STATISTIC, Scored, score_latents
 
 if TYPE_CHECKING:
     import torch
+
+_TURNS: weakref.WeakKeyDictionary[MemorizationIndex, threading.Lock] = weakref.WeakKeyDictionary()
+"""Of each index: filters share it, and bring it to the device of what they judge."""
 
 REDRAW_RATE = 0.1
 """Share of unseen real images that the threshold for further draws rejects, where the index's own is not stricter."""
@@ -59,6 +63,7 @@ class MemorizationFilter:
         self.fingerprint = self.index.fingerprint
         if doubt := self.calibration.doubt(OWN_FOUND_AT_LEAST):
             warnings.warn(f"index {self.index.path}: {doubt} Calibrate it again.", stacklevel=2)
+        self._turn = _TURNS.setdefault(index, threading.Lock())
         self._last = threading.local()
         self._warned_sizes: set[tuple[int, ...]] = set()
 
@@ -136,14 +141,15 @@ class MemorizationFilter:
 
     def _score(self, latents: torch.Tensor, allowed: Sequence[tuple[str, ...]]) -> list[Scored]:
         """Embed, search, verify; rows with the same exemptions together."""
-        self.index.to(latents.device)
-        if not any(allowed):
-            return score_latents(self.index, latents, self.space)
         found: dict[int, Scored] = {}
-        for ids in dict.fromkeys(allowed):
-            rows = [row for row, own in enumerate(allowed) if own == ids]
-            index = IndexWithout(self.index, ids) if ids else self.index
-            found.update(zip(rows, score_latents(index, latents[rows], self.space), strict=True))
+        with self._turn:
+            self.index.to(latents.device)
+            if not any(allowed):
+                return score_latents(self.index, latents, self.space)
+            for ids in dict.fromkeys(allowed):
+                rows = [row for row, own in enumerate(allowed) if own == ids]
+                index = IndexWithout(self.index, ids) if ids else self.index
+                found.update(zip(rows, score_latents(index, latents[rows], self.space), strict=True))
         return [found[row] for row in range(latents.shape[0])]
 
     def _warn_of_another_size(self, latents: torch.Tensor) -> None:

@@ -135,7 +135,8 @@ class Decision:
             sample (``MemorizationFilter.decide_again``).
         neighbours: The nearest training images, most alike first.
         attempts: How often the sample was drawn, the first time included.
-        seed: The seed of the last draw; ``None`` for the first, which used the caller's own generator.
+        seed: The seed of the last draw; ``None`` for the first, which used the caller's own generator, and where the
+            pipeline takes none.
         reason: Why ``accepted`` is ``None``, or ``False`` although the score is not beyond the threshold; empty
             otherwise.
         rung: What the last draw did to get away from a training image, one of ``pipeline.rungs.RUNGS`` or a rung of

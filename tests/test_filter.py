@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+import time
 import warnings
 from dataclasses import replace
 
@@ -14,6 +16,7 @@ from lcmem_filter import MemorizationFilter, MemorizationIndex
 from lcmem_filter.calibration import calibrate, fit
 from lcmem_filter.errors import ArtifactNotFoundError, CalibrationError, FilterFailedError, LatentSpaceError
 from lcmem_filter.latents import encode_images
+from lcmem_filter.verification import Scored
 
 from tests.index.material import build, pictures, saved_encoder
 
@@ -118,6 +121,30 @@ def test_copies_share_the_index_and_pickles_name_its_folder(folder):
     assert copy.deepcopy(judge) is judge
     again = pickle.loads(pickle.dumps(judge))
     assert len(pickle.dumps(judge)) < 1000 and again.calibration == judge.calibration
+
+
+def test_filters_of_several_devices_bring_their_index_to_each_in_turn(tmp_path, monkeypatch):
+    index = build(tmp_path)
+    index.set_calibration(fit([0.1] * 30, 0.1, "sd", 30))
+    at_once, most, counting = [], [], threading.Lock()
+
+    def score(*_):
+        with counting:
+            at_once.append(1)
+            most.append(len(at_once))
+        time.sleep(0.05)
+        with counting:
+            at_once.pop()
+        return [Scored(0.0, ())]
+
+    monkeypatch.setattr("lcmem_filter.filter.score_latents", score)
+    judges = [MemorizationFilter(index) for _ in range(4)]
+    threads = [threading.Thread(target=judge.score, args=(torch.zeros(1, 4, 8, 8),)) for judge in judges]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4
 
 
 def test_a_pickle_is_refused_once_its_index_was_calibrated_again(tmp_path):

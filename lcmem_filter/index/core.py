@@ -68,7 +68,7 @@ class MemorizationIndex:
         if self._embeddings.shape != (manifest["rows"], manifest["embedding_dim"]):
             raise CorruptArtifactError(f"index {path}: embeddings of another shape than its manifest says")
         self._records = records_of(path, manifest)
-        self.calibrations = _calibrations_of(path, manifest)
+        self.calibrations = files.calibrations_of(path, manifest)
         self.recent, self.backend = Recent(), backend
         self._backend: Backend = make_backend(backend, self._embeddings)
 
@@ -274,7 +274,7 @@ class MemorizationIndex:
                     f"index {self.path} was built again since it was loaded; load it and calibrate it again"
                 )
             # what others set since this was loaded is kept
-            calibrations = {**_calibrations_of(self.path, current), calibration.query_space: calibration}
+            calibrations = {**files.calibrations_of(self.path, current), calibration.query_space: calibration}
             name = files.next_calibration(self.path)
             digest = files.write_json(
                 self.path / name, {key: one.to_dict() for key, one in calibrations.items()}
@@ -320,7 +320,8 @@ class MemorizationIndex:
         """Embed and search on ``device`` from now on."""
         device = torch.device(device)
         if device != self.head.device:
-            self.head.to(device)
+            with torch.inference_mode(False):  # weights have a gradient with respect to what they see
+                self.head.to(device)
             self._backend.to(device)
             self.recent = Recent()  # lets go of the other device's memory
         return self
@@ -386,15 +387,9 @@ class MemorizationIndex:
         return self  # copies of a pipeline's blocks share it
 
 
+@torch.inference_mode(False)
 def _head_of(path: Path, manifest: dict[str, Any]) -> LCMemHead:
     head = LCMemHead.from_pretrained(path / files.HEAD)
     if head.fingerprint != manifest["head_fingerprint"] or manifest["space"] not in head.spaces:
         raise CorruptArtifactError(f"index {path} lies beside another head than the one it was built with")
     return head.requires_grad_(False)
-
-
-def _calibrations_of(path: Path, manifest: dict[str, Any]) -> dict[str, Calibration]:
-    if manifest["calibration"] is None:
-        return {}
-    stored = json.loads((path / manifest["calibration"]).read_text())
-    return {space: Calibration.from_dict(one) for space, one in stored.items()}

@@ -32,6 +32,7 @@ import numpy as np
 
 from ..digests import sha256
 from ..errors import ArtifactError, ArtifactNotFoundError, CorruptArtifactError
+from ..types import Calibration
 
 if sys.platform != "win32":
     import fcntl
@@ -158,6 +159,14 @@ def put_in_force(folder: Path, manifest: dict[str, Any]) -> None:
 def next_calibration(folder: Path) -> str:
     """Name of the next calibration file, for who has ``locked`` the folder."""
     return _calibration(_newest(folder, "calibration") + 1)
+
+
+def calibrations_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Calibration]:
+    """The threshold for queries of each latent space that there is one for."""
+    if manifest["calibration"] is None:
+        return {}
+    stored = json.loads((folder / manifest["calibration"]).read_text())
+    return {space: Calibration.from_dict(one) for space, one in stored.items()}
 
 
 def is_index(folder: Path) -> bool:

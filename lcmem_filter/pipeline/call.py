@@ -298,7 +298,7 @@ def _draw_again(drawing: Drawing, call: BoundCall, drawn: Drawn) -> None:
                 attempts=before.attempts + 1,
                 steps_run=_sum(before.steps_run, found.steps_run),
                 steps_saved=_sum(before.steps_saved, found.steps_saved),
-                seed=redraw.seeds[source_row],
+                seed=redraw.seeds[source_row] if attempt.call.seeded else None,
                 rung=attempt.rung,
                 prompt=_reworded(attempt.call, redraw.call, source_row),
                 matched_before=before.matched_before + tuple(near.id for near in before.neighbours[:1]),

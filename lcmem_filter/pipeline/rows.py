@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -89,20 +89,23 @@ def roles_of(pipe: Any) -> dict[str, Role]:
     roles: dict[str, Role] = dict.fromkeys(PER_PROMPT, "prompt")
     roles |= dict.fromkeys(SHARED, "shared")
     named = (PICTURES[kind.__name__] for kind in type(pipe).__mro__ if kind.__name__ in PICTURES)
-    if not type(getattr(pipe, "controlnet", None)).__name__.startswith(("Multi", "list")):
+    controlnet = getattr(pipe, "controlnet", None)
+    if not isinstance(controlnet, _MANY) and "Multi" not in type(controlnet).__name__:
         roles |= next(named, {})
     return roles
 
 
 @dataclass(frozen=True)
 class BoundCall:
-    """The arguments of one pipeline call by name; ``positional`` are those that only go by position, of ``*args``, and
-    ``cell`` the pixels along a side that a cell of the latents that it takes becomes, where that is known."""
+    """The arguments of one pipeline call by name; ``positional`` are those that only go by position, of ``*args``,
+    ``cell`` the pixels along a side that a cell of the latents that it takes becomes, where that is known, and
+    ``seeded`` whether it takes a generator."""
 
     arguments: dict[str, Any]
     roles: Mapping[str, Role]
     positional: tuple[Any, ...] = ()
     cell: int | None = None
+    seeded: bool = True
 
     @classmethod
     def bind(
@@ -125,7 +128,10 @@ class BoundCall:
             elif parameter.default is not inspect.Parameter.empty and not positional:
                 arguments.setdefault(parameter.name, parameter.default)
         arguments |= {name: watched(arguments[name]) for name in CALLBACKS if name in arguments}
-        return cls(arguments, roles_of(pipe), positional, _cell_of(pipe))
+        seeded = any(
+            one.name == "generator" or one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters
+        )
+        return cls(arguments, roles_of(pipe), positional, _cell_of(pipe), seeded)
 
     @property
     def output_type(self) -> str | None:
@@ -170,8 +176,7 @@ class BoundCall:
                 changed[name] = _take(value, rows)
         if self.arguments.get("batch_size") is not None:
             changed["batch_size"] = len(rows)
-        again = _redrawn(changed, generators, self.cell, images=len(rows) if together else 1)
-        return BoundCall(again, self.roles, cell=self.cell)
+        return self._from_other_noise(changed, generators, images=len(rows) if together else 1)
 
     def _is_one_prompt_beside_a_picture(self) -> bool:
         """Whether a single picture is given whose role is not known, and one prompt, for several images: some pipelines
@@ -196,8 +201,24 @@ class BoundCall:
 
     def for_all_rows(self, generators: list[torch.Generator]) -> BoundCall:
         """The same call from other generators, one a row; for arguments that cannot be taken apart."""
-        again = _redrawn(dict(self.arguments), generators, self.cell)
-        return BoundCall(again, self.roles, self.positional, self.cell)
+        return self._from_other_noise(dict(self.arguments), generators)
+
+    def _from_other_noise(
+        self, arguments: dict[str, Any], generators: list[torch.Generator], images: int | None = None
+    ) -> BoundCall:
+        """The call with ``arguments``, from noise of the size of that which was given."""
+        if self.seeded:
+            arguments["generator"] = generators
+        latents = arguments.get("latents")
+        if latents is not None:
+            if self.cell is not None and latents.ndim == 4:
+                for name, cells in (("height", latents.shape[2]), ("width", latents.shape[3])):
+                    if name in arguments:
+                        arguments[name] = cells * self.cell
+            arguments["latents"] = None
+        if images is not None and "num_images_per_prompt" in arguments:
+            arguments["num_images_per_prompt"] = images
+        return replace(self, arguments=arguments)
 
 
 def text_of_each(name: str, value: Any, count: int) -> Any:
@@ -224,26 +245,6 @@ def _cell_of(pipe: Any) -> int | None:
     """Pixels along a side of a cell of the ``latents`` that ``pipe`` takes; FLUX.2 takes them patched two by two."""
     cell = getattr(pipe, "vae_scale_factor", None)
     return 2 * cell if cell and hasattr(pipe, "_unpack_latents_with_ids") else cell
-
-
-def _redrawn(
-    arguments: dict[str, Any],
-    generators: list[torch.Generator],
-    cell: int | None,
-    images: int | None = None,
-) -> dict[str, Any]:
-    """The arguments of the same call from other noise, of the size of the noise that was given."""
-    arguments["generator"] = generators
-    latents = arguments.get("latents")
-    if latents is not None:
-        if cell is not None and latents.ndim == 4:
-            for name, cells in (("height", latents.shape[2]), ("width", latents.shape[3])):
-                if name in arguments:
-                    arguments[name] = cells * cell
-        arguments["latents"] = None
-    if images is not None and "num_images_per_prompt" in arguments:
-        arguments["num_images_per_prompt"] = images
-    return arguments
 
 
 def _entries_are_rows(value: Any, role: Role | None, prompts: int, total: int, *, texts: bool) -> bool:

@@ -55,3 +55,12 @@ def test_an_autoencoder_that_overflows_in_float16_encodes_in_float32() -> None:
     assert torch.equal(encode_pixels(autoencoder, pixels), exact) and autoencoder.dtype == torch.float16
     autoencoder.register_to_config(force_upcast=False)
     assert not torch.equal(encode_pixels(autoencoder, pixels), exact)
+
+
+def test_an_autoencoder_that_stores_its_weights_otherwise_encodes_in_what_it_computes_in() -> None:
+    autoencoder = eightfold_vae()
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    exact = encode_pixels(autoencoder, pixels)
+    autoencoder.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert next(autoencoder.parameters()).dtype == torch.bfloat16
+    torch.testing.assert_close(encode_pixels(autoencoder, pixels), exact, rtol=0.1, atol=0.1)

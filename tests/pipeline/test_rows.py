@@ -83,6 +83,16 @@ def test_lists_of_the_call_stay_whole(name: str) -> None:
             "controlnet": type("MultiControlNetModel", (), {})(),
             "image": ["for one net", "for the other"],
         },
+        {
+            "pipeline": "FluxControlNetPipeline",
+            "controlnet": type("FluxMultiControlNetModel", (), {})(),
+            "control_image": ["for one net", "for the other"],
+        },
+        {
+            "pipeline": "FluxControlNetPipeline",
+            "controlnet": [object(), object()],
+            "control_image": ["for one net", "for the other"],
+        },
     ],
     ids=", ".join,
 )

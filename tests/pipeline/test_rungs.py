@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,21 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import TCDScheduler
+from diffusers import FluxPipeline, TCDScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
 
+from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.pipeline import MemorizationWarning, detach
 from lcmem_filter.pipeline.call import _reworded
 from lcmem_filter.pipeline.rungs import RUNGS, make_rungs
 from lcmem_filter.pipeline.rungs.prompt_embedding import PromptEmbedding
-from lcmem_filter.pipeline.rungs.prompt_perturbation import PromptPerturbation, noised
+from lcmem_filter.pipeline.rungs.prompt_perturbation import PromptPerturbation, _vocabulary, noised
 from lcmem_filter.pipeline.rungs.repulsion import Repulsion
 from lcmem_filter.pipeline.taps import tapped_outputs, tapped_step
 
 from .families.flow import sd3
 from .families.latent_consistency import consistency_model
 from .families.packed import flux, qwen_image
-from .families.parts import embeds
+from .families.parts import SIZE, embeds, prompts
 from .families.transformers import hunyuan
 from .scripted import always, reject_first_pass, wear
 from tests.tiny import call_arguments, tiny_pipeline
@@ -373,6 +375,56 @@ def test_every_rung_is_at_work_in_inference_mode(name: str, index: Any) -> None:
     with torch.inference_mode():
         out = drawn_by(name, index, pipe)
     assert [one.rung for one in out.memorization] == [None, name, name, None]
+
+
+def test_repulsion_is_at_work_although_the_head_was_loaded_and_moved_in_inference_mode(index: Any) -> None:
+    with torch.inference_mode():
+        loaded = MemorizationIndex.load(index.path)
+        loaded.to("meta")
+    assert not any(weight.is_inference() for weight in loaded.head.parameters())
+    with torch.inference_mode():
+        loaded = MemorizationIndex.load(index.path)
+    assert drawn_by("repulsion", loaded).memorization[1].rung == "repulsion"
+
+
+def test_weights_that_were_made_in_inference_mode_have_no_gradient_to_follow(index: Any) -> None:
+    with torch.inference_mode():
+        pipe = tiny_pipeline()
+    wear(pipe, reject_first_pass(1), index=index, rungs=make_rungs(["prompt_embedding", "new_seed"]))
+    assert pipe(**arguments()).memorization[1].rung == "new_seed"
+
+
+def test_repulsion_draws_unpushed_where_predictions_are_in_a_layout_that_is_not_known(index: Any) -> None:
+    class Other(FluxPipeline):
+        @staticmethod
+        def _unpack_latents(latents, height, width, vae_scale_factor, patch_size=2):  # type: ignore[no-untyped-def]
+            return FluxPipeline._unpack_latents(latents, height, width, vae_scale_factor)
+
+    images = []
+    for rung in ("new_seed", "repulsion"):
+        pipe = flux(Other)
+        wear(pipe, reject_first_pass(1), index=index, rungs=make_rungs([rung]))
+        out = pipe(**{**prompts(), **SIZE}, num_inference_steps=2, output_type="np", generator=generator())
+        assert out.memorization[1].rung == rung
+        images.append(out.images)
+    np.testing.assert_array_equal(*images)
+
+
+class Processor:
+    """As transformers' processors, which FLUX.2 has for a tokenizer: they decode, and have no length."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.decode = tokenizer.decode
+
+
+def test_words_come_from_the_tokenizer_of_a_processor() -> None:
+    tokenizer = tiny_pipeline().tokenizer
+    for given in (tokenizer, Processor(tokenizer)):
+        found = {_vocabulary(SimpleNamespace(tokenizer=given))(random.Random(seed)) for seed in range(20)}
+        assert len(found) > 3 and not any(word.isdigit() for word in found)
+    without = SimpleNamespace(tokenizer=SimpleNamespace(decode=tokenizer.decode))
+    assert _vocabulary(without)(random.Random(0)).isdigit()
 
 
 def test_an_embedding_is_optimised_beside_lists_in_inference_mode(index: Any) -> None:

@@ -50,6 +50,20 @@ def test_only_the_copy_is_drawn_again(index: MemorizationIndex) -> None:
     assert not np.allclose(out.images[2], plain.images[2], atol=1e-2)
 
 
+class Unseeded(Unconditional):
+    """Takes no generator."""
+
+    def __call__(self, batch_size: int = 1, output_type: str = "pil") -> Any:
+        return super().__call__(batch_size, None, output_type)
+
+
+def test_a_pipeline_that_takes_no_generator_draws_again_unseeded(index: MemorizationIndex) -> None:
+    pipe = attach(Unseeded(tiny_vae()), index)
+    out = pipe(batch_size=4)
+    assert pipe.drawn == [4, 1] and [d.attempts for d in out.memorization] == [1, 1, 2, 1]
+    assert [d.seed for d in out.memorization] == [None] * 4
+
+
 def test_a_job_of_a_count(index: MemorizationIndex, tmp_path: Path) -> None:
     pipe = Unconditional(tiny_vae())
     report = generate(pipe, 4, index, tmp_path, batch_size=4, progress=False)

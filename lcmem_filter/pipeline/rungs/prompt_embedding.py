@@ -41,7 +41,7 @@ class PromptEmbedding:
     def attempt(self, redraw: Redraw) -> Iterator[BoundCall | None]:
         denoiser = denoiser_of(redraw.pipe)
         halves = guidance_layout(redraw.pipe, redraw.call) == "halves"
-        if denoiser is None or not halves or _moves_weights(denoiser) or not _reads_text(redraw.call):
+        if denoiser is None or not halves or not _can_go_back(denoiser) or not _reads_text(redraw.call):
             yield None
             return
         embedding = _Optimised(
@@ -115,12 +115,13 @@ def _usable(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
 
 
-def _moves_weights(denoiser: torch.nn.Module) -> bool:
-    """Whether weights leave the device after the forward pass, so that there is no going back."""
-    return any(
+def _can_go_back(denoiser: torch.nn.Module) -> bool:
+    """Whether there is a gradient: weights may leave the device after the forward pass, or come of inference mode."""
+    moved = any(
         hasattr(module, "_diffusers_hook") or getattr(getattr(module, "_hf_hook", None), "offload", False)
         for module in denoiser.modules()
     )
+    return not moved and not any(weight.is_inference() for weight in denoiser.parameters())
 
 
 def _reads_text(call: BoundCall) -> bool:

@@ -77,7 +77,8 @@ def _each(value: Any, seeds: Sequence[int], change: Callable[[str, random.Random
 def _vocabulary(pipe: Any) -> Callable[[random.Random], str]:
     """Draws one word that the pipeline's tokenizer knows whole; a number where it has no vocabulary."""
     tokenizer: Any = getattr(pipe, "tokenizer", None)
-    size = len(tokenizer) if hasattr(tokenizer, "decode") else 0
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor, which FLUX.2 has in its place
+    size = len(tokenizer) if hasattr(tokenizer, "decode") and hasattr(tokenizer, "__len__") else 0
 
     def word(draw: random.Random) -> str:
         for _ in range(100 if size else 0):

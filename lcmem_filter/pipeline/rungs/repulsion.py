@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 
+from ...errors import UnsupportedPipelineError
 from ..call import decoder_of
 from ..clean import can_be_tapped, predict_clean
 from ..rows import BoundCall
@@ -91,13 +92,20 @@ class _Push:
         *rest: Any,
         **options: Any,
     ) -> Any:
+        with suppress(
+            UnsupportedPipelineError
+        ):  # of latents in a layout that is not known there is no gradient
+            output = self._pushed(output, timestep, sample)
+        return step(output, timestep, sample, *rest, **options)
+
+    def _pushed(self, output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> torch.Tensor:
         predicted = predict_clean(self.pipe.scheduler, output, timestep, sample)
         corrected = output.clone()
         for row, target in self.targets.items():
             # early steps decide what is shown; a push at late ones would only dazzle the head
             move = self._move(predicted.clean[row : row + 1], target) * (predicted.noise / predicted.slope)
             corrected[row : row + 1, : sample.shape[1]] += move.to(output.dtype)
-        return step(corrected, timestep, sample, *rest, **options)
+        return corrected
 
     def _move(self, clean: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Where to move one clean latent, of its own shape."""
