@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 
 from .errors import ConfigurationError
 
@@ -31,6 +32,19 @@ def this_process() -> PartialState:
 
 
 def make_accelerator(**options: Any) -> Accelerator:
-    """An ``Accelerator`` of ``this_process``."""
+    """An ``Accelerator`` of ``this_process``.
+
+    Raises:
+        ConfigurationError: this process computes in another precision already.
+    """
     this_process()
-    return Accelerator(**options)
+    try:
+        return Accelerator(**options)
+    except ValueError as error:
+        if not AcceleratorState._shared_state:
+            raise
+        precision = AcceleratorState().mixed_precision
+        raise ConfigurationError(
+            f"this process already computes in mixed precision {precision!r}, got {options.get('mixed_precision')!r}; "
+            "give that, or a process of its own"
+        ) from error

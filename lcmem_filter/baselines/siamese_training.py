@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from ..training.checkpoint import RESULT, Checkpoints, Progress, write_json
 from ..training.config import check_numbers, check_positive
 from ..training.data import LatentSet, PairSampler, check_names, identity_of
 from ..training.losses import check_finite, nt_xent, verification
+from ..training.split import each_picture_once
 from ..training.views import augment_image, augment_mildly, augment_strongly, generator_for
 from ..training.weights import decay_groups
 from .siamese import Method, SiameseNetwork
@@ -108,7 +110,8 @@ class Batch(NamedTuple):
 class PictureBatches(Dataset[Batch]):
     """The batch of each step; what is drawn depends on the seed and the step alone, so any worker may make it.
 
-    Pictures are read when they are needed. A pair of which one cannot be read is left out, each time the same.
+    Pictures are read when they are needed; one that is stored twice counts once. A pair of which one cannot be read is
+    left out, each time the same.
 
     Args:
         sources: Balanced against each other as ``PairSampler`` does.
@@ -126,13 +129,17 @@ class PictureBatches(Dataset[Batch]):
             for s, source in enumerate(self.sources)
             for row, record in enumerate(source.records)
         ]
-        self.images = LatentSet(
+        rows = [(source, row) for source in self.sources for row in range(len(source))]
+        images = LatentSet(
             {},
             ("clean",),
             np.array(identities, dtype=object),
             np.repeat(np.arange(len(self.sources)), [len(source) for source in self.sources]),
             tuple(source.name for source in self.sources),
+            ids=np.array([str(place) for place in range(len(rows))], dtype=object),
+            pictures=np.array([_digest(*one) for one in rows], dtype=object),
         )
+        self.images = each_picture_once(images)
         self._pairs = PairSampler(
             self.images,
             pairs=config.batch_pairs,
@@ -178,8 +185,17 @@ class PictureBatches(Dataset[Batch]):
         )
 
     def _image(self, row: int) -> Any:
+        assert self.images.ids is not None
         s = int(self.images.sets[row])
-        return self.sources[s].image(row - int(self._first[s]))
+        return self.sources[s].image(int(self.images.ids[row]) - int(self._first[s]))
+
+
+def _digest(source: ImageSource, row: int) -> str:
+    """Of an image's stored bytes; empty where they cannot be read."""
+    try:
+        return hashlib.sha256(source.encoded(row)).hexdigest()
+    except UnreadableImageError:
+        return ""
 
 
 def siamese_loss(network: SiameseNetwork, batch: Batch, config: SiameseConfig) -> torch.Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 from ..calibration import held_out_needed
 from ..head import LCMemHead
 from ..report.statistics import rate_of
-from .config import TrainingConfig
 
 _TEMPLATE = """---
 library_name: lcmem_filter
@@ -102,7 +101,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         if record["terms"]
         else "Terms of the data: not stated by who trained it.",
         earlier=_earlier(record.get("earlier_data", ())),
-        recipe=_table(("setting", "value"), [*config.items(), ("seconds", round(record["seconds"]))])
+        recipe=_table(("setting", "value"), [*_told(config).items(), ("seconds", round(record["seconds"]))])
         + (f"\n\nWent on from: {record['went_on_from']}" if record.get("went_on_from") else ""),
         compared=_compared(head),
         unseen="No identity here was trained on."
@@ -127,82 +126,26 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
     (folder / "README.md").write_text(text)
 
 
+NOT_OF_STAGE_3 = frozenset(
+    {"size", "loss", "temperature", "margin", "spread", "token_weight", "token_temperature"}
+)
+"""Settings that the descriptors' stage does not go by."""
+
+
+def _told(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a stage went by; those of further stages stand in the place of its own."""
+    but = NOT_OF_STAGE_3 if config.get("stage", 1) == 3 else frozenset[str]()
+    return {
+        name: value
+        for name, value in config.items()
+        if name not in but and not name.startswith(("stage2_", "stage3_"))
+    }
+
+
 def _encoders(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What each space's latents came from, of those that were added afterwards too."""
-    return {
-        **record["spaces"],
-        **{name: one["encoder"] for name, one in record.get("added_spaces", {}).items()},
-    }
-
-
-def encoders_before(before: Mapping[str, Any], head: LCMemHead) -> dict[str, Any]:
-    """What the record ``before`` says of the encoders of spaces that ``head`` still knows."""
-    return {space: one for space, one in before.get("spaces", {}).items() if space in head.spaces}
-
-
-def unseen_before(before: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
-    """Whether a head that a run of ``plan`` went on from is known to have seen none of its validation identities.
-
-    Args:
-        before: The record of that head; empty where there is none.
-    """
-    if not before:
-        return False
-    was = before["plan"]
-    same = all(was.get(name) == plan[name] for name in ("sources", "validation"))
-    drawn_by = () if plan["validation"] else ("seed", "validation_fraction")
-    same = same and all(was["config"][name] == plan["config"][name] for name in drawn_by)
-    return same and bool(before.get("unseen_before", True))
-
-
-def went_on_from(
-    before: Mapping[str, Any],
-    recipe: TrainingConfig,
-    head: LCMemHead,
-    data: Mapping[str, Sequence[int]],
-    terms: str,
-) -> dict[str, Any]:
-    """What a run's record keeps of the one before, ``{}`` if there was none: how that was trained, on what and on which
-    terms, the spaces that are left as they were, and the networks that ``head`` has of it.
-
-    Args:
-        data: Of each set that the run itself trained on, its images and identities.
-        terms: Of these.
-    """
-    if not before:
-        return {}
-    config, earlier = before["plan"]["config"], before.get("went_on_from")
-    told = f"stage {config['stage']} for {before['step']:,} steps of {config['batch_pairs']} pairs"
-    kept: dict[str, Any] = {"went_on_from": f"{told}; before that: {earlier}" if earlier else told}
-    used = [(before["data"]["train"], before["terms"])] if "data" in before else []
-    used += [(one["data"], one["terms"]) for one in before.get("earlier_data", ())]
-    others = [(sets, its) for sets, its in used if (_plain(sets), its) != (_plain(data), terms)]
-    if others:
-        kept["earlier_data"] = [{"data": sets, "terms": its} for sets, its in others]
-    if recipe.stage == 3 and "added_spaces" in before:
-        kept["added_spaces"] = before["added_spaces"]
-    elif recipe.keep_spaces:  # of another trunk, what was found says nothing
-        kept["added_spaces"] = {
-            space: {**one, "validation": {}} for space, one in before.get("added_spaces", {}).items()
-        }
-    halvings = {
-        space: {**one, "validation": _of_parts_that_stay(one["validation"], recipe.stage)}
-        for space, one in before.get("halvings", {}).items()
-        if space in head.halvings
-    }
-    return {**kept, "halvings": halvings} if halvings else kept
-
-
-def _of_parts_that_stay(found: Mapping[str, Any], stage: int) -> dict[str, Any]:
-    """What was found of a halving network, less what is of parts of the head that ``stage`` trains."""
-    if stage < 3:
-        return {}
-    return {
-        name: {what: value for what, value in one.items() if what == "embeddings"}
-        if isinstance(one, Mapping)
-        else one
-        for name, one in found.items()
-    }
+    """What each space's latents came from, of those that were added and not trained on since too."""
+    spaces, added = record["spaces"], record.get("added_spaces", {})
+    return {**spaces, **{name: one["encoder"] for name, one in added.items() if name not in spaces}}
 
 
 def _too_few(strangers: int, rate: float) -> str:
@@ -211,11 +154,6 @@ def _too_few(strangers: int, rate: float) -> str:
         return ""
     told = f" A rate of {rate:g} takes {needed} in each half:\n"
     return told + "with fewer, as here, the largest of their scores is the threshold."
-
-
-def _plain(counts: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Counts of sets as a record has them."""
-    return {name: list(of) for name, of in counts.items()}
 
 
 def _compared(head: LCMemHead) -> str:
@@ -278,8 +216,9 @@ def _added(spaces: Mapping[str, Any]) -> str:
         for between, found in one["validation"].items()
         if space in between.split(" in ")
     ]
+    told = _data_of_parts(spaces)
     if not rows:
-        return ""
+        return "\n".join(["", *told]) if told else ""
     header = (
         "encoder",
         "SHA-256 of its weights",
@@ -288,7 +227,7 @@ def _added(spaces: Mapping[str, Any]) -> str:
         "mild copies",
         "another image of the identity",
     )
-    return "\n".join([*lines, _table(header, rows), "", *_data_of_parts(spaces)])
+    return "\n".join([*lines, _table(header, rows), "", *told])
 
 
 def _data_of_parts(parts: Mapping[str, Any]) -> list[str]:

@@ -62,13 +62,12 @@ def check_run(
         return
     check_kind("initial", initial, LCMemHead, "LCMemHead.from_pretrained(NAME)")
     check_initial(initial, config, encoders, trunk=stages[0] < 3)
-    if config.keep_spaces:
+    if config.keep_spaces or stages[0] == 3:
         check_known(initial, encoders)
-        if config.keep_initial and other_trunk(initial, config.size):
-            raise ConfigurationError(
-                "keep_initial goes back to weights of the head to go on from, whose trunk is of another shape; leave "
-                "it out"
-            )
+    if config.keep_spaces and config.keep_initial and other_trunk(initial, config.size):
+        raise ConfigurationError(
+            "keep_initial goes back to weights of the head to go on from, whose trunk is of another shape; leave it out"
+        )
 
 
 def listed(sources: Sources) -> list[ImageSource]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 
@@ -69,7 +70,20 @@ def each_picture_once(data: LatentSet, others: LatentSet | None = None) -> Laten
         picture = data.pictures[row]
         once[row] = not picture or picture not in taken
         taken.add(picture)
-    return data if once.all() else data.take(once)
+    return data if once.all() else with_labels_together(data).take(once)
+
+
+def with_labels_together(data: LatentSet) -> LatentSet:
+    """``data`` whose images of one picture and identity have all labels of each other, as where a table has a row for
+    each finding."""
+    if data.labels is None or data.pictures is None:
+        return data
+    together: dict[tuple[str, str], dict[str, None]] = {}
+    keys = list(zip(data.pictures, data.identities, strict=True))
+    for key, labels in zip(keys, data.labels, strict=True):
+        together.setdefault(key, {}).update(dict.fromkeys(filter(None, labels.split("|"))))
+    joined = ["|".join(together[key]) if key[0] else own for key, own in zip(keys, data.labels, strict=True)]
+    return replace(data, labels=np.array(joined, dtype=object))
 
 
 def without_images(data: LatentSet, ids: Collection[str]) -> LatentSet:

@@ -24,12 +24,13 @@ from ..images import ImageSource
 from ..latents import Encoder
 from ..processes import make_accelerator, this_process
 from .batches import batch_of, moved_against
-from .card import encoders_before, unseen_before, went_on_from, write_card
+from .card import write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
 from .checks import Sources, check_folders, check_run, check_sources, listed, plan_of
 from .config import Stage, TrainingConfig
 from .data import LatentSet, Pairs, PairSampler, digest_of, drawn_ahead, sampler_for
 from .fresh import DeviceViews, FreshViews
+from .history import encoders_before, unseen_before, went_on_from
 from .losses import check_finite
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data

@@ -62,7 +62,7 @@ def head_to_train(
             told.append(EMBEDDINGS_COUNT_NO_MORE)
         head = with_trunk_to_train(initial, config)
     else:
-        head = drawn_head(config, channels, tuple(initial.halvings) if initial is not None else ())
+        head = drawn_head(config, channels, initial)
         if initial is not None and (left := take_weights(head, initial)):
             told.append(f"left behind, since training the trunk would spoil them: {', '.join(left)}")
         for space, encoder in encoders.items():
@@ -125,9 +125,12 @@ def widened(branch: DenseBranch, times: int) -> dict[str, torch.Tensor]:
     return wide
 
 
-def drawn_head(config: TrainingConfig, channels: Mapping[str, int], halved: Collection[str]) -> LCMemHead:
-    """An untrained head, drawn by the recipe's seed; those of its spaces that are ``halved`` have a network for that,
-    which is not trained on."""
+def drawn_head(
+    config: TrainingConfig, channels: Mapping[str, int], initial: LCMemHead | None = None
+) -> LCMemHead:
+    """An untrained head, drawn by the recipe's seed; those of its spaces that ``initial`` halves have a network for
+    that, which is not trained on, and its samples ask as those of ``initial`` do."""
+    halved = initial.halvings if initial is not None else ()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = LCMemHead.create(
@@ -136,6 +139,7 @@ def drawn_head(config: TrainingConfig, channels: Mapping[str, int], halved: Coll
             **TRAINED_FOR[config.loss],
             pooling=config.pooling,
             halved_spaces=[space for space in channels if space in halved],
+            middles=initial is not None and initial.config.middles,
         )
     head.halvings.requires_grad_(False)
     return head

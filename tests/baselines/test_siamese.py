@@ -21,7 +21,7 @@ from lcmem_filter.baselines.siamese_training import (
 )
 from lcmem_filter.cli.main import main
 from lcmem_filter.errors import ArtifactError, CorruptArtifactError, DataError, EmptyDataError
-from lcmem_filter.images import to_pixels
+from lcmem_filter.images import open_images, to_pixels
 
 from .makers import MAKERS
 from tests.tiny import picture, write_pictures
@@ -121,6 +121,16 @@ def test_pictures_are_those_of_their_rows():
     batches = PictureBatches(sources(), QUICK)
     assert batches._image(13) == picture(101)
     assert batches._image(3) == picture(1).rotate(3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_picture_that_is_listed_several_times_is_no_negative_of_itself(method, tmp_path):
+    write_pictures(tmp_path / "scans", range(6))
+    rows = [f"{number:03d}.png,{finding}" for number in range(6) for finding in ("mass", "nodule")]
+    (tmp_path / "scans" / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    batches = PictureBatches([open_images(tmp_path / "scans")], quick(method, sets_per_batch=1))
+    assert len(batches.images) == 6
+    assert [batches._image(row) for row in range(6)] == [picture(number) for number in range(6)]
 
 
 def test_the_two_sides_are_augmented_and_repeatable():

@@ -8,7 +8,7 @@ from typing import Any
 
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import Encoder
-from lcmem_filter.training import train_head, training_record
+from lcmem_filter.training import AddSpaceConfig, add_space, train_head, training_record
 from lcmem_filter.training.card import _too_few
 
 from tests.tiny import tiny_vae
@@ -62,3 +62,49 @@ def test_whom_a_head_saw_before_is_said_to_be_unknown_unless_it_is_known(tmp_pat
         train_head(sources, *given, stages=(2,), initial=head, record=its, progress=False)
         assert unknown in (tmp_path / name / "README.md").read_text()
     assert _too_few(198, 0.01) == "" and "takes 99" in _too_few(197, 0.01)
+
+
+def test_terms_and_encoders_of_spaces_that_were_added_stay_with_the_head(tmp_path: Path) -> None:
+    theirs: list[Any] = [Pictures("theirs", 8, 2)]
+    sd, other = Encoder(tiny_vae(), "sd"), Encoder(tiny_vae(seed=1, latent_channels=6), "other")
+    trained(tmp_path / "first", theirs, "", stages=(1, 2))
+    given: dict[str, Any] = {"record": training_record(tmp_path / "first"), "terms": "Ask the clinic."}
+    first = LCMemHead.from_pretrained(tmp_path / "first")
+    stem, mine = AddSpaceConfig(resolution=32, steps=1, batch_images=8), [Pictures("mine", 8, 2, first=50)]
+    add_space(first, "other", other, sd, mine, tmp_path / "added", stem, progress=False, **given)
+    told = "mine (12 images)"
+    for name, space, stages, more in (
+        ("kept", "sd", (2,), {"keep_spaces": True}),
+        ("descriptors", "sd", (3,), {}),
+        ("in it", "other", (2,), {}),
+    ):
+        config = replace(QUICK, steps=2, stage2_steps=2, stage3_steps=1, evaluate_every=2, **more)
+        again = Encoder(tiny_vae(seed=1, latent_channels=6), "named otherwise")
+        head, record = LCMemHead.from_pretrained(tmp_path / "added"), training_record(tmp_path / "added")
+        assert record is not None
+        train_head(
+            theirs,
+            {space: again if space == "other" else sd},
+            tmp_path / name,
+            config,
+            stages=stages,
+            initial=head,
+            record=record,
+            progress=False,
+        )
+        card = (tmp_path / name / "README.md").read_text()
+        assert card.count("Ask the clinic.") == 1 and told in card, name
+        assert ("| other | named otherwise |" in card) == (space == "other")
+        assert "whether one was before" in card  # the stem saw others
+        assert ("| size |" in card) == (stages != (3,)) and "| stage2_steps |" not in card
+
+
+def test_samples_of_a_head_that_is_gone_on_from_ask_as_before(tmp_path: Path) -> None:
+    theirs: list[Any] = [Pictures("theirs", 8, 2)]
+    trained(tmp_path / "first", theirs, "")
+    first = LCMemHead.from_pretrained(tmp_path / "first")
+    first.register_to_config(middles=True)
+    config = replace(QUICK, steps=1, stage2_steps=1)
+    given: dict[str, Any] = {"stages": (2,), "initial": first, "progress": False}
+    head = train_head(theirs, {"sd": Encoder(tiny_vae(), "sd")}, tmp_path / "second", config, **given)
+    assert head.config.middles

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from lcmem_filter.baselines.siamese_training import SiameseConfig
 from lcmem_filter.cli import train as command
@@ -218,6 +219,23 @@ def test_a_card_names_the_encoders_of_all_spaces_that_a_head_knows(tmp_path: Pat
     )
     found = training_record(tmp_path / "one")
     assert known is not None and found is not None and found["spaces"] == known["spaces"]
+
+
+def test_a_space_that_the_head_of_stage_3_lacks_is_told_before_anything_is_encoded(tmp_path: Path) -> None:
+    head = LCMemHead.create("micro", {"other": 4})
+    given: dict[str, Any] = {"stages": (3,), "initial": head, "cache": tmp_path / "cache", "progress": False}
+    with pytest.raises(ArtifactError, match="no stem for latent space 'sd'; it has other"):
+        train_head(SOURCES, {"sd": Encoder(tiny_vae(), "tiny")}, tmp_path / "head", QUICK, **given)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_another_precision_than_the_processs_own_is_told(tmp_path: Path, forget_precision: Any) -> None:
+    forget_precision()
+    Accelerator(mixed_precision="bf16")
+    with pytest.raises(
+        ConfigurationError, match="already computes in mixed precision 'bf16', got 'no'; give"
+    ):
+        train_head(SOURCES, {"sd": Encoder(tiny_vae(), "tiny")}, tmp_path, QUICK, progress=False)
 
 
 def test_a_card_counts_what_was_left_out(tmp_path: Path, cache: Path) -> None:

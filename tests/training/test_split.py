@@ -47,6 +47,15 @@ def test_each_picture_stays_once_with_the_identity_of_most_images() -> None:
     assert each_picture_once(replace(plain, pictures=None)).pictures is None
 
 
+def test_what_stays_of_a_picture_has_the_labels_of_all_its_rows() -> None:
+    listed = replace(
+        latent_set("aabcc", "xxx y"),
+        labels=np.array(["mass", "nodule|mass", "effusion", "", "none"], dtype=object),
+    )
+    once = each_picture_once(listed)
+    assert list(once.identities) == ["a", "c", "c"] and list(once.labels) == ["mass|nodule", "", "none"]
+
+
 def prepared(folder: Path, *validation: Path, progress: bool = False):
     sources, others = ([open_images(one) for one in some] for some in ((folder,), validation))
     encoder = {"sd": Encoder(tiny_vae(), "tiny")}
