@@ -32,7 +32,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def build(capsys, folder, *more: object):
+def build(capsys, folder, *more: object, data: str = "train"):
     given = (
         "--vae",
         folder / "vae",
@@ -43,7 +43,7 @@ def build(capsys, folder, *more: object):
         "--device",
         "cpu",
     )
-    return run(capsys, "index", "build", folder / "train", *given, "--resolution", 32, *more)
+    return run(capsys, "index", "build", folder / data, *given, "--resolution", 32, *more)
 
 
 def exit_code(calibrated):
@@ -218,17 +218,7 @@ def test_subfolders_that_say_otherwise_whose_dicom_files_are_than_these_do_are_t
     for number, (place, patient) in enumerate(zip(folders, patients, strict=True)):
         (within := folder / "scans" / place).mkdir(parents=True, exist_ok=True)
         write(within / f"{number}.dcm", np.roll(VALUES, 7 * number), PatientID=patient.strip())
-    given = (
-        "--vae",
-        folder / "vae",
-        "--head",
-        folder / "head",
-        "--output",
-        folder / "index",
-        "--device",
-        "cpu",
-    )
-    status, _, err = run(capsys, "index", "build", folder / "scans", *given, "--resolution", 32)
+    status, _, err = build(capsys, folder, data="scans")
     assert status == 0
     assert (told in err) if told else "DICOM" not in err
 
