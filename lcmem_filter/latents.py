@@ -125,8 +125,11 @@ def load_encoder(
         check_reachable(path)
         vae = _load_autoencoder(path, revision, subfolder, trust_remote_code)
     except Exception as error:
+        here = Path(path).exists() or isinstance(error, FileNotFoundError)  # told
+        asked = "" if here else "there is no such folder here, so the hub was asked; "
         raise ArtifactNotFoundError(
             f"no autoencoder could be loaded from {path!r}: {type(error).__name__}: {error}; "
+            f"{asked}"
             "give a diffusers VAE folder or a hub id (--trust-remote-code runs a custom class in the folder)"
         ) from error
     return Encoder(vae.to(device).eval().requires_grad_(False), path, revision, subfolder, trust_remote_code)

@@ -18,6 +18,7 @@ from ..images import ImageSource
 from ..index import MemorizationIndex
 from ..latents import Encoder
 from ..report import AllowEntry, Pictures, Results, Run, Sample, results_of
+from ..report.summarise import NONE_GIVEN, UNSEEN
 from ..verification import compared_by
 from .allow import apply_allow_list
 from .certificate import SENSITIVITY_IMAGES, SENSITIVITY_SEEDS, Judge, certify, check_training
@@ -173,7 +174,7 @@ def _run(judge: Judge, images: ImageSource, training: ImageSource | None, unseen
         settings={
             "compared by": COMPARED_BY[compared_by(index, judge.filter.space)],
             "held-out images": f"{judge.filter.calibration.n:,}",
-            "unseen images": f"{len(unseen):,}" if unseen else "none given",
+            UNSEEN: f"{len(unseen):,}" if unseen else NONE_GIVEN,
         },
         versions={"Python": platform.python_version(), **_versions()},
         fingerprints={

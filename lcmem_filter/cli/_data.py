@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..images import ImageSource
+    from ..images import ImageRecord, ImageSource
     from ..index import MemorizationIndex
     from ..latents import Encoder
 
@@ -25,7 +25,9 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_column_arguments(parser: argparse.ArgumentParser, *, ids: bool = True) -> None:
+def add_column_arguments(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, ids: bool = True
+) -> None:
     """Options that say how a table is read."""
     parser.add_argument(
         "--image-column", help="column of the images (default: image, file_name, path or file)"
@@ -79,8 +81,8 @@ def add_salt_argument(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--salt-file",
         metavar="FILE",
-        help="replace ids in the report by keyed hashes; the file is the key, made where there is none; keep it apart "
-        "from the report",
+        help="replace ids in the report by keyed hashes (lcmem_filter.report.salted_id); the file is the key, made "
+        "where there is none; keep it apart from the report; pictures are left out with --no-thumbnails",
     )
 
 
@@ -114,6 +116,29 @@ def tell_of_classes(who: str, classes: Collection[Hashable], what: str) -> None:
         "which is believed",
         file=sys.stderr,
     )
+
+
+def tell_that_nobody_is_named(data: str, records: Sequence[ImageRecord], why: str) -> None:
+    """A table whose column of identities has a name of its own would be taken for one without, and so would a folder of
+    DICOM files: told on stderr.
+
+    Args:
+        why: Names are good for something.
+    """
+    import sys
+
+    from ..dicom import DICOM_SUFFIXES
+    from ..images import columns_of
+
+    if any(record.identity is not None for record in records):
+        return
+    if len(columns := columns_of(data)) > 1:
+        where = f"no column of {data} says who is in an image; where one does ({', '.join(columns)})"
+    elif any(record.id.lower().endswith(tuple(DICOM_SUFFIXES)) for record in records):
+        where = f"nothing in {data} says who is in an image; where an attribute of its files does (such as PatientID)"
+    else:
+        return
+    print(f"lcmem-filter: {where}, name it (--identity-column): {why}", file=sys.stderr)
 
 
 def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -> list[ImageSource]:

@@ -14,6 +14,7 @@ from ._data import (
     open_index,
     open_source,
     read_ids,
+    tell_that_nobody_is_named,
 )
 
 NAME = "calibrate"
@@ -22,6 +23,10 @@ HELP = "Set an index's threshold on real images that the pipeline never saw"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
+    parser.description = (
+        f"{HELP}. Exits with 0, with 1 where the threshold misses most of some training images, mirrored and shifted, "
+        "or with 2 (error)."
+    )
     parser.add_argument("index", metavar="INDEX", help="folder of the index")
     parser.add_argument(
         "held_out", metavar="HELD_OUT", help=f"{DATA}: real images that the pipeline never saw"
@@ -58,10 +63,14 @@ def run(args: argparse.Namespace) -> int:
         encoder=encoder,
         leave_out=read_ids(args.leave_out) if args.leave_out else (),
     )
+    if index.identities.ge(0).any():
+        tell_that_nobody_is_named(
+            args.held_out, held_out.records, "images of people who are in the index are left out then"
+        )
     low, high = found.realised_rate
     left_out = "".join(f"; {count} left out: {why}" for why, count in found.dropped.items())
     print(
-        f"lcmem-filter: {found.n} of {found.given} images set the threshold{left_out}; "
+        f"lcmem-filter: the threshold rests on {found.n} of {found.given} images{left_out}; "
         f"with so many, a rate of {found.false_rejection_rate:g} comes out between {low:.2%} and {high:.2%}",
         file=sys.stderr,
     )
@@ -82,6 +91,6 @@ def run(args: argparse.Namespace) -> int:
         sep="\n",
         file=sys.stderr,
     )
-    summary = {key: value for key, value in found.to_dict().items() if key != "scores"}
+    summary = {key: value for key, value in found.to_dict().items() if key not in ("scores", "statistic")}
     print(json.dumps({"index": args.index, "n": found.n, **summary}))
     return 1 if found.doubt(OWN_FOUND_AT_LEAST) else 0

@@ -33,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one decision an image; exit with 0 (all clean), 1 (matches found) or 2 (not all could be checked)."""
+    """Print one decision an image; exit with 0 (all clean), 1 (matches found) or 2 (not all could be checked, or by
+    a threshold that misses most training images themselves)."""
     from ..calibration import judge_images
     from ..filter import MemorizationFilter
+    from ..types import OWN_FOUND_AT_LEAST
 
     index, encoder = open_index(args)
     source = open_source(args, args.images)
@@ -56,4 +58,8 @@ def run(args: argparse.Namespace) -> int:
     print("lcmem-filter: " + ", ".join(f"{count} {name}" for name, count in counts.items()), file=sys.stderr)
     if counts["matches"]:
         return MATCHES
-    return NOT_CHECKED if counts["not checked"] else CLEAN
+    if doubt := judge.calibration.doubt(OWN_FOUND_AT_LEAST):
+        print(
+            f"lcmem-filter: that there is no match says little. {doubt} Calibrate it again.", file=sys.stderr
+        )
+    return NOT_CHECKED if counts["not checked"] or doubt else CLEAN

@@ -9,11 +9,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ._data import (
+    add_column_arguments,
     add_device_argument,
     add_pipeline_arguments,
     add_salt_argument,
     open_pipeline,
+    open_source,
     read_salt,
+    refuse,
 )
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 NAME = "generate"
 HELP = "Generate a set of images, none of them memorised, with a manifest and a report"
+
+COLUMNS = ("image_column", "identity_column", "id_column", "where")
+"""Options that say how training images are read."""
 
 UNITS = ("", "K", "M", "G", "T")
 
@@ -55,15 +61,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate, and print what came of it as one JSON object."""
     from ..generation import generate
-    from ..images import open_images
     from ..index import MemorizationIndex
     from ..processes import this_process
 
     # what is wrong with these should not come to light after the weights are loaded
+    if not args.training:
+        refuse(
+            [name for name in COLUMNS if getattr(args, name)], "without --training DATA no images are read"
+        )
     requests = _requests(args)
     budget = _bytes(args.disk_budget) if args.disk_budget else None
     rungs, options, salt = _rungs(args), _options(args), read_salt(args)
-    training = open_images(args.training) if args.training else None
+    training = open_source(args, args.training) if args.training else None
     index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
     pipeline = open_pipeline(args)
     _check_prompts(args, pipeline)
@@ -101,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
         "report": str(done.folder / "report" / "report.html"),
     }
     print(json.dumps(summary))
-    print(f"lcmem-filter: {done.results.verdict}", file=sys.stderr)
+    for sentence in (done.results.verdict, *done.results.cautions):
+        print(f"lcmem-filter: {sentence}", file=sys.stderr)
     return done.results.exit_code
 
 
@@ -183,6 +193,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         help="show pictures (default: yes)",
     )
     add_salt_argument(group)
+    add_column_arguments(group)
 
 
 def _requests(args: argparse.Namespace) -> list[Request]:

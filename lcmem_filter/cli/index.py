@@ -16,6 +16,7 @@ from ._data import (
     open_encoder,
     open_source,
     tell_of_classes,
+    tell_that_nobody_is_named,
 )
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _make(args: argparse.Namespace) -> int:
     if args.action == "build":
         if args.identity_column is None and not _tell_where_headers_disagree(args.data, index):
             _tell_what_deep_folders_are_taken_for(args.data, index)
-        _tell_that_nobody_is_named(args.data, index)
+        tell_that_nobody_is_named(args.data, index.records, "more is found then")
     if not index.unreadable:
         return 0
     print(
@@ -144,33 +145,21 @@ def _made_with(index: MemorizationIndex) -> dict[str, Any]:
         "head_fingerprint": index.head.fingerprint,
         "encoder": asdict(index.encoder_source),
         "fingerprint": index.fingerprint,
+        "example_id": index.records[0].id,
         "calibrations": {space: _threshold(one) for space, one in index.calibrations.items()},
     }
 
 
 def _threshold(found: Calibration) -> dict[str, Any]:
-    """As ``calibrate`` prints it, without images; not ``usable`` where another version's score set it."""
+    """As ``calibrate`` prints it, without images; not ``usable`` where another version's score set it, or where it
+    misses most training images themselves."""
+    from ..types import OWN_FOUND_AT_LEAST
     from ..verification import STATISTIC
 
-    told = {key: value for key, value in found.to_dict().items() if key not in ("scores", "highest")}
-    return {"n": found.n, **told, "usable": found.statistic == STATISTIC}
-
-
-def _tell_that_nobody_is_named(data: str, index: MemorizationIndex) -> None:
-    """A table whose column of identities has a name of its own would be taken for one without, and so would a folder of
-    DICOM files."""
-    from ..dicom import DICOM_SUFFIXES
-    from ..images import columns_of
-
-    if any(record.identity is not None for record in index.records):
-        return
-    if len(columns := columns_of(data)) > 1:
-        where = f"no column of {data} says who is in an image; where one does ({', '.join(columns)})"
-    elif any(record.id.lower().endswith(tuple(DICOM_SUFFIXES)) for record in index.records):
-        where = f"nothing in {data} says who is in an image; where an attribute of its files does (such as PatientID)"
-    else:
-        return
-    print(f"lcmem-filter: {where}, name it (--identity-column): more is found then", file=sys.stderr)
+    left_out = ("scores", "highest", "statistic")
+    told = {key: value for key, value in found.to_dict().items() if key not in left_out}
+    usable = found.statistic == STATISTIC and not found.doubt(OWN_FOUND_AT_LEAST)
+    return {"n": found.n, **told, "usable": usable}
 
 
 def _tell_where_headers_disagree(data: str, index: MemorizationIndex) -> bool:

@@ -12,6 +12,7 @@ from .results import (
     RungRow,
     Sample,
 )
+from .salting import salted_id
 from .statistics import rate_of
 from .summarise import results_of
 from .write import ReportFiles, check_output, write_report
@@ -31,6 +32,7 @@ __all__ = [
     "check_output",
     "rate_of",
     "results_of",
+    "salted_id",
     "thumbnails",
     "write_report",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..types import Calibration
+from ..types import OWN_FOUND_AT_LEAST, Calibration
 from .results import (
     AllowEntry,
     Certificate,
@@ -22,6 +22,8 @@ from .statistics import benjamini_hochberg, chance_of, held_out_for, rate_of, sm
 NO_MATCH, MATCHES, NOT_CHECKED = 0, 1, 2
 GOOD_SENSITIVITY = 0.9
 """Share of near-duplicates that must be found, beyond doubt, for the report to say nothing of it beside the verdict."""
+UNSEEN, NONE_GIVEN = "unseen images", "none given"
+"""A setting of audits, and what it is without any."""
 FALSE_DISCOVERY_RATE = 0.1
 """Share of false alarms that is allowed among discoveries where nothing else is chosen."""
 
@@ -52,12 +54,12 @@ def results_of(
     samples = tuple(samples)
     checked = [sample for sample in samples if sample.accepted is not None]
     matched = sum(sample.matched_at_first for sample in checked)
-    exit_code = _exit_code(run, samples)
+    exit_code = _exit_code(run, samples, calibration)
     found = false_discovery(checked, calibration, false_discovery_rate) if checked else None
     chance = chance_of(calibration, len(checked), matched) if checked else None
     return Results(
         run=run,
-        verdict=_verdict(run, samples, 0 if chance is None else chance.expected),
+        verdict=_verdict(run, samples, 0 if chance is None else chance.expected, calibration),
         exit_code=exit_code,
         samples=samples,
         calibration=calibration,
@@ -106,15 +108,16 @@ def false_discovery(checked: Sequence[Sample], calibration: Calibration, rate: f
     return FalseDiscovery(rate, m, n, ids, fewest, needed, conclusion)
 
 
-def _exit_code(run: Run, samples: Sequence[Sample]) -> int:
+def _exit_code(run: Run, samples: Sequence[Sample], calibration: Calibration) -> int:
     statuses = {sample.status for sample in samples}
     if "match" in statuses:
         return MATCHES
     nothing_delivered = run.kind == "generation" and statuses <= {"withheld", "not checked"}
-    return NOT_CHECKED if nothing_delivered or "not checked" in statuses else NO_MATCH
+    checked = "not checked" not in statuses and not calibration.doubt(OWN_FOUND_AT_LEAST)
+    return NO_MATCH if checked and not nothing_delivered else NOT_CHECKED
 
 
-def _verdict(run: Run, samples: Sequence[Sample], expected: float) -> str:
+def _verdict(run: Run, samples: Sequence[Sample], expected: float, calibration: Calibration) -> str:
     count = {
         status: sum(sample.status == status for sample in samples)
         for status in ("match", "allowed", "withheld", "not checked")
@@ -143,6 +146,8 @@ def _verdict(run: Run, samples: Sequence[Sample], expected: float) -> str:
         text += f"; {count['allowed']:,}{more} {_was(count['allowed'])} accepted as {known}"
     if count["not checked"]:
         text += f"; {_images(count['not checked'])} could not be checked"
+    if not count["match"] and calibration.doubt(OWN_FOUND_AT_LEAST):
+        text += "; the threshold misses most training images themselves, so that says little"
     return text + "."
 
 
@@ -169,6 +174,9 @@ def _cautions(run: Run, certificate: Certificate | None, calibration: Calibratio
             f"Of real images that the model never saw, {specificity.of - specificity.count:,} of {specificity.of:,} "
             f"match, more than the {calibration.false_rejection_rate:.2g} that was promised: matches prove less."
         )
+    unseen = run.settings.get(UNSEEN, NONE_GIVEN)
+    if certificate and specificity is None and unseen != NONE_GIVEN:
+        yield f"How many real images this check would reject was not measured: {certificate.specificity.how}"
     if doubt := calibration.doubt():
         yield doubt
     if run.image_size and run.image_size != (run.resolution, run.resolution):

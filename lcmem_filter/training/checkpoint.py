@@ -63,11 +63,11 @@ class Progress:
             )
             if entry[key]["overall"] is not None
         ]
-        mark = "  *" if self.best_step == self.step else ""
+        mark = ", best so far" if self.best_step == self.step else ""
         return (
             f"step {self.step} loss {entry['loss']:.4f} {' '.join(shares)} "
             f"threshold {entry['threshold']:.3f} "
-            f"strangers {entry['stranger_median']:.3f} {self.seconds:.0f} s{mark}"
+            f"strangers' nearest {entry['stranger_median']:.3f} {self.seconds:.0f} s{mark}"
         )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lcmem_filter import MemorizationFilter, calibration
+from lcmem_filter import MemorizationFilter, MemorizationIndex, calibration
 from lcmem_filter.cli import index as command
 from lcmem_filter.cli.main import main
 from lcmem_filter.index import build as building
@@ -99,7 +100,14 @@ def test_build_calibrate_check(folder, capsys, monkeypatch):
     }  # fmt: skip
     assert lines[0]["neighbours"][0]["id"] == "004.png" and lines[0]["score"] > found["threshold"]
     write_pictures(folder / "clean", [500, 501])
-    assert run(capsys, "check", folder / "clean", "--index", folder / "index", "--device", "cpu")[0] == 0
+    clean = ("check", folder / "clean", "--index", folder / "index", "--device", "cpu")
+    assert run(capsys, *clean)[0] == 0
+    index = MemorizationIndex.load(folder / "index")
+    index.set_calibration(replace(index.calibration, own_found=(15, 32)))
+    with pytest.warns(UserWarning, match="finds 15"):
+        status, _, err = run(capsys, *clean)
+    assert status == 2 and "2 clean, 0 matches" in err and "no match says little. Of 32" in err
+    index.set_calibration(replace(index.calibration, own_found=(32, 32)))
     (folder / "clean" / "broken.png").write_text("no image")
     status, lines, err = run(
         capsys, "check", folder / "clean", "--index", folder / "index", "--device", "cpu"
@@ -150,7 +158,12 @@ def test_show_prints_what_an_index_was_built_with_and_its_thresholds(folder, cap
     _, (found,), _ = run(capsys, "calibrate", *given, "--allow-unindexed")
     _, (shown,), _ = run(capsys, "index", "show", folder / "index")
     threshold = shown["calibrations"]["sd"]
-    assert threshold.pop("usable") and threshold.items() <= found.items()
+    assert threshold.pop("usable") == (exit_code(found) == 0) and threshold.items() <= found.items()
+    for above in (15, 16):
+        monkeypatch.setattr(calibration, "_own_found", lambda *_, above=above: (above, 32))
+        run(capsys, "calibrate", *given, "--allow-unindexed")
+        _, (shown,), _ = run(capsys, "index", "show", folder / "index")
+        assert shown["calibrations"]["sd"]["usable"] == (above == 16)
     assert {"n", "false_rejection_rate", "threshold", "own_found"} <= threshold.keys()
     head().save_pretrained(folder / "shipped" / "ours")
     monkeypatch.setattr("lcmem_filter.head.SHIPPED", folder / "shipped")
@@ -230,6 +243,21 @@ def test_a_table_that_names_nobody_is_told_its_columns(folder, capsys):
     assert built["identities"] == 0 and "one does (file_name, patient), name it (--identity-column)" in err
     _, (built,), err = build(capsys, folder, "--identity-column", "patient", "--output", folder / "named")
     assert built["identities"] > 0 and "name it" not in err
+
+
+def test_calibrate_asks_who_is_in_the_held_out_images_where_the_index_says_so(folder, capsys):
+    rows = [f"{path.name},{number // 2}" for number, path in enumerate(sorted((folder / "train").iterdir()))]
+    (folder / "train" / "metadata.csv").write_text("\n".join(["file_name,patient", *rows]))
+    rows = [f"{path.name},{1000 + number}" for number, path in enumerate(sorted((folder / "held").iterdir()))]
+    (folder / "held" / "metadata.csv").write_text("\n".join(["file_name,patient", *rows]))
+    build(capsys, folder, "--identity-column", "patient")
+    given = ("calibrate", folder / "index", folder / "held", "--false-rejection-rate", 0.3, "--device", "cpu")
+    _, _, err = run(capsys, *given)
+    assert (
+        "one does (file_name, patient), name it (--identity-column): images of people who are in the" in err
+    )
+    _, _, err = run(capsys, *given, "--identity-column", "patient")
+    assert "--identity-column" not in err
 
 
 def test_calibrate_tells_how_many_more_images_set_the_threshold(folder, capsys):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lcmem_filter.report import AllowEntry, Certificate, Measured, Results, Run, Sample, rate_of, results_of
+from lcmem_filter.report.summarise import NONE_GIVEN, UNSEEN
 from lcmem_filter.types import Neighbour
 
 from .made_up import audit, calibration, sample
@@ -65,8 +66,21 @@ def test_what_the_check_would_miss_stands_beside_the_verdict():
     assert cautions(run=job, own_found=(29, 32)) == ()
     (doubt,) = cautions(run=job, own_found=(28, 32))
     assert "Of 32 training images" in doubt and "finds 28: copies of training images" in doubt
+    (useless,) = cautions(run=replace(RUN, settings={UNSEEN: "53"}), sensitivity=(300, 300))
+    assert useless == "How many real images this check would reject was not measured: "
+    assert cautions(run=replace(RUN, settings={UNSEEN: NONE_GIVEN}), sensitivity=(300, 300)) == ()
     (larger,) = cautions(run=replace(job, image_size=(128, 64)))
     assert "The images are 128x64 pixels, and the index was built at 64" in larger
+
+
+@pytest.mark.parametrize("kind", ["audit", "generation"])
+def test_by_a_threshold_that_misses_training_images_nothing_is_clean(kind):
+    run, low = replace(RUN, kind=kind), replace(calibration(), own_found=(15, 32))
+    good, doubted = (results_of(run, [CLEAN], one) for one in (replace(low, own_found=(16, 32)), low))
+    assert (good.exit_code, doubted.exit_code) == (0, 2)
+    assert "misses most training images themselves, so that says little" in doubted.verdict
+    assert "misses most" not in good.verdict
+    assert results_of(run, [CLEAN, MATCH], low).exit_code == 1
 
 
 def test_allowed_images_stay_in_the_rate_and_in_the_tables():
