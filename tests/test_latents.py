@@ -234,3 +234,14 @@ def test_pictures_that_an_encoder_does_not_take_are_told(monkeypatch: pytest.Mon
         ConfigurationError, match=r"AutoencoderKL cannot encode pictures of 64 px: no such; give"
     ):
         encoder.side_at(64)
+
+
+def test_that_the_hub_was_asked_is_told_where_no_folder_was_found(tmp_path: Path, monkeypatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError("offline")
+
+    monkeypatch.setattr("lcmem_filter.latents._load_autoencoder", unreachable)
+    for path, asked in (("owner/name", True), (str(tmp_path), False), ("no/such/folder", False)):
+        with pytest.raises(ArtifactNotFoundError) as told:
+            load_encoder(path)
+        assert ("there is no such folder here, so the hub was asked" in str(told.value)) == asked

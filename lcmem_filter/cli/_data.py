@@ -299,15 +299,19 @@ def read_ids(path: str) -> set[str]:
         raise DataError(f"{path} cannot be read: {error}; give a text file with one id a line") from error
 
 
-def read_salt(args: argparse.Namespace) -> bytes | None:
+def read_salt(args: argparse.Namespace, *, pictures: bool) -> bytes | None:
     """The salt in ``args.salt_file``, made where there is none, readable by its owner only; ``None`` where no file is
     named.
+
+    Args:
+        pictures: Whether the report shows some, which is told then.
 
     Raises:
         DataError: it lies with the report, or can be guessed.
     """
     import os
     import secrets
+    import sys
     from pathlib import Path
 
     from ..errors import DataError
@@ -325,5 +329,10 @@ def read_salt(args: argparse.Namespace) -> bytes | None:
     if len(salt) < 16:
         raise DataError(
             f"salt file {path} holds fewer than 16 characters, which can be guessed; give a longer one"
+        )
+    if pictures:
+        print(
+            "lcmem-filter: the report shows pictures, without their names; leave them out with --no-thumbnails",
+            file=sys.stderr,
         )
     return salt

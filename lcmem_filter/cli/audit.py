@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     # what is wrong with these should not come to light after hours of work
     allowed = read_allow_list(args.allow) if args.allow else []
-    salt = read_salt(args)
+    salt = read_salt(args, pictures=not args.no_thumbnails)
     images = _open(args, args.images, args.where)
     training = _open(args, args.training, args.training_where) if args.training else None
     unseen = _open(args, args.unseen, args.unseen_where) if args.unseen else None

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         )
     requests = _requests(args)
     budget = _bytes(args.disk_budget) if args.disk_budget else None
-    rungs, options, salt = _rungs(args), _options(args), read_salt(args)
+    rungs, options, salt = _rungs(args), _options(args), read_salt(args, pictures=args.thumbnails)
     training = open_source(args, args.training) if args.training else None
     index = MemorizationIndex.load(args.index, allow_unindexed=args.allow_unindexed)
     pipeline = open_pipeline(args)

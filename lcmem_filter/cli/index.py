@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
 def _make(args: argparse.Namespace) -> int:
     from ..head import LCMemHead
     from ..index import MemorizationIndex
+    from ..index.build import default_resolution
     from ..processes import this_process
 
     head = LCMemHead.from_pretrained(args.head)
@@ -94,12 +95,21 @@ def _make(args: argparse.Namespace) -> int:
         old = MemorizationIndex.load(args.index, allow_unindexed=True)
         index = old.reembed(head.to(device_of(args)), args.output)
     else:
+        source, encoder = open_source(args, args.data), open_encoder(args)
+        side = args.resolution
+        if side is None:
+            side = default_resolution(encoder)
+            print(
+                f"lcmem-filter: pictures are encoded at {side} px; where the pipeline generates another size, give "
+                "that (--resolution)",
+                file=sys.stderr,
+            )
         index = MemorizationIndex.build(
-            open_source(args, args.data),
-            open_encoder(args),
+            source,
+            encoder,
             head,
             args.output,
-            resolution=args.resolution,
+            resolution=side,
             keep_latents=not args.no_latents,
             reuse=MemorizationIndex.load(args.reuse, allow_unindexed=True) if args.reuse else None,
         )

@@ -72,7 +72,11 @@ def test_patients_are_neither_shown_nor_named(audit, tmp_path):
         assert "exact000" not in content and "000.png" not in content and "image/jpeg" not in content
     salt = (tmp_path / "salt").read_text()
     assert len(salt) == 65 and (tmp_path / "salt").stat().st_mode & 0o77 == 0
-    audit("set", "--index", "index", *options)
+    _, _, err = audit("set", "--index", "index", *options[1:])
+    assert "shows pictures, without their names; leave them out with --no-thumbnails" in err
+    assert "image/jpeg" in read(tmp_path / "out")[0]
+    _, _, err = audit("set", "--index", "index", *options)
+    assert "shows pictures" not in err
     again = read(tmp_path / "out")[1]
     assert (tmp_path / "salt").read_text() == salt
     assert [one["id"] for one in again["samples"]] == [one["id"] for one in numbers["samples"]]

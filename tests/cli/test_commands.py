@@ -147,6 +147,22 @@ def test_a_training_set_that_grew_is_told_how_and_reuses_its_index(folder, capsy
     assert status == 0 and built["images"] == first["images"] + 2
 
 
+def test_the_size_that_pictures_are_encoded_at_is_told_where_nobody_named_it(folder, capsys):
+    given = (
+        "--vae",
+        folder / "vae",
+        "--head",
+        folder / "head",
+        "--device",
+        "cpu",
+        "--output",
+        folder / "index",
+    )
+    status, (built,), err = run(capsys, "index", "build", folder / "train", *given)
+    assert status == 0 and f"pictures are encoded at {built['resolution']} px; where the pipeline" in err
+    assert "pictures are encoded at" not in build(capsys, folder, "--output", folder / "named")[2]
+
+
 def test_show_prints_what_an_index_was_built_with_and_its_thresholds(folder, capsys, monkeypatch):
     (folder / "train" / "broken.png").write_bytes(b"no picture")
     _, (built,), _ = build(capsys, folder)
