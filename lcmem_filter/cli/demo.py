@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from pathlib import Path
 
 NAME = "demo"
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     from ..demo.story import draw_story
 
     output = Path(args.output)
-    outcome = run_demo(output, seed=args.seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*mirrored and shifted a little", UserWarning)  # told below
+        outcome = run_demo(output, seed=args.seed)
     picture = output / "story.png"
     draw_story(outcome, picture)
     print(report(outcome))
