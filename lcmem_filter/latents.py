@@ -219,9 +219,8 @@ def _input_device(vae: Any, otherwise: torch.device) -> torch.device:
 def _precise_enough(vae: Any) -> Iterator[torch.dtype]:
     """The dtype to encode in: the weights' own, but float32 where an autoencoder is known to overflow in float16."""
     parameter = next(iter(vae.parameters()), None)
-    dtype = (
-        torch.float32 if parameter is None else getattr(vae, "dtype", parameter.dtype)
-    )  # stored in another, maybe
+    # weights may be stored in another dtype than they compute in, which `dtype` tells
+    dtype = torch.float32 if parameter is None else getattr(vae, "dtype", parameter.dtype)
     overflows = dtype == torch.float16 and getattr(getattr(vae, "config", None), "force_upcast", False)
     if not overflows or parameter is None or parameter.device.type == "meta":
         yield dtype

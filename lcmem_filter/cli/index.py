@@ -96,12 +96,10 @@ def _make(args: argparse.Namespace) -> int:
         index = old.reembed(head.to(device_of(args)), args.output)
     else:
         source, encoder = open_source(args, args.data), open_encoder(args)
-        side = args.resolution
-        if side is None:
-            side = default_resolution(encoder)
+        if args.resolution is None and this_process().is_main_process:
             print(
-                f"lcmem-filter: pictures are encoded at {side} px; where the pipeline generates another size, give "
-                "that (--resolution)",
+                f"lcmem-filter: pictures are encoded at {default_resolution(encoder)} px; where the pipeline generates "
+                "another size, give that (--resolution)",
                 file=sys.stderr,
             )
         index = MemorizationIndex.build(
@@ -109,7 +107,7 @@ def _make(args: argparse.Namespace) -> int:
             encoder,
             head,
             args.output,
-            resolution=side,
+            resolution=args.resolution,
             keep_latents=not args.no_latents,
             reuse=MemorizationIndex.load(args.reuse, allow_unindexed=True) if args.reuse else None,
         )

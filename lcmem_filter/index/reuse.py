@@ -42,12 +42,14 @@ def check_reusable(index: MemorizationIndex, build: Build) -> None:
         ArtifactError: what ``index`` holds of a picture is not what ``build`` makes of it.
     """
     pairs = {
-        "encoder": (index.encoder_source.sha256[:12], build.encoder.source.sha256[:12]),
+        "encoder": (index.encoder_source.sha256, build.encoder.source.sha256),
         "resolution": (index.resolution, build.resolution),
         "latent space": (index.space, build.space),
         "head": (_of_space(index.head, build.space), _of_space(build.head, build.space)),
     }
-    others = [f"{name} ({was}, not {is_})" for name, (was, is_) in pairs.items() if was != is_]
+    others = [
+        f"{name} ({_short(was)}, not {_short(is_)})" for name, (was, is_) in pairs.items() if was != is_
+    ]
     if others:
         raise ArtifactError(
             f"index {index.path} cannot be reused: it was built with another {' and another '.join(others)}; name "
@@ -59,9 +61,13 @@ def check_reusable(index: MemorizationIndex, build: Build) -> None:
         )
 
 
+def _short(value: object) -> str:
+    """A checksum by its beginning, anything else whole."""
+    return str(value)[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
 def _of_space(head: LCMemHead, space: str) -> str:
-    """What a head makes of one latent space, in short."""
-    return head.fingerprint_of(space)[:12] if space in head.spaces else f"none of {space!r}"
+    return head.fingerprint_of(space) if space in head.spaces else f"none of {space!r}"
 
 
 def held_by(

@@ -9,13 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, get_args
 
-from ..errors import (
-    CalibrationError,
-    FilterFailedError,
-    LatentSpaceError,
-    UnsupportedPipelineError,
-    check_kind,
-)
+from ..errors import CalibrationError, FilterFailedError, UnsupportedPipelineError, check_kind
 from ..filter import MemorizationFilter
 from ..index import MemorizationIndex
 from ..types import OnExhausted, OnMemorized
@@ -86,23 +80,13 @@ def attach(
         if not isinstance(index, (str, os.PathLike)):
             check_kind("index", index, MemorizationIndex, "MemorizationIndex.load(PATH)")
         index = MemorizationIndex.load(index, allow_unindexed=allow_unindexed)
-    space = _space_of(pipe, vae, index)
+    space = identify_space(pipe, vae, index)
     judge = MemorizationFilter(index, space=space, allow_unindexed=allow_unindexed)
     stop = None if early_stop is None else _early_stop(pipe, judge, early_stop, on_memorized)
     policy = Policy(
         judge, on_memorized, max_resamples, on_exhausted, ladder, max_seconds, allow_partial_latents, stop
     )
     return _wear(pipe, policy)
-
-
-def _space_of(pipe: Any, vae: Any, index: MemorizationIndex) -> str:
-    try:
-        return identify_space(pipe, vae, index.head)
-    except LatentSpaceError as error:
-        raise LatentSpaceError(
-            f"{error}. Index {index.path} was built with {index.encoder_source.path}: is it of this pipeline's "
-            "training set?"
-        ) from error
 
 
 def detach(pipe: Pipe) -> Pipe:

@@ -127,7 +127,7 @@ class MemorizationFilterStep(ModularPipelineBlocks):
                 "the filter's step has no index; load it with index=..., or make it as MemorizationFilterStep(index)"
             )
         if self._filter is None or self._filter[0] is not vae:
-            space = identify_space(components, vae, self._index.head)
+            space = identify_space(components, vae, self._index)
             self._filter = vae, MemorizationFilter(self._index, space=space)
         return self._filter[1]
 

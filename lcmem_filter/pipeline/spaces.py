@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import LatentSpaceError, LcmemFilterError, UnsupportedPipelineError
-from ..head import LCMemHead
+from ..index import MemorizationIndex
 from ..latents import single_frame
 
 Size = tuple[int, int]
 
 
-def identify_space(pipe: Any, vae: Any, head: LCMemHead) -> str:
-    """The latent space of ``vae``, by its behaviour on the probe images of ``head``.
+def identify_space(pipe: Any, vae: Any, index: MemorizationIndex) -> str:
+    """The latent space of ``vae``, by its behaviour on the probe images of the head of ``index``.
 
     Where models are offloaded, what was brought to the device for that leaves it again.
 
@@ -28,7 +28,12 @@ def identify_space(pipe: Any, vae: Any, head: LCMemHead) -> str:
         UnsupportedPipelineError: ``vae`` does not encode pictures.
     """
     try:
-        return head.identify_space(vae).space
+        return index.head.identify_space(vae).space
+    except LatentSpaceError as error:
+        raise LatentSpaceError(
+            f"{error}. Index {index.path} was built with {index.encoder_source.path}: is it of this pipeline's "
+            "training set?"
+        ) from error
     except LcmemFilterError:
         raise
     except Exception as error:

@@ -92,9 +92,8 @@ class _Push:
         *rest: Any,
         **options: Any,
     ) -> Any:
-        with suppress(
-            UnsupportedPipelineError
-        ):  # of latents in a layout that is not known there is no gradient
+        # of latents in a layout that is not known there is no gradient
+        with suppress(UnsupportedPipelineError):
             output = self._pushed(output, timestep, sample)
         return step(output, timestep, sample, *rest, **options)
 
