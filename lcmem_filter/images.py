@@ -98,6 +98,13 @@ class ImageSource:
         except (OSError, TypeError, ValueError, KeyError) as error:
             raise self._unreadable(row, error) from error
 
+    def digest(self, row: int) -> str | None:
+        """SHA-256 of the bytes of an image as they are stored; ``None`` where they cannot be read."""
+        try:
+            return hashlib.sha256(self.encoded(row)).hexdigest()
+        except UnreadableImageError:
+            return None
+
     def image(self, row: int) -> Image.Image:
         """An image as RGB, upright; see ``decode_image`` for greyscale of more than eight bits, and for DICOM.
 

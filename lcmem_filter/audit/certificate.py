@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..calibration import Judged, judge_images
-from ..errors import DataError, UnreadableImageError
+from ..errors import DataError
 from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..index import MemorizationIndex
@@ -147,11 +146,8 @@ def _near_duplicates(
 
 def _is_another(index: MemorizationIndex, training: ImageSource, row: int) -> bool:
     """Whether an image is another one than the index holds by its id; of one that cannot be read nobody knows."""
-    try:
-        encoded = training.encoded(row)
-    except UnreadableImageError:
-        return False
-    return hashlib.sha256(encoded).hexdigest() != index.sha256_of(training.records[row].id)
+    digest = training.digest(row)
+    return digest is not None and digest != index.sha256_of(training.records[row].id)
 
 
 def _neither(why: str, problem: str = "") -> tuple[Measured, Measured]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -137,7 +136,7 @@ class PictureBatches(Dataset[Batch]):
             np.repeat(np.arange(len(self.sources)), [len(source) for source in self.sources]),
             tuple(source.name for source in self.sources),
             ids=np.array([str(place) for place in range(len(rows))], dtype=object),
-            pictures=np.array([_digest(*one) for one in rows], dtype=object),
+            pictures=np.array([source.digest(row) or "" for source, row in rows], dtype=object),
         )
         self.images = each_picture_once(images)
         self._pairs = PairSampler(
@@ -188,14 +187,6 @@ class PictureBatches(Dataset[Batch]):
         assert self.images.ids is not None
         s = int(self.images.sets[row])
         return self.sources[s].image(int(self.images.ids[row]) - int(self._first[s]))
-
-
-def _digest(source: ImageSource, row: int) -> str:
-    """Of an image's stored bytes; empty where they cannot be read."""
-    try:
-        return hashlib.sha256(source.encoded(row)).hexdigest()
-    except UnreadableImageError:
-        return ""
 
 
 def siamese_loss(network: SiameseNetwork, batch: Batch, config: SiameseConfig) -> torch.Tensor:

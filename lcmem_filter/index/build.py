@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError, UnreadableImageError
+from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError
 from ..head import LCMemHead
 from ..images import CANNOT_BE_READ, ImageSource, can_be_read
 from ..latents import ENCODE_BATCH, Encoder, encode_images
@@ -196,11 +195,8 @@ def _known(folder: Path) -> dict[str, tuple[str | None, str, str]]:
 
 def _described(source: ImageSource, row: int) -> tuple[str | None, str, str] | None:
     """Identity, labels, and SHA-256 of the stored bytes; ``None`` where these cannot be read."""
-    try:
-        digest = hashlib.sha256(source.encoded(row)).hexdigest()
-    except UnreadableImageError:
-        return None
-    return source.records[row].identity, source.records[row].labels, digest
+    digest = source.digest(row)
+    return None if digest is None else (source.records[row].identity, source.records[row].labels, digest)
 
 
 def _look(build: Build) -> tuple[bool, bool, list[int]]:

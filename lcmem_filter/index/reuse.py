@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..errors import ArtifactError, UnreadableImageError
+from ..errors import ArtifactError
 from ..images import ImageSource
 
 if TYPE_CHECKING:
@@ -76,11 +75,8 @@ def held_by(
     """Those of ``rows`` whose stored bytes ``index`` holds a picture of; ``None`` where there are none."""
     found: dict[int, tuple[int, str]] = {}
     for row in rows:
-        try:
-            digest = hashlib.sha256(source.encoded(row)).hexdigest()
-        except UnreadableImageError:
-            continue
-        if (there := index.row_of_picture.get(digest)) is not None:
+        digest = source.digest(row)
+        if digest is not None and (there := index.row_of_picture.get(digest)) is not None:
             found[row] = there, digest
     if not found:
         return None
