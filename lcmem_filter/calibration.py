@@ -88,15 +88,13 @@ def calibrate(
     check_kind("encoder", encoder, Encoder, "load_encoder(PATH)")
     space = index.head.identify_space(encoder.vae).space
     rows, dropped = _usable_rows(index, held_out, leave_out)
+    rows = _new_files(index, held_out, rows, dropped)
     _check_number(len(rows), false_rejection_rate, dropped)  # before the hours that encoding may take
     with locked(index.path):  # nor should a folder that cannot be written to come to light only after them
         pass
     used, size = [], index.latent_size
-    files: set[str] = set()
     for judged in judge_images(index, held_out, rows, encoder, space, progress=progress):
-        reason = "same file again" if judged.sha256 in files else _reason_to_drop(index, judged)
-        files |= {judged.sha256} - {None, ""}
-        if reason:
+        if reason := _reason_to_drop(judged):
             dropped[reason] += 1
         elif judged.scored is not None and judged.latent is not None:
             size = (int(judged.latent.shape[-2]), int(judged.latent.shape[-1]))
@@ -249,11 +247,28 @@ def _usable_rows(
     return rows, dropped
 
 
-def _reason_to_drop(index: MemorizationIndex, judged: Judged) -> str:
+def _new_files(
+    index: MemorizationIndex, held_out: ImageSource, rows: Sequence[int], dropped: Counter[str]
+) -> list[int]:
+    """``rows`` without files that the index holds, and each file once; what cannot be read is told with its reason when
+    it is encoded."""
+    seen: set[str | None] = set()
+    new = []
+    for row in rows:
+        file = held_out.digest(row)
+        if file is not None and file in index.sha256_set:
+            dropped["same file in the index"] += 1
+        elif file is not None and file in seen:
+            dropped["same file again"] += 1
+        else:
+            new.append(row)
+            seen.add(file)
+    return new
+
+
+def _reason_to_drop(judged: Judged) -> str:
     if judged.scored is None:
         return "cannot be judged" if judged.sha256 else "unreadable"
-    if judged.sha256 in index.sha256_set:
-        return "same file in the index"
     for near in judged.scored.neighbours:
         alike = near.embedding_similarity if near.latent_similarity is None else near.latent_similarity
         if alike >= NEAR_DUPLICATE:

@@ -104,6 +104,14 @@ def test_what_would_raise_the_threshold_is_left_out(tmp_path):
     assert found.n == 40 and found.given == 44
 
 
+def test_training_images_in_place_of_held_out_ones_are_told_before_any_is_encoded(tmp_path, monkeypatch):
+    index = build(tmp_path, images=30)
+    monkeypatch.setattr("lcmem_filter.calibration.judge_images", lambda *args, **more: pytest.fail("encoded"))
+    with pytest.raises(CalibrationError, match=r"got 0 usable \(30 left out: same file in the index\)"):
+        calibrate(index, open_images(tmp_path / "train"), false_rejection_rate=0.1, progress=False)
+    assert index.calibration is None
+
+
 def test_those_that_set_the_threshold_are_told_and_can_be_left_out(tmp_path):
     index = build(tmp_path, images=30)
     held = pictures(tmp_path / "held", range(100, 140))

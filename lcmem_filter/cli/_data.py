@@ -118,6 +118,32 @@ def tell_of_classes(who: str, classes: Collection[Hashable], what: str) -> None:
     )
 
 
+def tell_where_column_may_be_of_classes(
+    who: str, identities: Sequence[str | None], pictures: Sequence[Hashable] | None = None
+) -> None:
+    """A column of diagnoses is believed as one of people is: told on stderr where most images that it names are of
+    names with more pictures than a folder's is believed with.
+
+    Args:
+        identities: Of each image, as the column names them.
+        pictures: What tells pictures apart, as for ``classes_among``.
+    """
+    import sys
+
+    from ..errors import first_of
+    from ..index.identities import MOST_OF_IDENTITY, classes_among
+
+    large = classes_among(identities, pictures)
+    of_large = sum(one in large for one in identities)
+    if 2 * of_large > len(identities) - identities.count(None):
+        print(
+            f"{who}: {of_large} of {len(identities)} images have an identity of more than {MOST_OF_IDENTITY} pictures, "
+            f"which is believed: {first_of(sorted(map(str, large)))}; where that is a class, as a diagnosis is, and "
+            "not one person, name another column (--identity-column), or have none called identity",
+            file=sys.stderr,
+        )
+
+
 def tell_that_nobody_is_named(data: str, records: Sequence[ImageRecord], why: str) -> None:
     """A table whose column of identities has a name of its own would be taken for one without, and so would a folder of
     DICOM files: told on stderr.
@@ -159,6 +185,8 @@ def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -
             )
         if classes := classes_of(source):
             tell_of_classes(source.name, classes, "images")
+        elif not source.named_by_folders:
+            tell_where_column_may_be_of_classes(source.name, [record.identity for record in source.records])
     named = [{identity_of(one, record) for record in one.records} for one in sources]
     for number, source in enumerate(sources):
         others = set[str]().union(*named[:number])

@@ -17,9 +17,11 @@ from ._data import (
     open_source,
     tell_of_classes,
     tell_that_nobody_is_named,
+    tell_where_column_may_be_of_classes,
 )
 
 if TYPE_CHECKING:
+    from ..images import ImageSource
     from ..index import MemorizationIndex
     from ..types import Calibration
 
@@ -91,6 +93,7 @@ def _make(args: argparse.Namespace) -> int:
     from ..processes import this_process
 
     head = LCMemHead.from_pretrained(args.head)
+    source: ImageSource | None = None
     if args.action == "reembed":
         old = MemorizationIndex.load(args.index, allow_unindexed=True)
         index = old.reembed(head.to(device_of(args)), args.output)
@@ -116,7 +119,11 @@ def _make(args: argparse.Namespace) -> int:
     print(json.dumps(_summary(args.output, index)))
     if index.classes:
         tell_of_classes("lcmem-filter", index.classes, "pictures")
-    if args.action == "build":
+    if source is not None:
+        if not source.named_by_folders:
+            pictures = [index.sha256_of(one.id) for one in index.records]
+            identities = [one.identity for one in index.records]
+            tell_where_column_may_be_of_classes("lcmem-filter", identities, pictures)
         if args.identity_column is None and not _tell_where_headers_disagree(args.data, index):
             _tell_what_deep_folders_are_taken_for(args.data, index)
         tell_that_nobody_is_named(args.data, index.records, "more is found then")

@@ -137,6 +137,20 @@ def test_names_that_are_taken_for_classes_are_told(folder, capsys):
     )
 
 
+@pytest.mark.parametrize("people", [1, 40])
+def test_a_column_that_may_be_of_classes_is_told(folder, capsys, people):
+    pictures = sorted((folder / "train").glob("*.png"))
+    # the first stands there as often as it was trained on, which makes no class of it
+    rows = [f"{one.name},p{number % people}" for number, one in enumerate(pictures)] + [
+        f"{pictures[0].name},p0"
+    ] * 40
+    (folder / "train" / "metadata.csv").write_text("\n".join(["file_name,identity", *rows]))
+    _, (built,), err = build(capsys, folder)
+    assert built["identities"] == min(people, len(pictures))
+    told = f"{len(rows)} of {len(rows)} images have an identity of more than 20 pictures, which is believed: p0; where"
+    assert (told in err) == (people == 1)
+
+
 def test_a_training_set_that_grew_is_told_how_and_reuses_its_index(folder, capsys):
     _, (first,), _ = build(capsys, folder)
     write_pictures(folder / "train", range(70, 72))

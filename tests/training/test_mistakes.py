@@ -303,6 +303,10 @@ def test_folders_of_classes_are_trained_on_as_the_index_takes_them(
         in err
     )
     assert "table: of its identities, 1 stand in a set before it too and are taken for the same: anna;" in err
+    believed = (
+        "table: 21 of 23 images have an identity of more than 20 pictures, which is believed: ill; where"
+    )
+    assert believed in err and err.count("which is believed: ") == 1
 
 
 def test_an_output_that_cannot_be_made_is_told_before_anything_is_encoded(tmp_path: Path) -> None:
