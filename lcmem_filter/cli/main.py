@@ -9,7 +9,8 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from .. import __version__, cli
@@ -71,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: the command's own, or 2 when it failed."""
+    shown = warnings.formatwarning
+    warnings.formatwarning = _in_one_line(shown)
     try:
         args = build_parser().parse_args(argv)
         status = commands()[args.command].run(args)
@@ -89,6 +92,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("lcmem-filter: failed in a way that it should not; the traceback is above", file=sys.stderr)
         return FAILED
+    finally:
+        warnings.formatwarning = shown
+
+
+def _in_one_line(others: Callable[..., str]) -> Callable[..., str]:
+    """Shows the package's own warnings as what else a command says; ``others`` shows those of other packages."""
+    package = os.path.dirname(cli.__path__[0])
+
+    def shown(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if not filename.startswith(package):
+            return others(message, category, filename, lineno, line)
+        return f"lcmem-filter: {' '.join(str(message).split())}\n"
+
+    return shown
 
 
 def _one_line(error: BaseException) -> str:

@@ -169,8 +169,8 @@ class _Run:
         sampler = sampler_for(train, self.config)
         validator = self._validator(train, held_out, self.config.stage == 3)
         self._say(
-            f"{len(train)} training images of {len(set(train.identities))} identities, {len(held_out)} "
-            f"validation images of {len(set(held_out.identities))} identities"
+            f"stage {self.config.stage}: {len(train)} training images of {len(set(train.identities))} identities, "
+            f"{len(held_out)} validation images of {len(set(held_out.identities))} identities"
         )
         if validator.strangers < held_out_needed(self.config.false_rejection_rate):
             self._say(
@@ -247,9 +247,8 @@ class _Run:
             workers = min(MOST_WORKERS, (os.cpu_count() or 1) // (2 * self.accelerator.num_processes))
         self._mine(sampler, objective, train)
         drawn = self._drawn(standing, sampler, workers)
-        with tqdm(
-            total=config.steps, initial=standing.step, desc="training", unit="step", disable=not self.show
-        ) as bar:
+        name = f"stage {config.stage}"
+        with tqdm(None, name, config.steps, initial=standing.step, unit="step", disable=not self.show) as bar:
             while standing.step < config.steps and standing.stale < config.patience:
                 rate = config.learning_rate_at(standing.step)
                 for group in optimizer.param_groups:

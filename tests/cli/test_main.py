@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +48,22 @@ def test_expected_error_is_one_line_on_stderr_and_exit_2(doing, capsys, error):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("lcmem-filter: ") and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_own_warnings_are_one_line_and_those_of_others_stay_as_they_are(doing):
+    shown, said = warnings.formatwarning, []
+
+    def act():
+        for file in (entry.__file__, "/elsewhere/diffusers.py"):
+            said.append(warnings.formatwarning(UserWarning("careful\nhere"), UserWarning, file, 7, ""))
+        return 0
+
+    doing(act)
+    assert entry.main(["act"]) == 0 and warnings.formatwarning is shown
+    assert said == [
+        "lcmem-filter: careful here\n",
+        "/elsewhere/diffusers.py:7: UserWarning: careful\nhere\n",
+    ]
 
 
 def test_an_output_that_is_a_file_is_told_what_to_do(tmp_path, doing, capsys):
