@@ -37,7 +37,7 @@ from arguments import (
 )
 from changes import CHANGES, Change
 from data import Images, one_per_identity
-from figures import Judge, average_precision, curve, deciding
+from figures import FEW, Judge, average_precision, curve, deciding
 from keep import Keeper
 from merge import merged, reference_of
 from methods import REFERENCES, Method, open_methods
@@ -260,6 +260,12 @@ def describe_near(
 
 def about(design: Design, judge: Judge) -> str:
     size = [len(design.index_rows(half)) for half in (0, 1)]
+    few = (
+        f" Since fewer than {FEW} of a half's scores may lie above the threshold here, it is drawn beyond the largest too, "
+        "as far as an exponential tail reaches."
+        if judge.few()
+        else ""
+    )
     unseen, domains = int(judge.kept.sum()), set(design.test.domains)
     which = " of all domains" if len(domains) > 1 else f", {domains.pop()} alone"
     return (
@@ -267,7 +273,7 @@ def about(design: Design, judge: Judge) -> str:
         f"test identities each); thresholds reject {100 * judge.rate:.3g}% of {unseen:,} unseen images, one an "
         f"identity, of the other half; 95 % intervals by identity from {judge.draws:,} draws, thresholds drawn again "
         "with them. Where all are found, so they are in every draw: of n of n, each of another identity, an exact "
-        "interval would begin at 0.025^(1/n), at 98.6% of 268."
+        f"interval would begin at 0.025^(1/n), at 98.6% of 268.{few}"
     )
 
 
