@@ -261,7 +261,7 @@ def describe_near(
 def about(design: Design, judge: Judge) -> str:
     size = [len(design.index_rows(half)) for half in (0, 1)]
     few = (
-        f" Fewer than {FEW} of a half's scores may lie above the threshold here, so it is drawn beyond the largest too, "
+        f" Fewer than {FEW} of a half's scores may lie above the threshold here; it is drawn beyond the largest too, "
         "as far as an exponential tail reaches."
         if judge.few()
         else ""
