@@ -117,6 +117,7 @@ def test_rows_are_added_to_those_that_were_measured_on_the_same_terms(tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     after = json.loads(output.read_text())
     assert set(after["labels"]) == {"lcmem", "mse", "raw_latents"} == set(after["unseen_rejected"])
+    assert after["fingerprints"] == {"lcmem": after["head"]["fingerprint_of_space"]}
     for task, domains in after["deciding"].items():
         methods = domains["mine"]["methods"]
         assert (

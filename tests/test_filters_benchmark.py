@@ -76,6 +76,19 @@ def naive_magnitudes(pipe, sample, steps: int) -> list[float]:
     return found
 
 
+def test_few_hits_among_alike_samples_count_as_many_samples_as_there_are_prompts(benchmark):
+    stats, prompts = importlib.import_module("stats"), [f"prompt {i // 6}" for i in range(240)]
+    widths = []
+    for count in (0, 1, 4, 239, 240):
+        found = stats.share(np.arange(240) < count, prompts)
+        assert found["effective_n"] == found["clusters"] == 40
+        assert found["interval"] == [pytest.approx(one) for one in stats.wilson(count / 240, 40)]
+        widths.append(found["interval"][1] - found["interval"][0])
+    assert widths[0] < widths[1] < widths[2]  # more hits are never told with more certainty
+    apart = stats.share(np.arange(240) % 6 == 0, prompts)  # one of each prompt
+    assert apart["effective_n"] == 240
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_noise_magnitudes_are_those_of_their_definition(benchmark, prediction_type):
     pipe, samples = pipeline(prediction_type), some_samples(benchmark)

@@ -7,7 +7,16 @@ from typing import Any
 
 from methods import REFERENCE, ROWS
 
-BY_METHOD = ("labels", "unseen_rejected", "index_level", "curves", "pairs", "robustness", "deciding")
+BY_METHOD = (
+    "labels",
+    "fingerprints",
+    "unseen_rejected",
+    "index_level",
+    "curves",
+    "pairs",
+    "robustness",
+    "deciding",
+)
 """Parts of a results file in which methods stand by their names."""
 
 

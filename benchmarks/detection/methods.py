@@ -64,12 +64,14 @@ class Method:
     Attributes:
         kept_key: Changes when what it keeps of an image does.
         key: Changes when that, or how it compares, does.
+        fingerprint: Of the head that it is measured with, or of weights that were trained here; empty where neither.
     """
 
     row: Row
     baseline: Baseline
     kept_key: str
     key: str
+    fingerprint: str = ""
 
 
 def _rows_of(head: str, which: str = "", middles: bool = True) -> tuple[Row, ...]:
@@ -204,12 +206,14 @@ def open_methods(
             continue
         if isinstance(baseline, Siamese):
             row = replace(row, note=_training_of(baseline, row))
+        of_head = of_row.fingerprint_of(space)
         used = baseline.fingerprint if isinstance(baseline, Siamese) else weights.get(row.name, "")
-        kept = _kept_key(row, type(baseline).__module__, of_row.fingerprint_of(space), used)
+        kept = _kept_key(row, type(baseline).__module__, of_head, used)
         by_head = ("verification", "shortlist", "matching") if row.name.startswith("lcmem") else ()
         compared_by = _code("standing", "alignment", "baselines.search", *by_head)
         key = f"{kept}-{row.relative}-{row.told}-{compared_by}"
-        methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key))
+        made_with = of_head if row.name.startswith("lcmem") else used if isinstance(baseline, Siamese) else ""
+        methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key, made_with))
     return methods, absent
 
 

@@ -90,6 +90,7 @@ def main() -> None:
         "about": about(design, judge),
         "labels": {method.row.name: method.row.label for method in methods},
         "notes": {method.row.label: method.row.note for method in methods if method.row.note},
+        "fingerprints": {method.row.name: method.fingerprint for method in methods if method.fingerprint},
         **({} if arguments.skip_recall else recall(methods, design, judge, tasks, keeper)),
         "near_duplicates": describe_near(design, near, known),
         "not_run": absent,

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+FEW = 5
+
 
 def share(hits: np.ndarray, clusters: Sequence[str] | None = None) -> dict[str, Any]:
     """The share of ``hits`` (n,) with a 95 % Wilson interval.
 
     Samples of one prompt resemble each other: with ``clusters`` the interval is that of as many independent samples as
-    the spread between clusters tells (n / design effect), and of as many as there are clusters where nothing varies.
+    the spread between clusters tells (n / design effect), and of as many as there are clusters where hits or misses are
+    too few, under ``FEW``, to tell how alike those of one cluster are.
     """
     n, count = len(hits), int(np.sum(hits))
     if n == 0:
@@ -71,9 +74,9 @@ def realised_range(n_calibration: int, rate: float, n_test: int, mass: float = 0
 
 def _design_effect(hits: np.ndarray, clusters: Sequence[str]) -> float:
     groups = {name: hits[[cluster == name for cluster in clusters]] for name in set(clusters)}
-    n, mean, largest = len(hits), hits.mean(), len(hits) / len(groups)
-    if mean in (0.0, 1.0) or len(groups) < 2:
-        return largest
+    n, mean = len(hits), hits.mean()
+    if min(hits.sum(), n - hits.sum()) < FEW or len(groups) < 2:
+        return n / len(groups)
     between = sum((group.sum() - mean * len(group)) ** 2 for group in groups.values())
     between *= len(groups) / (len(groups) - 1)
     return max(1.0, between / (n * mean * (1 - mean)))
