@@ -471,13 +471,18 @@ def alone() -> str:
             for told in ("", "_told")
             if name + told in results["labels"]
         }
-        shown["strongest other there"] = [_strongest(found) for found in tasks]
+        siamese = any("siamese" in label for label in results["labels"].values())
+        others = f"strongest other there{'' if siamese else ', no siamese network among them'}"
+        shown[others] = [_strongest(found) for found in tasks]
         for name, cells in shown.items():
             rows.append(f"| {domain} | {name} | {' | '.join(map(_recall, cells))} |")
         notes.append(
             f"[{paths[domain].name}](benchmarks/results/{paths[domain].name}): {results['about'].split('; 95')[0]}"
         )
-    note = f"\nFrom {'. '.join(notes)}. 95 % intervals by identity, thresholds drawn again with them.\n"
+    note = (
+        f"\nFrom {'. '.join(notes)}. 95 % intervals by identity, thresholds drawn again with them, beyond the largest score "
+        "too, since only one or two may lie above one.\n"
+    )
     return _table(["domain", "filter", *DETECTION_TASKS.values()], rows) + note
 
 
