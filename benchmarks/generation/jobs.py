@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+WAIT = 20.0
+"""Seconds, at most, for a batch that is half written."""
 LAUNCH = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 
 
@@ -55,13 +57,17 @@ def finish(job: Job, output: Path, processes: int = 1) -> float:
 
 
 def finish_with_kills(job: Job, output: Path, kills: int, seed: int) -> Kills:
-    """Kill the job ``kills`` times (SIGKILL), each time at another share of its batches and some moment later."""
+    """Kill the job ``kills`` times (SIGKILL), each time at another share of its batches and some moment later; every
+    other time as a batch is half written, where that is seen in time."""
     draw, seen = random.Random(seed), Kills()
     for number in range(1, kills + 1):
         process = subprocess.Popen(job.command(output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and receipts(output) < job.batches * number // (kills + 1):
             time.sleep(0.05)
         time.sleep(draw.uniform(0, 6))
+        until = time.monotonic() + WAIT
+        while number % 2 and time.monotonic() < until and process.poll() is None and not unfinished(output):
+            pass
         process.send_signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:
             raise SystemExit("the job ended before it could be killed; give it more images")
@@ -77,8 +83,9 @@ def receipts(output: Path) -> int:
 
 def unfinished(output: Path) -> int:
     """Files in ``images`` whose batch has no receipt."""
+    there = [path.name for path in (output / "images").iterdir()]  # before the receipts, which come last
     texts = "".join(path.read_text() for path in (output / ".job" / "batches").glob("*.json"))
-    return sum(path.name not in texts for path in (output / "images").iterdir())
+    return sum(name not in texts for name in there)
 
 
 def checksums(output: Path) -> dict[str, str]:
