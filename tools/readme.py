@@ -480,8 +480,8 @@ def alone() -> str:
             f"[{paths[domain].name}](benchmarks/results/{paths[domain].name}): {results['about'].split('; 95')[0]}"
         )
     note = (
-        f"\nFrom {'. '.join(notes)}. 95 % intervals by identity, thresholds drawn again with them, beyond the largest score "
-        "too, since only one or two may lie above one.\n"
+        f"\nFrom {'. '.join(notes)}. 95 % intervals by identity, thresholds drawn again with them, beyond the largest "
+        "score too, since only one or two may lie above one.\n"
     )
     return _table(["domain", "filter", *DETECTION_TASKS.values()], rows) + note
 
