@@ -202,9 +202,12 @@ def test_pictures_name_the_rate(figures, monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(plots, "_write", lambda figure, stem, name: drawn.append(figure))
     cell = {"recall": 0.5, "interval": [0.4, 0.6]}
+    others = {f"filter{i}": {**cell, "recall": i / 10} for i in range(9)}
+    others["filter8_relative"] = {**cell, "recall": 0.05}  # the worse form of the best
     results = {
-        "labels": {"lcmem": "LCMem"},
-        "deciding": {"copies": {"faces": {"n": 5, "methods": {"lcmem": cell}}}},
+        "labels": {"lcmem": "LCMem", **{name: name.upper() for name in others}},
+        "head": {"name": "my-head"},
+        "deciding": {"copies": {"faces": {"n": 5, "methods": {"lcmem": cell, **others}}}},
         "curves": {"rates": [0.05, 0.1], "copies": {"lcmem": [0.4, 0.5]}},
         "robustness": {
             "strengths": {kind: ["weak"] for kind in "abcdef"},
@@ -216,6 +219,8 @@ def test_pictures_name_the_rate(figures, monkeypatch, tmp_path):
     assert recall.get_title() == "copies, at 5 % false rejection"
     assert robustness.get_ylabel() == "recall at 5 % false rejection"
     assert [line.get_xdata() for line in curves.lines if line.get_linestyle() == ":"] == [[0.05, 0.05]]
+    shown = [*(f"FILTER{i}" for i in range(2, 9)), "LCMem, my-head"]  # the seven that find most
+    assert sorted(recall.get_legend_handles_labels()[1]) == shown
 
 
 def test_copies_are_of_the_domain_of_their_originals(figures, tmp_path):

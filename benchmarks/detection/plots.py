@@ -16,21 +16,58 @@ TITLES = {
     "heavy_copies": "heavily transformed copies",
     "same_identity": "other images of an identity",
 }
-COLOURS = [colour for name in ("tab20", "tab20b") for colour in plt.get_cmap(name).colors]  # type: ignore[attr-defined]
+COLOURS = {
+    "lcmem": ("#1b9e77", "#d95f02", "#7570b3", "#e7298a"),
+    "others": ("#4c78a8", "#9ecae9", "#6f6f6f", "#b8b8b8", "#d4a72c", "#8c6d31", "#c9a98a"),
+}
+MOST_OTHERS = 7
+"""Filters other than LCMem that are drawn, those that find most: more are no longer told apart."""
 
 
 def draw(results: dict[str, Any], stem: Path, rate: float) -> None:
-    """Write ``stem``-recall.png, -curves.png and, where robustness was measured, -robustness.png.
+    """Write ``stem``-recall.png, -curves.png and, where robustness was measured, -robustness.png: LCMem by each head,
+    told no identities, and the strongest others, each in the better of its forms.
 
     Args:
         rate: Share of unseen images that thresholds reject.
     """
-    labels: dict[str, str] = results["labels"]
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(labels)}
+    labels = shown(results)
+    colours: dict[str, Any] = {}
+    for kind, palette in COLOURS.items():
+        names = [name for name in labels if is_lcmem(name) == (kind == "lcmem")]
+        colours |= {name: palette[i % len(palette)] for i, name in enumerate(names)}
     _write(_recall(results, labels, colours, rate), stem, "recall")
     _write(_curves(results, labels, colours, rate), stem, "curves")
     if "robustness" in results:
         _write(_robustness(results["robustness"], labels, colours, rate), stem, "robustness")
+
+
+def is_lcmem(name: str) -> bool:
+    """Whether a method is LCMem or a part of it."""
+    return name.startswith("lcmem")
+
+
+def shown(results: dict[str, Any]) -> dict[str, str]:
+    """Names and labels of what is drawn, in the order of the results."""
+    labels: dict[str, str] = results["labels"]
+    forms: dict[str, str] = {}
+    for name in sorted(labels, key=lambda name: _worth(results, name)):
+        if not is_lcmem(name):
+            forms[name.removesuffix("_relative")] = name  # the better form comes last
+    others = sorted(forms.values(), key=lambda name: _worth(results, name))[-MOST_OTHERS:]
+    heads = [name for name in labels if name == "lcmem" or name.startswith("lcmem_lcmem_")]
+    heads = [name for name in heads if not name.endswith("_told")]
+    found = {name: label for name, label in labels.items() if name in (*heads, *others)}
+    if "lcmem" in found:
+        found["lcmem"] = f"LCMem, {results['head']['name']}"
+    return found
+
+
+def _worth(results: dict[str, Any], name: str) -> float:
+    """Recall in the mean of tasks and domains."""
+    cells = [one["methods"].get(name) for task in results["deciding"].values() for one in task.values()]
+    shares = [cell["recall"] for cell in cells if cell]
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def _at(rate: float) -> str:
@@ -80,7 +117,7 @@ def _curves(results: dict[str, Any], labels: dict[str, str], colours: dict[str, 
             if len(next(iter(results["deciding"].values()))) > 1 and name == "dlib_faces":
                 continue  # one domain alone is no mean over domains
             points = [(rate, share) for rate, share in zip(rates, shares, strict=True) if share is not None]
-            width = 2.5 if name == "lcmem" else 1.2
+            width = 2.2 if is_lcmem(name) else 1.6
             axis.plot(*zip(*points, strict=True), color=colours[name], label=labels[name], linewidth=width)
         axis.axvline(rate, color="grey", linewidth=0.6, linestyle=":")
         axis.set(xscale="log", ylim=(0, 1.02), xlabel="unseen images rejected", title=TITLES.get(task, task))
@@ -102,8 +139,10 @@ def _robustness(
         axis.set_visible(False)
     for axis, (kind, strengths) in zip(axes.flat, kinds.items(), strict=False):
         for name, recall in found["recall"].items():
+            if name not in labels:
+                continue
             line = "" if kind == "flip" else "-"
-            width = 2.5 if name == "lcmem" else 1.2
+            width = 2.2 if is_lcmem(name) else 1.6
             axis.plot(
                 recall[kind],
                 marker="o",
@@ -112,7 +151,7 @@ def _robustness(
                 color=colours[name],
                 label=labels[name],
                 linewidth=width,
-                zorder=3 if name == "lcmem" else 2,
+                zorder=3 if is_lcmem(name) else 2,
             )
         axis.set_xticks(range(len(strengths)), strengths, fontsize=7, rotation=25, ha="right")
         axis.set(title=kind, ylim=(-0.02, 1.02))
