@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from lcmem_filter.errors import CalibrationError
 from lcmem_filter.images import open_images
 
-from tests.tiny import write_pictures
+from tests.tiny import picture, write_pictures
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "detection"
 PEOPLE = 60
@@ -221,6 +222,20 @@ def test_pictures_name_the_rate(figures, monkeypatch, tmp_path):
     assert [line.get_xdata() for line in curves.lines if line.get_linestyle() == ":"] == [[0.05, 0.05]]
     shown = [*(f"FILTER{i}" for i in range(2, 9)), "LCMem, my-head"]  # the seven that find most
     assert sorted(recall.get_legend_handles_labels()[1]) == shown
+
+
+def test_the_same_photo_is_known_zoomed_either_way_and_another_is_not(figures):
+    same_photo = importlib.import_module("same_photo")
+
+    def grey(image):
+        return torch.tensor(np.asarray(image.convert("L").resize((64, 64))), dtype=torch.float64)
+
+    whole, other = picture(1, 256), grey(picture(2, 256))
+    zoomed = grey(whole.crop((40, 60, 190, 210)))
+    assert same_photo.correlation(grey(whole), zoomed) == same_photo.correlation(zoomed, grey(whole)) > 0.95
+    assert same_photo.correlation(grey(whole), other) < 0.9
+    images = SimpleNamespace(identities=np.array(["a", "b", "a", "a"]))
+    assert same_photo.pairs_of_identities(images) == [(0, 2), (0, 3), (2, 3)]
 
 
 def test_copies_are_of_the_domain_of_their_originals(figures, tmp_path):

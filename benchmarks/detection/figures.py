@@ -147,14 +147,21 @@ class Recalls:
     n: dict[str, tuple[int, int]]
 
 
-def recalls(judge: Judge, measured: Measured, task: Task, weights: np.ndarray) -> Recalls:
-    """A query is found where what is right lies above the threshold, rejected where anything does."""
+def recalls(
+    judge: Judge, measured: Measured, task: Task, weights: np.ndarray, kinds: np.ndarray | None = None
+) -> Recalls:
+    """A query is found where what is right lies above the threshold, rejected where anything does.
+
+    Args:
+        kinds: Of the task's queries, in place of their domains.
+    """
     answers = measured.tasks[task.name]
     there = ~np.isnan(answers.top)
     rows, half = task.rows[there], judge.design.half[task.rows[there]]
     limit, drawn_limit = judge.thresholds(measured)[half], judge.drawn_thresholds(measured, weights)
     own, top = answers.own[there], answers.top[there]
-    people, domains = judge.people()[rows], judge.design.test.domains[rows]
+    people = judge.people()[rows]
+    domains = judge.design.test.domains[rows] if kinds is None else kinds[there]
     result = Recalls({}, {}, {}, {})
     for domain in dict.fromkeys(domains):
         of = domains == domain

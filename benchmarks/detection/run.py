@@ -75,16 +75,8 @@ def main() -> None:
     methods, absent = open_methods(
         arguments.methods, arguments.head, arguments.space, dict(arguments.weights), arguments.download
     )
-    (embedding,), _ = open_methods(["lcmem_embedding"], arguments.head, arguments.space, {}, False)
-    base = Images("base", splits["train"].sources + splits["validation"].sources)
-    design = Design(base, splits["test"], SEED, arguments.copies)
-    known = known_duplicates(design, arguments.near_duplicates)
-    unseen = ~np.isin(design.strangers, list(known))
-    judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
+    design, judge, near, known = open_test(arguments, splits, keeper)
     methods = measurable(methods, judge, absent)
-    near = near_duplicates(design, embedding, keeper)
-    alike = np.array([is_near_duplicate(near[row][0]) for row in design.strangers.tolist()])
-    judge = replace(judge, kept=unseen & ~alike)
     tasks = main_tasks(design, keeper)
     results = {
         "about": about(design, judge),
@@ -105,6 +97,22 @@ def main() -> None:
     if arguments.robustness_images:
         results["robustness"] = robustness(methods, design, judge, keeper, arguments.robustness_images)
         write(arguments, results)
+
+
+def open_test(
+    arguments: argparse.Namespace, splits: dict[str, Images], keeper: Keeper
+) -> tuple[Design, Judge, dict[int, tuple[float, int]], dict[int, tuple[int, str]]]:
+    """Which images are asked for in which index, who decides, how alike each unseen image and an indexed one are, and
+    which of them show the same to somebody who looked."""
+    (embedding,), _ = open_methods(["lcmem_embedding"], arguments.head, arguments.space, {}, False)
+    base = Images("base", splits["train"].sources + splits["validation"].sources)
+    design = Design(base, splits["test"], SEED, arguments.copies)
+    known = known_duplicates(design, arguments.near_duplicates)
+    unseen = ~np.isin(design.strangers, list(known))
+    judge = Judge(design, unseen, arguments.rate, arguments.draws, SEED)
+    near = near_duplicates(design, embedding, keeper)
+    alike = np.array([is_near_duplicate(near[row][0]) for row in design.strangers.tolist()])
+    return design, replace(judge, kept=unseen & ~alike), near, known
 
 
 def recall(
