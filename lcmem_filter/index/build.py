@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,7 @@ from ..head import LCMemHead
 from ..images import CANNOT_BE_READ, ImageSource, can_be_read
 from ..latents import ENCODE_BATCH, Encoder, encode_images
 from . import folder as files
+from .receipts import Shard, all_newest, described, free_folder, is_of, newest
 from .reuse import check_reusable, held_by
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 SHARD_ROWS = 256
 DEFAULT_RESOLUTION = 512
 """Side in pixels where the encoder's configuration names none."""
-
-Shard: TypeAlias = tuple[str, dict[str, Any]]
-"""A finished one: its folder, relative to the index, and its receipt."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,10 @@ class Build:
     def rows_of(self, first: int) -> range:
         """Rows of the shard that begins with ``first``."""
         return range(first, min(first + SHARD_ROWS, len(self.source)))
+
+    def ids_of(self, first: int) -> list[str]:
+        """Ids of the images of the shard that begins with ``first``."""
+        return [self.source.records[row].id for row in self.rows_of(first)]
 
     def plan(self) -> dict[str, Any]:
         """Everything that the finished index depends on, but for rounding."""
@@ -117,13 +118,13 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     state.wait_for_everyone()
     own = list(enumerate(build.shards))[state.process_index :: state.num_processes]
     todo = [
-        (number, first) for number, first in own if number in mended or _newest(build.output, number) is None
+        (number, first) for number, first in own if number in mended or newest(build.output, number) is None
     ]
     show = progress and state.is_main_process
     total = sum(len(build.rows_of(first)) for _, first in todo)
     with tqdm(total=total, desc="indexing", unit="image", disable=not show) as bar:
         for number, first in todo:
-            _write_shard(build, _free_folder(build.output, number), first, bar)
+            _write_shard(build, free_folder(build.output, number), first, bar)
     state.wait_for_everyone()
     if state.is_main_process:
         calibrated = _commit(build)
@@ -167,30 +168,17 @@ def _is_planned(build: Build) -> bool:
 def _shows_the_same(build: Build) -> bool:
     """Whether all that an earlier run could read is in ``build.source`` as it was, to the byte: what it could not read
     may have been mended since, and files may be newer."""
-    for first, shard in zip(build.shards, _all_newest(build, check=False), strict=True):
+    found = all_newest(build.output, len(build.shards), check=False)
+    for first, shard in zip(build.shards, found, strict=True):
         if shard is None:
             continue
-        name, receipt = shard
-        known = _known(build.output / name) if receipt["rows"] else {}
-        for row in build.rows_of(first):
-            id_ = build.source.records[row].id
-            if id_ not in receipt["unreadable"] and known.get(id_) != _described(build.source, row):
-                return False
+        known = described(build.output, shard)
+        if not is_of(shard, list(known), build.ids_of(first)):
+            return False
+        rows = [row for row in build.rows_of(first) if build.source.records[row].id in known]
+        if any(known[build.source.records[row].id] != _described(build.source, row) for row in rows):
+            return False
     return True
-
-
-def _known(folder: Path) -> dict[str, tuple[str | None, str, str]]:
-    """Of each id in a finished shard, what ``_described`` gave."""
-    try:
-        table = pq.read_table(folder / files.RECORDS).to_pydict()
-    except (OSError, pa.ArrowException):
-        return {}
-    return {
-        id_: (identity, labels, digest)
-        for id_, identity, labels, digest in zip(
-            table["id"], table["identity"], table["labels"], table["sha256"], strict=True
-        )
-    }
 
 
 def _described(source: ImageSource, row: int) -> tuple[str | None, str, str] | None:
@@ -202,27 +190,27 @@ def _described(source: ImageSource, row: int) -> tuple[str | None, str, str] | N
 def _look(build: Build) -> tuple[bool, bool, list[int]]:
     """What there is: whether a finished index is whole, whether it has every shard as it was built last, and which of
     these have to be mended."""
-    newest = _all_newest(build, check=False)
-    whole = files.is_index(build.output) and files.is_whole(build.output) and None not in newest
-    if whole and _is_committed(build, newest):
-        return True, True, _mended(build, newest)
+    shards = all_newest(build.output, len(build.shards), check=False)
+    whole = files.is_index(build.output) and files.is_whole(build.output) and None not in shards
+    if whole and _is_committed(build, shards):
+        return True, True, _mended(build, shards)
     if files.is_index(build.output):
-        newest = _all_newest(build)
-    return whole, whole and _is_committed(build, newest), _mended(build, newest)
+        shards = all_newest(build.output, len(build.shards))
+    return whole, whole and _is_committed(build, shards), _mended(build, shards)
 
 
-def _is_committed(build: Build, newest: Sequence[Shard | None]) -> bool:
+def _is_committed(build: Build, shards: Sequence[Shard | None]) -> bool:
     """Whether the manifest has every shard as it was built last, and says where its names come from."""
     manifest = files.read_manifest(build.output)
     names = [shard["folder"] for shard in manifest["shards"]]
     same = files.by_folders(manifest) == build.source.named_by_folders
-    return same and names == [one[0] for one in newest if one is not None and one[1]["rows"]]
+    return same and names == [one[0] for one in shards if one is not None and one[1]["rows"]]
 
 
-def _mended(build: Build, newest: Sequence[Shard | None]) -> list[int]:
+def _mended(build: Build, shards: Sequence[Shard | None]) -> list[int]:
     """Shards of an earlier run that lack an image which can be read by now."""
     found = []
-    for number, (first, shard) in enumerate(zip(build.shards, newest, strict=True)):
+    for number, (first, shard) in enumerate(zip(build.shards, shards, strict=True)):
         lacking = shard[1]["unreadable"] if shard else {}
         rows = build.rows_of(first) if lacking else ()
         broken = [row for row in rows if CANNOT_BE_READ in lacking.get(build.source.records[row].id, "")]
@@ -311,53 +299,18 @@ def _write_records(path: Path, records: list[tuple[Any, str]]) -> str:
     return files.write_file(path, lambda file: file.write(buffer.getvalue()))
 
 
-def _all_newest(build: Build, *, check: bool = True) -> list[Shard | None]:
-    return [_newest(build.output, number, check=check) for number in range(len(build.shards))]
-
-
-def _newest(output: Path, number: int, *, check: bool = True) -> Shard | None:
-    """A shard's folder and receipt, as it was built last; ``None`` where it is missing.
-
-    Args:
-        check: Pass over what is not what its receipt says.
-    """
-    found, again = None, 0
-    while not again or (output / files.shard_folder(number, again)).exists():
-        name = files.shard_folder(number, again)
-        receipt = _read_receipt(output / name, check=check)
-        found = found if receipt is None else (name, receipt)
-        again += 1
-    return found
-
-
-def _free_folder(output: Path, number: int) -> str:
-    """Where a shard is built: what a finished one left is never written to again."""
-    names = (files.shard_folder(number, again) for again in itertools.count())
-    return next(name for name in names if _read_receipt(output / name) is None)
-
-
-def _read_receipt(folder: Path, *, check: bool = True) -> dict[str, Any] | None:
-    try:
-        receipt: dict[str, Any] = json.loads((folder / files.RECEIPT).read_text())
-        if check:
-            files.check_files(folder, receipt["files"])
-    except (OSError, ValueError, KeyError, TypeError, CorruptArtifactError):
-        return None
-    return receipt
-
-
 def _commit(build: Build) -> bool:
     """Put the index in force; returns whether the calibration of an earlier run still holds."""
     shards, size = [], None
     checksums: dict[str, str] = {}
     unreadable: dict[str, str] = {}
     for number in range(len(build.shards)):
-        newest = _newest(build.output, number)
-        if newest is None:
+        shard = newest(build.output, number)
+        if shard is None:
             raise CorruptArtifactError(
                 f"shard {number} of {build.output} was lost while building; run the same command again"
             )
-        name, receipt = newest
+        name, receipt = shard
         unreadable |= receipt["unreadable"]
         if receipt["rows"]:
             size = receipt["latent_size"]

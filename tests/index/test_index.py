@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -465,6 +466,26 @@ def test_the_same_build_takes_in_what_was_mended_and_nothing_else_that_changed(t
     assert torch.equal(mended._embeddings, build(tmp_path / "whole")._embeddings)
     picture(99).save(train / "003.png")
     with pytest.raises(ArtifactError, match="an index with other source"):
+        built()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_image_that_takes_anothers_place_and_cannot_be_read_is_not_missed(tmp_path, monkeypatch, finished):
+    train = tmp_path / "train"
+    pictures(train, range(20))
+
+    def built() -> MemorizationIndex:
+        given = (open_images(train), saved_encoder(tmp_path), head(), tmp_path / "index")
+        return MemorizationIndex.build(*given, resolution=RESOLUTION, progress=False)
+
+    with monkeypatch.context() as patch:
+        if not finished:
+            patch.setattr(building, "_commit", lambda given: None)
+        with contextlib.suppress(ArtifactNotFoundError):
+            built()
+    (train / "003.png").unlink()
+    (train / "003b.png").symlink_to("/nowhere/003b.png")
+    with pytest.raises(ArtifactError, match="an index with other source; give another"):
         built()
 
 
