@@ -51,6 +51,64 @@ def test_fractions_reach_from_nought_to_one():
     assert np.array_equal(decoded(values), (values.astype(float) * 255).round())
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 1.0001), (-0.05, 1.08)])
+def test_what_resampling_leaves_beyond_nought_and_one_is_clipped(low, high):
+    values = (RAMP * (high - low) + low).astype(np.float32)
+    assert np.array_equal(decoded(values), (values.astype(float) * 255).round().clip(0, 255))
+
+
+@pytest.mark.parametrize("high", [0.003, 0.1, 2.5, 10.5, 1234.5])
+def test_other_fractions_are_stretched_between_percentiles(high):
+    values = (RAMP * high).astype(np.float32)
+    black, white = np.percentile(values, (0.5, 99.5))
+    assert np.array_equal(decoded(values), ((values - black) / (white - black) * 255).round().clip(0, 255))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_whole_numbers_are_scaled_from_their_bits_whichever_their_type(dtype):
+    values = (RAMP * 1023).round().astype(dtype)
+    assert np.array_equal(decoded(values), (values * (255 / 1023)).round())
+
+
+@pytest.mark.parametrize(("dtype", "most", "hot"), [(np.uint16, 400, 65_535), (np.float32, 0.003, 1)])
+def test_a_hot_pixel_does_not_blacken_a_picture(dtype, most, hot):
+    values = (np.tile(RAMP, (8, 8)) * most).astype(dtype)
+    values[3, 3] = hot
+    seen = decoded(values)
+    assert len(np.unique(seen)) >= 60 and seen[3, 3] == 255
+
+
+def test_a_picture_of_few_greys_keeps_its_scale():
+    values = np.tile(np.array([0, 1, 2, 3], np.uint16) * 1000, (4, 1))
+    assert np.array_equal(decoded(values), (values * (255 / 4095)).round())
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_a_picture_that_shows_in_its_transparency_alone_is_refused(mode):
+    """Black lines on nothing would be black all over."""
+
+    def saved(alpha: np.ndarray, grey: np.ndarray) -> bytes:
+        picture = Image.merge("LA", [Image.fromarray(one.astype(np.uint8)) for one in (grey, alpha)])
+        given = picture if mode == "LA" else picture.convert("RGBA")
+        given = given.quantize(32, Image.Quantize.FASTOCTREE) if mode == "P" else given
+        buffer = io.BytesIO()
+        given.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    shape, black = RAMP * 255, np.zeros((8, 8))
+    with pytest.raises(ValueError, match="its content is in its transparency; flatten it"):
+        decode_image(saved(shape, black))
+    for alpha, grey in ((shape, RAMP * 255), (black + 255, black), (black + 128, black), (black, RAMP * 255)):
+        assert decode_image(saved(alpha, grey)).mode == "RGB"
+
+
+def test_programs_that_draw_pictures_are_not_run():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "EPS")
+    with pytest.raises(ValueError, match="it is EPS, a program that draws a picture; export it as PNG"):
+        decode_image(buffer.getvalue())
+
+
 def test_a_few_outliers_do_not_blacken_a_picture():
     values = np.tile(RAMP, (32, 32)) * 100 - 50
     values[0, 0] = 1e6
