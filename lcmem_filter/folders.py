@@ -11,21 +11,41 @@ from PIL import Image, UnidentifiedImageError
 from .dicom import DICOM_SUFFIXES, PREAMBLE, is_dicom
 from .errors import DataError
 
-IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5"}
+IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".ps", ".mpg", ".mpeg", ".h5"}
 OTHER_SUFFIXES = frozenset(
-    {".avif", ".heic", ".heif", ".hif", ".ima", ".jxl", ".mha", ".mhd", ".nii", ".nrrd"}
+    {
+        *(".avif", ".bpg", ".exr", ".flif", ".hdr", ".heic", ".heif", ".hif", ".jxl", ".jxr", ".wdp"),
+        *(".svg", ".svgz", ".xcf"),
+        *(
+            ".arw",
+            ".cr2",
+            ".cr3",
+            ".dng",
+            ".nef",
+            ".orf",
+            ".pef",
+            ".raf",
+            ".rw2",
+            ".srw",
+            ".x3f",
+        ),  # of cameras
+        *(".ima", ".img", ".mgh", ".mgz", ".mha", ".mhd", ".mnc", ".nii", ".nrrd"),
+    }
 )
 """Of images that Pillow may know only with a plug-in, of DICOM as some scanners write it, and of volumes."""
-PACKED_SUFFIXES = frozenset({".bz2", ".gz", ".xz"})
+PACKED_SUFFIXES = frozenset({".bz2", ".fz", ".gz", ".xz", ".z", ".zst"})
 SIGNATURES = (
     *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"8BPS", b"qoif", b"DDS "),
     *(b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),  # TIFF
     *(b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),  # JPEG 2000
     *(b"\x00\x00\x00\x0cJXL \r\n\x87\n", b"\xff\x0a"),  # JPEG XL
+    *(b"v/1\x01", b"#?RADIANCE", b"#?RGBE", b"II\xbc\x01"),  # OpenEXR, Radiance, JPEG XR
+    *(b"FUJIFILMCCD", b"FOVb", b"IIU\x00", b"IIRO", b"IIRS", b"MMOR"),  # of cameras
+    *(b"BPG\xfb", b"FLIF", b"gimp xcf ", b"SIMPLE  ="),  # FITS
 )
 """How images begin."""
-BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""What AVIF and HEIC name after ``ftyp``, where films name others."""
+BRANDS = (b"avif", b"avis", b"crx ", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""What AVIF, HEIC and CR3 name after ``ftyp``, where films name others."""
 NO_PICTURES = frozenset({"EPS", "HDF5", "MPEG"})
 """Formats of Pillow that are documents, data or films."""
 
@@ -69,10 +89,13 @@ def stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
 def is_image(file: Path) -> bool:
     """Whether its suffix or its first bytes say so, be it one that cannot be read here: what is passed over in silence
     would be missed."""
-    if file.is_symlink() and not file.exists():
+    try:
+        if file.is_symlink() and not file.exists():
+            return True
+        if not file.is_file():
+            return False
+    except OSError:  # what it leads to may not be looked at
         return True
-    if not file.is_file():
-        return False
     packed = file.suffix.lower() in PACKED_SUFFIXES
     suffix = (file.with_suffix("") if packed else file).suffix.lower()
     if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES or suffix in OTHER_SUFFIXES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import glob
 import math
 import os
 import shutil
@@ -40,8 +41,10 @@ def read_table(path: Path) -> Any:
     try:
         table = (
             _read_csv(path)
-            if kind == "csv"
-            else datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=copied)
+            if copied is None
+            else datasets.load_dataset(
+                kind, data_files=_linked(path, copied), split="train", cache_dir=copied
+            )
         )
     except Exception as error:
         cause = error.__cause__ or error  # datasets says only that something went wrong
@@ -65,6 +68,17 @@ def _folder_until_exit(parent: str | os.PathLike[str]) -> str:
         made = tempfile.mkdtemp(prefix=COPIES)
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made
+
+
+def _linked(path: Path, folder: str) -> str:
+    """The pattern of a file in ``folder`` that shows what ``path`` holds: by itself datasets would take a name like
+    ``a[12].jsonl`` for a pattern, and read ``a1.jsonl`` in its place."""
+    link = Path(folder, f"table{path.suffix.lower()}")
+    try:
+        link.symlink_to(path.absolute())
+    except OSError:  # where links are not allowed
+        shutil.copyfile(path, link)
+    return glob.escape(str(link))
 
 
 def _read_csv(path: Path) -> Any:

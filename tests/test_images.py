@@ -280,6 +280,66 @@ def test_nothing_in_a_folder_is_passed_over_in_silence(tmp_path):
     assert [record.id for row, record in enumerate(source.records) if can_be_read(source, row)] == readable
 
 
+def test_formats_that_are_not_known_here_are_images_that_cannot_be_read(tmp_path):
+    picture(1).save(tmp_path / "0.png")
+    suffixes = [
+        "exr",
+        "hdr",
+        "cr3",
+        "raf",
+        "rw2",
+        "orf",
+        "x3f",
+        "jxr",
+        "wdp",
+        "svg",
+        "img",
+        "mgh",
+        "mgz",
+        "eps",
+        "jpg.zst",
+        "dcm.Z",
+        "EXR",
+    ]
+    begins = {
+        "exr": b"v/1\x01\2\0\0\0",
+        "radiance": b"#?RADIANCE\n",
+        "raf": b"FUJIFILMCCD-RAW 0201",
+        "cr3": b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
+        "jxr": b"II\xbc\x01",
+        "fits.fz": b"SIMPLE  = T",
+    }
+    for suffix in suffixes:
+        (tmp_path / f"a.{suffix}").write_bytes(b"unknown here")
+    picture(2).save(tmp_path / "b.eps")
+    for name, content in begins.items():
+        (tmp_path / f"c {name}").write_bytes(content + bytes(200))
+    for name in ("d.npy", "d.npz", "d.mat", "d.zip", "d.tar", "d.pdf", "d.txt", "d.mp4"):
+        (tmp_path / name).write_bytes(b"no picture")
+    source = open_images(tmp_path)
+    expected = ["0.png", *(f"a.{one}" for one in suffixes), "b.eps", *(f"c {one}" for one in begins)]
+    assert [one.id for one in source.records] == sorted(expected)
+    assert [can_be_read(source, row) for row in range(len(source))] == [True] + [False] * (len(source) - 1)
+
+
+def test_a_link_to_what_may_not_be_looked_at_is_an_image_that_cannot_be_read(tmp_path, monkeypatch):
+    picture(1).save(tmp_path / "0.png")
+    (tmp_path / "closed").symlink_to("/closed/picture")
+    real = Path.exists
+
+    def refusing(self, **options):
+        if self.name == "closed":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "exists", refusing)
+    source = open_images(tmp_path)
+    assert [(one.id, can_be_read(source, row)) for row, one in enumerate(source.records)] == [
+        ("0.png", True),
+        ("closed", False),
+    ]
+
+
 def test_images_are_known_by_what_is_in_them(tmp_path):
     """Whatever Pillow writes, in a file without a suffix; what it may not know, by how it begins."""
     written = []
@@ -499,6 +559,23 @@ def test_an_image_without_an_id_and_a_table_without_rows_are_told(tmp_path):
     write_csv(tmp_path / "b.csv", ["image"], [])
     with pytest.raises(EmptyDataError, match=r"b\.csv has no rows$"):
         open_images(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize("name", ["set[12]", "set*", "set?", "a::b", "d [1]/metadata"])
+def test_a_tables_name_is_no_pattern(tmp_path, kind, name):
+    write_pictures(tmp_path, [0])
+    (tmp_path / "d [1]").mkdir()
+    (tmp_path / "d 1").mkdir()
+    for other in ("set1", "set12", "b", "d 1/metadata", name):
+        said = pandas.DataFrame(
+            {"file_name": ["000.png"], "identity": ["this" if other == name else "another"]}
+        )
+        file = tmp_path / f"{other}.{kind}"
+        said.to_parquet(file) if kind == "parquet" else said.to_json(
+            file, orient="records", lines=kind == "jsonl"
+        )
+    assert open_images(tmp_path / f"{name}.{kind}").records == [ImageRecord("000.png", "this")]
 
 
 @pytest.mark.parametrize(("kind", "home"), [("jsonl", True), ("parquet", True), ("parquet", False)])
