@@ -88,7 +88,8 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     Shards with images that could not be read are built again once one of these can be, as is what was damaged since.
 
     Raises:
-        ArtifactError: ``output`` holds something else than this build, or what it should reuse was built otherwise.
+        ArtifactError: ``output`` holds something else than this build, or another one writes there too; or what it
+            should reuse was built otherwise.
         CorruptArtifactError: a finished index of another version of this package.
         EmptyDataError: no image could be read.
     """
@@ -142,7 +143,7 @@ def _check_plan(build: Build) -> None:
     """Whether ``output`` is empty, or holds what this build left."""
     plan_file = build.output / files.PLAN
     if not plan_file.exists():
-        if build.output.exists() and any(build.output.iterdir()):
+        if build.output.exists() and any(path.name != files.LOCK for path in build.output.iterdir()):
             raise ArtifactError(f"{build.output} is not empty and holds no index; give another --output")
         return
     try:
@@ -231,9 +232,11 @@ def _tell_averaging(build: Build) -> None:
 
 
 def _start(build: Build) -> None:
-    files.write_json(
-        build.output / files.PLAN, build.plan()
-    )  # first: from then on the folder is known to be this build's
+    build.output.mkdir(parents=True, exist_ok=True)
+    with files.locked(build.output):
+        _check_plan(build)  # another build may have begun there since
+        # first: from then on the folder is known to be this build's
+        files.write_json(build.output / files.PLAN, build.plan())
     build.head.save_pretrained(build.output / files.HEAD)
 
 
@@ -304,13 +307,20 @@ def _commit(build: Build) -> bool:
     shards, size = [], None
     checksums: dict[str, str] = {}
     unreadable: dict[str, str] = {}
-    for number in range(len(build.shards)):
+    for number, first in enumerate(build.shards):
         shard = newest(build.output, number)
         if shard is None:
             raise CorruptArtifactError(
                 f"shard {number} of {build.output} was lost while building; run the same command again"
             )
         name, receipt = shard
+        if not is_of(shard, list(described(build.output, shard)), build.ids_of(first)):
+            raise ArtifactError(
+                f"{name} of {build.output} holds other images than {build.source.name!r} has there (from "
+                f"{build.source.records[first].id!r} on): another build wrote into the folder, or one of several "
+                f"processes sees another copy of the images; remove {build.output}, and build it again by one build "
+                "whose processes all see the same images"
+            )
         unreadable |= receipt["unreadable"]
         if receipt["rows"]:
             size = receipt["latent_size"]

@@ -469,6 +469,43 @@ def test_the_same_build_takes_in_what_was_mended_and_nothing_else_that_changed(t
         built()
 
 
+def test_another_build_that_begins_in_the_same_folder_at_the_same_time_is_refused(tmp_path, monkeypatch):
+    real = building._look
+
+    def meanwhile(given):  # both have seen that the folder is empty
+        found = real(given)
+        monkeypatch.setattr(building, "_look", real)
+        build(tmp_path / "other", images=12).path.rename(tmp_path / "index")
+        return found
+
+    monkeypatch.setattr(building, "_look", meanwhile)
+    with pytest.raises(ArtifactError, match="holds an index with other source, images"):
+        build(tmp_path)
+    assert len(MemorizationIndex.load(tmp_path / "index")) == 12
+
+
+@pytest.mark.parametrize("other", ["renamed", "fewer"])
+def test_shards_of_another_copy_of_the_images_are_not_put_in_force(tmp_path, monkeypatch, other):
+    """As where one of several processes sees a folder that is not yet what the others see."""
+    pictures(tmp_path / "train", range(20))
+    shutil.copytree(tmp_path / "train", tmp_path / "elsewhere")
+    if other == "renamed":
+        (tmp_path / "elsewhere" / "010.png").rename(tmp_path / "elsewhere" / "010_old.png")
+    else:
+        (tmp_path / "elsewhere" / "019.png").unlink()
+    write = building._write_shard
+
+    def elsewhere(given, name, first, bar):
+        source = open_images(tmp_path / "elsewhere") if first else given.source
+        write(replace(given, source=source), name, first, bar)
+
+    monkeypatch.setattr(building, "_write_shard", elsewhere)
+    with pytest.raises(ArtifactError, match=r"holds other images than 'train' has there.*remove"):
+        build(tmp_path)
+    with pytest.raises(ArtifactNotFoundError):
+        MemorizationIndex.load(tmp_path / "index")
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_an_image_that_takes_anothers_place_and_cannot_be_read_is_not_missed(tmp_path, monkeypatch, finished):
     train = tmp_path / "train"
