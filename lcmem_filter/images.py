@@ -21,7 +21,7 @@ from .dicom import attribute_of
 from .digests import sha256
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
 from .folders import images_in, is_image, stats
-from .tables import CSV_READING, NOT_AVAILABLE, is_csv, is_utf8, matching, read_table, text_of
+from .tables import CSV_READING, NOT_AVAILABLE, is_csv, is_utf8, matching, names_of, read_table, text_of
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE_COLUMNS = ("image", "file_name", "path", "file")
@@ -165,8 +165,9 @@ def open_images(
     Args:
         path: An image's file. Or a folder: images in it, or in subfolders, of which each is then an identity; with a
             ``metadata`` table (CSV, JSON lines, Parquet; column ``file_name``) that table is read, which must name
-            every image of the folder. Or a table's file: JSON lines and Parquet are read by ``datasets``, which keeps a
-            copy in its cache; what stands in CSV is text, so that an identity ``007`` stays that.
+            every image of the folder. Or a table's file: JSON lines and Parquet are read by ``datasets``, whose copy is
+            removed when the process ends; what stands in CSV is text, so that an identity ``007`` stays that. An
+            identity is the same text in each: ``7.0`` is ``7`` where all are whole numbers, and a day has no time.
         image_column: Column of images, or of paths relative to the table; ``image``, ``file_name``, ``path`` or
             ``file`` by default, in small or capital letters.
         identity_column: Column of identities; ``identity`` where there is one, else no image's is known. Of a folder
@@ -298,6 +299,12 @@ def _open_table(
         table[name][:] if name else None for name in (identity_column, id_column, label_column)
     )
     unknown = (None, *NOT_AVAILABLE)
+    try:
+        names = names_of(identities or ())
+    except ValueError as error:
+        raise DataError(
+            f"{path}: of its column {identity_column!r}, {error}; write whole numbers as text"
+        ) from error
     images = table[image_column]
     first = next((image for row in rows if (image := images[row])), None)
     in_files = isinstance(first, str)
@@ -312,7 +319,7 @@ def _open_table(
         id_ = own if ids is None else text_of(ids[row])
         if id_ is None:
             raise DataError(f"{path}: row {row} has no {id_column}; fill it in, or leave the column out")
-        identity = text_of(identities[row]) if identities is not None else None
+        identity = names[row] if names else None
         known = _labels(labels[row]) if labels is not None else ""
         records.append(
             ImageRecord(
@@ -339,6 +346,7 @@ def _open_table(
     reading += [name for name in (label_column,) if name not in (None, "labels")]
     told = () if is_csv(path) else (*(identities or ()), *(labels or ()))  # which stood for themselves before
     reading += ["unknown"] if any(isinstance(one, str) and one in NOT_AVAILABLE for one in told) else []
+    reading += ["names"] if names != [text_of(one) for one in identities or ()] else []
     plan = (image_column, identity_column, id_column, sorted(where.items()), *files, *reading)
     return ImageSource(
         path.parent.name if path.name in METADATA_FILES else path.stem,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import datetime
 import glob
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ NOT_AVAILABLE = ("NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null
 """What R, pandas and spreadsheets write into CSV where an identity or label is not known."""
 COPIES = "lcmem-table-"
 """How the names of folders begin that hold copies of tables while a process runs."""
+EXACT = 2.0**53
+"""From here on a float is not every whole number."""
 CSV_READING = 4
 """Part of a CSV's fingerprint; another one for each way in which its cells were ever read."""
 
@@ -123,6 +127,27 @@ def text_of(value: Any) -> str | None:
         return None
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     return text.strip() or None
+
+
+def names_of(values: Sequence[Any]) -> list[str | None]:
+    """A column's cells as names: as ``text_of`` gives them, but the same in whichever kind of table they stand.
+
+    Where all are whole numbers with ``.0``, as pandas writes them into CSV as soon as one is missing, that is left out;
+    where all are days, their time is.
+
+    Raises:
+        ValueError: a whole number was read as a fraction that is not exact, and may be another one.
+    """
+    known = [one for one in values if text_of(one) not in (None, *NOT_AVAILABLE)]
+    for value in known:
+        if isinstance(value, float) and math.isfinite(value) and abs(value) >= EXACT:
+            raise ValueError(f"{value:.0f} was read as a fraction, which is not exact beyond 2**53")
+    if all(isinstance(one, datetime.datetime) and one.time() == datetime.time.min for one in known):
+        values = [one.date() if isinstance(one, datetime.datetime) else one for one in values]
+    texts = [text_of(one) for one in values]
+    if all(isinstance(one, str) and re.fullmatch(r"\s*-?\d+\.0\s*", one) for one in known):
+        texts = [None if one is None else one.removesuffix(".0") for one in texts]
+    return texts
 
 
 def matching(table: Any, where: Mapping[str, str]) -> list[int]:

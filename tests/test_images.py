@@ -186,6 +186,43 @@ def test_numbers_are_the_same_text_whether_one_is_missing_or_not(tmp_path):
         assert [one.id for one in chosen.records] == names[:2]
 
 
+def test_identities_are_the_same_text_in_each_kind_of_table(tmp_path):
+    names = [f"{row}.png" for row in range(4)]
+    day, other = "2020-01-02", "2020-01-03"
+    for values, expected in (
+        ([1, 2, None, 1], ["1", "2", None, "1"]),
+        (pandas.to_datetime([day, other, None, day]), [day, other, None, day]),
+        (
+            pandas.to_datetime([f"{day} 10:11:12", f"{other} 00:00:00", None, f"{day} 00:00:00"]),
+            [f"{day} 10:11:12", f"{other} 00:00:00", None, f"{day} 00:00:00"],
+        ),
+    ):
+        table = pandas.DataFrame({"file_name": names, "identity": values})
+        table.to_csv(tmp_path / "t.csv", index=False)
+        table.to_parquet(tmp_path / "t.parquet")
+        as_json = [int(one) if one is not None and one.isdigit() else one for one in expected]
+        lines = zip(names, as_json, strict=True)
+        (tmp_path / "t.jsonl").write_text(
+            "\n".join(json.dumps({"file_name": name, "identity": one}) for name, one in lines)
+        )
+        for kind in ("csv", "parquet", "jsonl"):
+            assert [one.identity for one in open_images(tmp_path / f"t.{kind}").records] == expected, kind
+    (tmp_path / "mixed.csv").write_text("file_name,identity\n0.png,1.0\n1.png,1\n2.png,x\n")
+    assert [one.identity for one in open_images(tmp_path / "mixed.csv").records] == ["1.0", "1", "x"]
+
+
+def test_whole_numbers_that_were_read_as_fractions_and_may_be_others_are_refused(tmp_path):
+    rows = [9007199254740993, 9007199254740992, 1.5]
+    lines = [json.dumps({"file_name": f"{row}.png", "identity": one}) for row, one in enumerate(rows)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"'identity', 9007199254740992 was read as a fraction.*as text"):
+        open_images(tmp_path / "t.jsonl")
+    (tmp_path / "t.jsonl").write_text("\n".join(lines[:2]))
+    assert [one.identity for one in open_images(tmp_path / "t.jsonl").records] == [
+        str(one) for one in rows[:2]
+    ]
+
+
 def test_an_image_may_be_listed_several_times(tmp_path):
     """As where a table has a row for each finding."""
     write_pictures(tmp_path, [0, 1])
