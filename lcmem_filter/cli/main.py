@@ -27,6 +27,8 @@ TO_DO = {
     errno.EACCES: "have it readable and writable, or give another path",
     errno.EROFS: "give a path that can be written to",
     errno.ENOSPC: "make room there, and run the same command again",
+    errno.EDQUOT: "make room there, and run the same command again",
+    errno.EFBIG: "give a path where larger files may be written",
 }
 """What helps against errors of the operating system."""
 

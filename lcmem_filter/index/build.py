@@ -327,9 +327,9 @@ def _commit(build: Build) -> bool:
             shards.append({"folder": name, "rows": receipt["rows"]})
             checksums |= {f"{name}/{file}": digest for file, digest in receipt["files"].items()}
     if not shards:
-        first = next(iter(unreadable.values()))
+        why = next(iter(unreadable.values()))
         raise EmptyDataError(
-            f"none of the {len(build.source)} images of {build.source.name!r} could be read; the first: {first}"
+            f"none of the {len(build.source)} images of {build.source.name!r} could be read; the first: {why}"
         )
     checksums |= files.head_checksums(build.output)
     manifest = {

@@ -10,7 +10,7 @@
     shards/00000.1/               the same built again, once more of its images could be read
     calibration-000001.json       scores of held-out images, for each query space
     plan.json                     what is being built, so that an interrupted build goes on only as it began
-    lock                          there only while a manifest is being put in force
+    lock                          there only while a build begins or a manifest is being put in force
 
 Nothing in it is pickled. The manifest and what it names never change once written; a new state is a new manifest.
 """
@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -40,6 +42,10 @@ if sys.platform != "win32":
 FORMAT = 2
 NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", re.ASCII)
 """A file or folder of an index, relative to it."""
+ASIDE = re.compile(r".+\.[0-9a-f]{16}\.tmp")
+"""A file that is being written."""
+STALE = 3600
+"""Seconds after which such a file is nobody's."""
 CURRENT = "CURRENT"
 LOCK = "lock"
 PLAN = "plan.json"
@@ -68,12 +74,19 @@ def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> str:
     """Write aside, sync, rename, sync the folder; returns the SHA-256 of what was written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")  # another machine may have the same pid
-    with aside.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    digest = sha256(aside)
-    os.replace(aside, path)
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = sha256(aside)
+        os.replace(aside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk says nothing of where it is
+        raise
     _sync_folder(path.parent)
     return digest
 
@@ -85,12 +98,15 @@ def write_json(path: Path, value: Any) -> str:
 
 def write_array(path: Path, array: np.ndarray) -> str:
     """Write an array as ``write_file`` does."""
-    return write_file(path, lambda file: np.save(file, array, allow_pickle=False))
+    buffer = io.BytesIO()  # numpy does not say what went wrong with a file
+    np.save(buffer, array, allow_pickle=False)
+    return write_file(path, lambda file: file.write(buffer.getbuffer()))
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Whoever else would put a manifest in force waits; not on Windows, nor where the file system locks nothing.
+    """Whoever else would begin a build there, or put a manifest in force, waits; not on Windows, nor where the file
+    system locks nothing.
 
     Raises:
         ArtifactError: nothing can be written there.
@@ -146,7 +162,16 @@ def commit(folder: Path, manifest: dict[str, Any]) -> bool:
     with locked(folder):
         manifest = _with_calibration(folder, manifest)
         put_in_force(folder, manifest)
+        _remove_asides(folder)
     return manifest["calibration"] is not None
+
+
+def _remove_asides(folder: Path) -> None:
+    """Remove what who was killed while writing left; nobody writes one file for as long as ``STALE``."""
+    for path in folder.rglob("*.tmp"):
+        with contextlib.suppress(OSError):
+            if ASIDE.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
 
 
 def put_in_force(folder: Path, manifest: dict[str, Any]) -> None:
@@ -270,8 +295,12 @@ def _calibration(number: int) -> str:
 
 
 def head_checksums(folder: Path) -> dict[str, str]:
-    """Checksums of the head's files, by their names relative to the index."""
-    return {f"{HEAD}/{path.name}": sha256(path) for path in sorted((folder / HEAD).iterdir())}
+    """Checksums of the head's files, by their names relative to the index; what else was left there, as by the system's
+    file browser, is none of it."""
+    found = sorted(path for path in (folder / HEAD).iterdir() if path.suffix in (".json", ".safetensors"))
+    return {
+        f"{HEAD}/{path.name}": sha256(path) for path in found if NAME.fullmatch(path.name) and path.is_file()
+    }
 
 
 def check_files(folder: Path, files: dict[str, str]) -> None:

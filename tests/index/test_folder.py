@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import threading
 import time
 from collections import Counter
@@ -12,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -188,6 +191,64 @@ def test_building_what_is_whole_reads_each_file_once(tmp_path, monkeypatch):
     build(tmp_path)
     expected = files.read_manifest(tmp_path / "index")["files"]
     assert read == {tmp_path / "index" / name: 1 for name in expected}
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing_half_written(tmp_path):
+    def full(file):
+        file.write(b"half a fi")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "index" / "x.json"
+    for write in (full, lambda file: 1 / 0):
+        with pytest.raises((OSError, ZeroDivisionError)) as error:
+            files.write_file(path, write)
+        assert not list(path.parent.iterdir())
+        if write is full:
+            assert error.value.errno == errno.ENOSPC and str(path) in str(error.value)
+
+
+def test_an_array_that_finds_no_room_says_what_went_wrong(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError) as error:
+            files.write_array(tmp_path / "x.npy", np.zeros((100, 100), np.float16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG and str(tmp_path / "x.npy") in str(error.value)
+
+
+def test_what_a_killed_build_was_writing_is_removed_once_it_is_nobodys(tmp_path):
+    build(tmp_path, images=4)
+    old, new, other = (
+        tmp_path / "index" / "shards" / "00000" / name
+        for name in (f"latents.npy.{'0' * 16}.tmp", f"latents.npy.{'1' * 16}.tmp", "thesis.tmp")
+    )
+    for file in (old, new, other):
+        file.write_bytes(b"half a fi")
+    for file in (old, other):
+        os.utime(file, (1, 1))
+    files.commit(tmp_path / "index", {**files.read_manifest(tmp_path / "index"), "calibration": None})
+    assert not old.exists() and new.exists() and other.exists()
+
+
+def test_what_a_file_browser_leaves_beside_the_head_is_not_part_of_an_index(tmp_path, monkeypatch):
+    real = building._commit
+
+    def litter(given):
+        head = given.output / files.HEAD
+        for name in (".DS_Store", "._config.json", ".nfs0001", "Thumbs.db", "config (copy).json"):
+            (head / name).write_bytes(b"x")
+        (head / "sub").mkdir(exist_ok=True)
+        return real(given)
+
+    monkeypatch.setattr(building, "_commit", litter)
+    index = build(tmp_path, images=4)
+    of_head = sorted(name for name in files.read_manifest(index.path)["files"] if name.startswith("head/"))
+    assert of_head == ["head/config.json", "head/diffusion_pytorch_model.safetensors"]
+    (index.path / files.HEAD / ".DS_Store").unlink()
+    assert len(MemorizationIndex.load(index.path)) == 4
 
 
 def test_an_index_of_another_version_is_not_built_over(tmp_path, monkeypatch):
