@@ -82,7 +82,8 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
         ) from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+    named = isinstance(found, Mapping) and all(isinstance(name, str) for name in found)
+    if not named or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise _unfit(path, "is no mapping of names to tensors")
     return {name.removeprefix("module."): value for name, value in found.items()}
 

@@ -193,10 +193,11 @@ def test_pickled_objects_are_not_run(tmp_path: Path) -> None:
         ({"model.conv1.weight": torch.zeros(1)}, "'model.conv1.weight'"),
         ({"fc_end.weight": torch.zeros(1, 7)}, "size mismatch"),
         ({"epoch": 3}, "mapping of names to tensors"),
+        ({7: torch.zeros(1)}, "mapping of names to tensors"),
     ],
 )
 def test_other_networks_are_refused(
-    network: PaperNetwork, tmp_path: Path, change: dict[str, torch.Tensor | None], named: str
+    network: PaperNetwork, tmp_path: Path, change: dict[str | int, torch.Tensor | None], named: str
 ) -> None:
     weights = {**network.state_dict(), **change}
     torch.save({name: value for name, value in weights.items() if value is not None}, tmp_path / "other.pth")
