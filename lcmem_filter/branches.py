@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a head says of latents.
+
+    Attributes:
+        embedding: (B, embedding_dim), unit norm: what an index is searched by.
+        tokens: (B, T, token_dim): what the parts of a picture look like, for a second opinion on two pictures; a
+            token's norm, in (0, 1), is its weight. ``None`` from a head that was trained without.
+    """
+
+    embedding: torch.Tensor
+    tokens: torch.Tensor | None
 
 
 class ChannelsFirstNorm(nn.LayerNorm):

@@ -14,12 +14,20 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
 from torch import nn
 
-from .branches import POOLINGS, DenseBranch, Halving, LocalBranch, Stem, in_float32
-from .errors import ArtifactNotFoundError, ConfigurationError, CorruptArtifactError, LatentSpaceError
+from .branches import POOLINGS, DenseBranch, Description, Halving, LocalBranch, Stem, in_float32
+from .errors import (
+    ArtifactError,
+    ArtifactNotFoundError,
+    ConfigurationError,
+    CorruptArtifactError,
+    LatentSpaceError,
+)
 from .hub import check_reachable
 from .latents import canonical, channel_agreement, check_latents, normalise, probe_latents, weights_sha256
+from .shipped import folder_of, shipped_heads
 from .trunks import TRUNKS
 
 Size = Literal["tiny", "small", "small32", "resnet", "micro"]
@@ -88,8 +96,6 @@ LATER: dict[str, Any] = {
 }
 """Entries of the configuration that heads of before lack; with these values, they change no fingerprint."""
 
-SHIPPED = Path(__file__).parent / "heads"
-
 
 @dataclass(frozen=True, slots=True)
 class SpaceMatch:
@@ -98,20 +104,6 @@ class SpaceMatch:
     space: str
     agreement: float
     agreements: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a head says of latents.
-
-    Attributes:
-        embedding: (B, embedding_dim), unit norm: what an index is searched by.
-        tokens: (B, T, token_dim): what the parts of a picture look like, for a second opinion on two pictures; a
-            token's norm, in (0, 1), is its weight. ``None`` from a head that was trained without.
-    """
-
-    embedding: torch.Tensor
-    tokens: torch.Tensor | None
 
 
 class LCMemHead(ModelMixin, ConfigMixin):
@@ -203,7 +195,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> LCMemHead:
-        """Load a head from a folder or a hub id, or one that ships with this package by its name; in float32.
+        """Load a head from a folder or a hub id, or one that ships with this package by its name, which goes before a
+        folder of that name (that is ``./NAME``); in float32.
 
         Raises:
             ArtifactNotFoundError: nothing lies there.
@@ -230,8 +223,18 @@ class LCMemHead(ModelMixin, ConfigMixin):
         return head.eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
-        """As of diffusers; its weights for whoever may read its configuration, not for their owner alone."""
-        super().save_pretrained(save_directory, **options)
+        """As of diffusers; its weights for whoever may read its configuration, not for their owner alone.
+
+        Raises:
+            ArtifactError: they cannot be written.
+        """
+        try:
+            super().save_pretrained(save_directory, **options)
+        except SafetensorError as error:  # which is no OSError, whatever the system said
+            raise ArtifactError(
+                f"the head cannot be written to {os.fspath(save_directory)}: {error}; make room there, or have it "
+                "writable, and do the same again"
+            ) from error
         for weights in Path(save_directory).glob("*.safetensors"):
             shutil.copymode(Path(save_directory) / self.config_name, weights)
 
@@ -387,14 +390,3 @@ class LCMemHead(ModelMixin, ConfigMixin):
                 "lcmem-filter train DATA --vae VAE --add-space --initial HEAD --reference-vae KNOWN --output head/"
             )
         return SpaceMatch(space, agreements[space], agreements)
-
-
-def shipped_heads() -> list[str]:
-    """Names of the heads that lie in this package."""
-    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-
-
-def folder_of(name_or_path: str | os.PathLike[str]) -> Path:
-    """Where a head lies that ships with this package, if that is its name; else the path itself."""
-    name = os.fspath(name_or_path)
-    return SHIPPED / name if name in shipped_heads() else Path(name)

@@ -13,12 +13,14 @@ from torch import nn
 from lcmem_filter import demo
 from lcmem_filter.branches import POOLINGS
 from lcmem_filter.errors import (
+    ArtifactError,
     ArtifactNotFoundError,
     ConfigurationError,
     CorruptArtifactError,
     LatentSpaceError,
 )
-from lcmem_filter.head import SIZES, LCMemHead, shipped_heads
+from lcmem_filter.head import SIZES, LCMemHead
+from lcmem_filter.shipped import shipped_heads
 from lcmem_filter.training import TrainingConfig
 from lcmem_filter.training.card import write_card
 from lcmem_filter.training.weights import with_descriptors
@@ -344,3 +346,14 @@ def test_what_is_saved_does_not_tell_where_it_was_loaded_from(tmp_path: Path) ->
     LCMemHead.from_pretrained(tmp_path / "private").save_pretrained(tmp_path / "copy")
     assert "private" not in (tmp_path / "copy" / "config.json").read_text()
     assert LCMemHead.from_pretrained(tmp_path / "copy").config.spaces == {"sd": 4}
+
+
+def test_a_head_that_finds_no_room_says_so(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    head, before = LCMemHead.create("micro", {"sd": 4}), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        with pytest.raises(ArtifactError, match=r"cannot be written to .*head: .*make room there"):
+            head.save_pretrained(tmp_path / "head")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

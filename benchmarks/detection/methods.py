@@ -13,7 +13,7 @@ from lcmem_filter.baselines import Baseline, make_baseline
 from lcmem_filter.baselines.relative import Relative
 from lcmem_filter.baselines.siamese import Siamese
 from lcmem_filter.errors import ConfigurationError, LcmemFilterError
-from lcmem_filter.head import shipped_heads
+from lcmem_filter.shipped import shipped_heads
 
 REFERENCE = "lcmem"
 """What has to come out the same where rows are added to a results file."""

@@ -130,7 +130,7 @@ def _add_privacy_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_on_the_fly_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("without --index (needs --vae as well)")
-    group.add_argument("--head", help="folder of a head, or the name of a shipped one")
+    group.add_argument("--head", help="name of a shipped head, or else a folder of one")
     group.add_argument("--held-out", metavar="DATA", help="real images that are not in --training")
     group.add_argument(
         "--false-rejection-rate",

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     build = actions.add_parser("build", help=about, description=about)
     build.add_argument("data", metavar="DATA", help=f"{DATA}: everything that the pipeline was trained on")
-    build.add_argument("--head", required=True, help="folder of a head, or the name of a shipped one")
+    build.add_argument("--head", required=True, help="name of a shipped head, or else a folder of one")
     build.add_argument("--output", required=True, help="folder of the index")
     add_encoder_arguments(build, required=True)
     build.add_argument(
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     reembed = actions.add_parser("reembed", help=about, description=about)
     reembed.add_argument("index", metavar="INDEX", help="folder of an index that keeps latents")
-    reembed.add_argument("--head", required=True, help="folder of a head, or the name of a shipped one")
+    reembed.add_argument("--head", required=True, help="name of a shipped head, or else a folder of one")
     reembed.add_argument("--output", required=True, help="folder of the new index")
     add_device_argument(reembed)
     about = "Verify an index's checksums, and print what it was built with and which thresholds it has"
@@ -152,7 +152,8 @@ def _summary(folder: str, index: MemorizationIndex) -> dict[str, Any]:
 def _made_with(index: MemorizationIndex) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from ..head import LCMemHead, shipped_heads
+    from ..head import LCMemHead
+    from ..shipped import shipped_heads
 
     shipped = {LCMemHead.from_pretrained(name).fingerprint: name for name in shipped_heads()}
     return {

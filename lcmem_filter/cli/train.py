@@ -271,7 +271,8 @@ def _name_of_space(encoder: Encoder, initial: LCMemHead | None) -> str:
     """The latent space's name in the head to go on from or in a shipped one, or one made of the name of the VAE's
     folder."""
     from ..errors import LatentSpaceError
-    from ..head import LCMemHead, shipped_heads
+    from ..head import LCMemHead
+    from ..shipped import shipped_heads
 
     for known in (initial, *shipped_heads()):
         if known is None:

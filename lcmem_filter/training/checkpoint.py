@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..errors import ArtifactError, CorruptArtifactError
-from ..head import folder_of
+from ..shipped import folder_of
 
 WORK = ".training"
 RESULT = "training.json"

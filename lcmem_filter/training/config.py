@@ -85,7 +85,7 @@ class TrainingConfig:
         margin: By which a partner's cosine has to exceed those of others for NT-Xent to call them equal, as in the
             losses of face recognition (CosFace, arXiv 1801.09414); 0 for none.
         spread: Weight of the term that pushes each embedding from its nearest other identity (KoLeo).
-        token_weight: Weight of NT-Xent between copies by the similarity of their tokens (``head.Description``).
+        token_weight: Weight of NT-Xent between copies by the similarity of their tokens (``branches.Description``).
         token_temperature: Of that.
         resolution: Side in pixels that images are squashed to before they are encoded.
         further_resolutions: Sides in pixels that sets are encoded at too whose first image is at least so large; what

@@ -196,7 +196,7 @@ def test_show_prints_what_an_index_was_built_with_and_its_thresholds(folder, cap
         assert shown["calibrations"]["sd"]["usable"] == (above == 16)
     assert {"n", "false_rejection_rate", "threshold", "own_found"} <= threshold.keys()
     head().save_pretrained(folder / "shipped" / "ours")
-    monkeypatch.setattr("lcmem_filter.head.SHIPPED", folder / "shipped")
+    monkeypatch.setattr("lcmem_filter.shipped.SHIPPED", folder / "shipped")
     _, (shown,), _ = run(capsys, "index", "show", folder / "index")
     assert shown["head"] == "ours"
     next((folder / "index").rglob("embeddings.npy")).write_bytes(b"")
