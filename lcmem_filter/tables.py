@@ -142,7 +142,7 @@ def names_of(values: Sequence[Any]) -> list[str | None]:
     for value in known:
         if isinstance(value, float) and math.isfinite(value) and abs(value) >= EXACT:
             raise ValueError(f"{value:.0f} was read as a fraction, which is not exact beyond 2**53")
-    if all(isinstance(one, datetime.datetime) and one.time() == datetime.time.min for one in known):
+    if all(isinstance(one, datetime.datetime) and one.timetz() == datetime.time.min for one in known):
         values = [one.date() if isinstance(one, datetime.datetime) else one for one in values]
     texts = [text_of(one) for one in values]
     if all(isinstance(one, str) and re.fullmatch(r"\s*-?\d+\.0\s*", one) for one in known):
