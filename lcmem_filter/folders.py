@@ -52,7 +52,8 @@ NO_PICTURES = frozenset({"EPS", "HDF5", "MPEG"})
 
 def images_in(folder: Path) -> list[Path]:
     """Images in a folder and all below it, behind links too; a folder that is reached twice counts once. A link that
-    leads nowhere, as to storage that is not there today, is an image that cannot be read.
+    leads nowhere, as to storage that is not there today, is an image that cannot be read. Of hidden files, which
+    systems name as the images beside them, those are images that begin as such.
 
     Raises:
         DataError: a folder cannot be listed, and what is in it would be missed.
@@ -70,8 +71,10 @@ def images_in(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders.sort()
-        found += (Path(where, name) for name in names if not name.startswith("."))
-    return sorted(file for file in found if is_image(file))
+        found += (Path(where, name) for name in names)
+    return sorted(
+        file for file in found if (_begins_so(file) if file.name.startswith(".") else is_image(file))
+    )
 
 
 def stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -103,6 +106,11 @@ def is_image(file: Path) -> bool:
     # archives name DICOM files IM000001, or by their UID, whose last part looks like a suffix
     if file.name == "DICOMDIR":
         return False
+    return _begins_so(file) or (not file.suffix and _opens(file))
+
+
+def _begins_so(file: Path) -> bool:
+    """Whether its first bytes are those of an image, or cannot be read."""
     try:
         with file.open("rb") as opened:
             begins = opened.read(PREAMBLE)
@@ -114,7 +122,6 @@ def is_image(file: Path) -> bool:
         or begins[:4] + begins[8:12] == b"RIFFWEBP"
         or begins[:2] + begins[6:10] == b"BM\0\0\0\0"
         or (begins[4:8] == b"ftyp" and begins[8:12] in BRANDS)
-        or (not file.suffix and _opens(file))
     )
 
 

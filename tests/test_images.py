@@ -646,3 +646,12 @@ def test_a_folders_table_may_name_its_images_in_any_way(tmp_path):
         DataError, match=r"does not name 1 of the images in its folder \(the first: 002\.png\)"
     ):
         open_images(tmp_path / "set")
+
+
+def test_hidden_files_are_images_where_they_begin_as_such(tmp_path):
+    write_pictures(tmp_path, range(2))
+    (tmp_path / ".001.png").write_bytes((tmp_path / "001.png").read_bytes())
+    (tmp_path / "._000.png").write_bytes(b"\0\5\x16\7 what a Mac says of the file beside it")
+    (tmp_path / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (tmp_path / ".#000.png").symlink_to("nobody@nowhere.1")  # of an editor that has it open
+    assert [one.id for one in open_images(tmp_path).records] == [".001.png", "000.png", "001.png"]
