@@ -52,8 +52,7 @@ NO_PICTURES = frozenset({"EPS", "HDF5", "MPEG"})
 
 def images_in(folder: Path) -> list[Path]:
     """Images in a folder and all below it, behind links too; a folder that is reached twice counts once. A link that
-    leads nowhere, as to storage that is not there today, is an image that cannot be read. Of hidden files, which
-    systems name as the images beside them, those are images that begin as such.
+    leads nowhere, as to storage that is not there today, is an image that cannot be read.
 
     Raises:
         DataError: a folder cannot be listed, and what is in it would be missed.
@@ -72,9 +71,7 @@ def images_in(folder: Path) -> list[Path]:
         seen.add(real)
         folders.sort()
         found += (Path(where, name) for name in names)
-    return sorted(
-        file for file in found if (_begins_so(file) if file.name.startswith(".") else is_image(file))
-    )
+    return sorted(file for file in found if is_image(file))
 
 
 def stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -91,14 +88,17 @@ def stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
 
 def is_image(file: Path) -> bool:
     """Whether its suffix or its first bytes say so, be it one that cannot be read here: what is passed over in silence
-    would be missed."""
+    would be missed. Of a hidden file, which systems name as the image beside it, its first bytes alone."""
+    hidden = file.name.startswith(".")
     try:
         if file.is_symlink() and not file.exists():
-            return True
+            return not hidden
         if not file.is_file():
             return False
     except OSError:  # what it leads to may not be looked at
         return True
+    if hidden:
+        return _begins_so(file)
     packed = file.suffix.lower() in PACKED_SUFFIXES
     suffix = (file.with_suffix("") if packed else file).suffix.lower()
     if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES or suffix in OTHER_SUFFIXES:
