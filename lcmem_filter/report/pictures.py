@@ -37,6 +37,7 @@ def thumbnails(ids: Iterable[str], picture_of: PictureOf | None) -> dict[str, st
         if image is not None:
             small = image.convert("RGB")
             small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+            small.info = {}  # Pillow would write a file's comment, which may name a person, into the JPEG
             buffer = io.BytesIO()
             small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
             found[id_] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

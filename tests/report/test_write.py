@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 
 from lcmem_filter.report import AllowEntry, DuplicateGroup, Run, results_of, write_report
 from lcmem_filter.report import write as writing
+from lcmem_filter.report.pictures import thumbnails
 from lcmem_filter.report.salting import salted_id
 
 from .made_up import HOSTILE, QUOTED, audit, calibration, pictures, sample
@@ -133,6 +137,16 @@ def test_salted_report_has_no_name_prompt_or_checksum(tmp_path):
     }
     assert nearest == {salted_id(id_, b"a secret salt", "training") for id_ in theirs}
     assert not nearest & {salted_id(id_, b"a secret salt") for id_ in theirs}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF"])
+def test_a_thumbnail_holds_the_picture_and_nothing_that_its_file_says(kind):
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x010E] = "Jane Doe"
+    pictures(False).sample("a").save(file, kind, comment=b"Jane Doe", exif=exif)
+    found = thumbnails(["a"], lambda _: Image.open(file))["a"]
+    written = base64.b64decode(found.partition(",")[2])
+    assert b"Jane" not in written and not {"comment", "exif"} & Image.open(io.BytesIO(written)).info.keys()
 
 
 def test_each_labels_share_and_interval_are_drawn_beside_its_name(tmp_path):
