@@ -76,10 +76,14 @@ def _run(
     stopped: str | None,
 ) -> Run:
     fixed, index = job["fixed"], judge.index
-    options = json.dumps(fixed["options"], ensure_ascii=False)
+    texts = {name: value for name, value in fixed["options"].items() if _has_text(value)}
+    numbers = {name: value for name, value in fixed["options"].items() if name not in texts}
+    private = {"pipeline": str(job["pipeline"])}
+    if texts:
+        private["texts of its call"] = json.dumps(texts, ensure_ascii=False)
     settings = {
-        "pipeline": str(job["pipeline"]),
-        "options of its call": options,
+        **private,
+        "options of its call": json.dumps(numbers, ensure_ascii=False),
         "seed": str(fixed["seed"]),
         "batch size": str(fixed["batch_size"]),
         "matches": _policy(fixed),
@@ -102,9 +106,16 @@ def _run(
         image_size=_size_of_images(folder, rows),
         space=judge.space,
         settings=settings,
+        private=tuple(private),
         versions=fixed["versions"],
         fingerprints=fixed["fingerprints"],
     )
+
+
+def _has_text(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_text, (*value, *value.values())))
+    return isinstance(value, str) or (isinstance(value, list | tuple) and any(map(_has_text, value)))
 
 
 def _size_of_images(folder: JobFolder, rows: Sequence[Row]) -> tuple[int, int] | None:

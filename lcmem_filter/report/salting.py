@@ -28,7 +28,7 @@ def salted_id(id_: str, salt: bytes, kind: Kind = "sample") -> str:
 
 def salted(results: Results, salt: bytes) -> Results:
     """A copy whose ids and checksums are salted, and in the order of what they are now, without prompts, names of data,
-    messages that quote them, and the held-out images that were most like training images."""
+    messages that quote them, private settings, and the held-out images that were most like training images."""
 
     def sample(id_: str) -> str:
         return salted_id(id_, salt) if id_ else ""
@@ -85,4 +85,5 @@ def _unquoted(certificate: Certificate) -> Certificate:
 
 
 def _unnamed(run: Run) -> Run:
-    return replace(run, images="(not named)", training="(not named)")
+    settings = {name: value for name, value in run.settings.items() if name not in run.private}
+    return replace(run, images="(not named)", training="(not named)", settings=settings, private=())

@@ -314,6 +314,16 @@ def test_a_negative_prompt_is_each_images(job, whole):
     assert len(made.rows) == 4 and [row.sha256 for row in made.rows] != [row.sha256 for row in whole.rows[:4]]
 
 
+def test_a_salted_report_quotes_no_text_of_the_call_and_no_path(job, folder):
+    options = {**OPTIONS, "negative_prompt": "Ms Doe"}
+    for salt, told in ((None, True), (b"a secret salt", False)):
+        made = job(options=options, prompts=PROMPTS[:4], thumbnails=False, salt=salt)
+        for name in ("report.html", "report.json"):
+            written = (made.folder / "report" / name).read_text()
+            assert ["Ms Doe" in written, str(folder / "pipeline") in written] == [told, told], name
+            assert "num_inference_steps" in written
+
+
 def test_settings_and_vocabulary_are_part_of_a_pipeline(pipe):
     before = pipeline_fingerprint(pipe)
     other = copy.deepcopy(pipe)

@@ -149,6 +149,16 @@ def test_a_thumbnail_holds_the_picture_and_nothing_that_its_file_says(kind):
     assert b"Jane" not in written and not {"comment", "exif"} & Image.open(io.BytesIO(written)).info.keys()
 
 
+def test_settings_that_name_something_stay_out_of_a_salted_report(tmp_path):
+    settings = {"pipeline": "/data/icu/model", "texts of its call": "not Ms Doe", "seed": "77", "steps": "30"}
+    run = replace(audit().run, settings=settings, private=("pipeline", "texts of its call", "seed"))
+    results = replace(audit(), run=run)
+    assert json.loads(write_report(results, tmp_path).json.read_text())["run"]["settings"] == settings
+    written = write_report(results, tmp_path, salt=b"a secret salt")
+    assert json.loads(written.json.read_text())["run"]["settings"] == {"steps": "30"}
+    assert not any(text in written.html.read_text() for text in ("icu", "Ms Doe", "<dt>seed"))
+
+
 def test_each_labels_share_and_interval_are_drawn_beside_its_name(tmp_path):
     names = ("結節", "nodule $", "<i>rare</i>")
     samples = [sample(i, 0.9 if i % 4 else 0.5, labels=names[: 1 + i % 3]) for i in range(12)]
