@@ -78,13 +78,12 @@ def _run(
     fixed, index = job["fixed"], judge.index
     texts = {name: value for name, value in fixed["options"].items() if _has_text(value)}
     numbers = {name: value for name, value in fixed["options"].items() if name not in texts}
-    private = {"pipeline": str(job["pipeline"])}
+    private = {"pipeline": str(job["pipeline"]), "seed": str(fixed["seed"])}
     if texts:
         private["texts of its call"] = json.dumps(texts, ensure_ascii=False)
     settings = {
         **private,
         "options of its call": json.dumps(numbers, ensure_ascii=False),
-        "seed": str(fixed["seed"]),
         "batch size": str(fixed["batch_size"]),
         "matches": _policy(fixed),
         "device": f"{fixed['device']}, {fixed['dtype']}",

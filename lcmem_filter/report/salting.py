@@ -28,7 +28,8 @@ def salted_id(id_: str, salt: bytes, kind: Kind = "sample") -> str:
 
 def salted(results: Results, salt: bytes) -> Results:
     """A copy whose ids and checksums are salted, and in the order of what they are now, without prompts, names of data,
-    messages that quote them, private settings, and the held-out images that were most like training images."""
+    messages that quote them, private settings, the held-out images that were most like training images, and seeds, from
+    which each sample's place could be told."""
 
     def sample(id_: str) -> str:
         return salted_id(id_, salt) if id_ else ""
@@ -71,6 +72,7 @@ def _salted_sample(sample: Sample, salt: bytes) -> Sample:
         neighbours=tuple(replace(one, id=training(one.id)) for one in sample.neighbours),
         matched_before=tuple(map(training, sample.matched_before)),
         prompt=None,
+        seed=None,
         problem="the image could not be read or judged" if sample.problem else "",
     )
 
@@ -78,7 +80,7 @@ def _salted_sample(sample: Sample, salt: bytes) -> Sample:
 def _unquoted(certificate: Certificate) -> Certificate:
     return Certificate(
         *(
-            replace(part, problem="")
+            replace(part, problem="", p_values=tuple(sorted(part.p_values)))
             for part in (certificate.sensitivity, certificate.specificity, certificate.consistency)
         )
     )

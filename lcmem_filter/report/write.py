@@ -67,7 +67,8 @@ def write_report(
         results: What was found; ``results_of`` makes it.
         output_folder: Made where it is missing; files of an older report are replaced.
         pictures: Where thumbnails come from; without it images are named, not shown.
-        salt: Replaces ids by keyed hashes, and leaves out prompts, the names of the data and private settings.
+        salt: Replaces ids by keyed hashes, and leaves out prompts, seeds, the names of the data and private
+            settings.
     """
     check_kind("results", results, Results, "results_of, and audit_images as its results,")
     shown = _gallery(results)

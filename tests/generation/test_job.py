@@ -322,6 +322,8 @@ def test_a_salted_report_quotes_no_text_of_the_call_and_no_path(job, folder):
             written = (made.folder / "report" / name).read_text()
             assert ["Ms Doe" in written, str(folder / "pipeline") in written] == [told, told], name
             assert "num_inference_steps" in written
+        found = json.loads((made.folder / "report" / "report.json").read_text())
+        assert ["seed" in found["run"]["settings"], found["samples"][0]["seed"] is not None] == [told, told]
 
 
 def test_settings_and_vocabulary_are_part_of_a_pipeline(pipe):

@@ -128,6 +128,9 @@ def test_salted_report_has_no_name_prompt_or_checksum(tmp_path):
     assert groups == sorted((sorted(ids) for ids in groups), key=lambda ids: (-len(ids), ids))
     allowed = [one["id"] for one in read["allow_list"]]
     assert allowed == sorted(allowed)
+    assert {one["seed"] for one in read["samples"]} == {None} != {one.seed for one in results.samples}
+    p_values = read["certificate"]["specificity"]["p_values"]
+    assert p_values == sorted(p_values) != list(told.specificity.p_values)
     # whoever knows the names of the samples learns none of the training images, were they called alike
     nearest = {near["id"] for one in read["samples"] for near in one["neighbours"]} | {
         one["id"] for one in read["copied"]
