@@ -52,7 +52,7 @@ class Sample:
         neighbours: The nearest training images, most alike first.
         labels: Classes, diagnoses or findings.
         sha256: Of the stored bytes.
-        problem: Why it was not checked.
+        problem: Why it was not checked, or is rejected although its score is not beyond the threshold.
         allowed: Why it is on the allow-list; empty where it is not.
         delivered: ``False`` for a draw that a generation job withheld.
         prompt, seed, attempts, rung: How a generation job drew it; ``rung`` is the remedy that was in force.

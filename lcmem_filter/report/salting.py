@@ -73,8 +73,17 @@ def _salted_sample(sample: Sample, salt: bytes) -> Sample:
         matched_before=tuple(map(training, sample.matched_before)),
         prompt=None,
         seed=None,
-        problem="the image could not be read or judged" if sample.problem else "",
+        problem=_unnamed_problem(sample),
     )
+
+
+def _unnamed_problem(sample: Sample) -> str:
+    """Why a sample was not checked, or matches below the threshold, in words that name nothing."""
+    if not sample.problem:
+        return ""
+    if sample.accepted is None:
+        return "the image could not be read or judged"
+    return "drawn again, it was judged more strictly"
 
 
 def _unquoted(certificate: Certificate) -> Certificate:

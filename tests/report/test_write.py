@@ -152,6 +152,23 @@ def test_a_thumbnail_holds_the_picture_and_nothing_that_its_file_says(kind):
     assert b"Jane" not in written and not {"comment", "exif"} & Image.open(io.BytesIO(written)).info.keys()
 
 
+def test_a_salted_report_tells_what_was_not_judged_from_what_was_judged_more_strictly(tmp_path):
+    why = "the nearest training image is scan.png again, which an earlier draw was rejected for"
+    samples = [
+        sample(0, 0.5),
+        sample(1, 0.5, accepted=False, delivered=False, attempts=2, problem=why),
+        replace(sample(2, 0.5), accepted=None, score=None, p_value=None, delivered=False, problem="scan.png"),
+    ]
+    results = results_of(replace(audit().run, kind="generation"), samples, calibration())
+    written = write_report(results, tmp_path, salt=b"a secret salt").json.read_text()
+    assert {one["status"]: one["problem"] for one in json.loads(written)["samples"]} == {
+        "accepted": "",
+        "withheld": "drawn again, it was judged more strictly",
+        "not checked": "the image could not be read or judged",
+    }
+    assert "scan.png" not in written
+
+
 def test_settings_that_name_something_stay_out_of_a_salted_report(tmp_path):
     settings = {"pipeline": "/data/icu/model", "texts of its call": "not Ms Doe", "seed": "77", "steps": "30"}
     run = replace(audit().run, settings=settings, private=("pipeline", "texts of its call", "seed"))
