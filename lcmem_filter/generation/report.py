@@ -31,7 +31,7 @@ def report_on(
     """Write the report on ``rows``, and return what is in it."""
     results = results_of(
         _run(folder, job, rows, judge, training, stopped),
-        [_sample(row) for row in rows if row.status != "unsafe"],
+        [_sample(row, judge.calibration.threshold) for row in rows if row.status != "unsafe"],
         judge.calibration,
         rungs=_rungs(rows),
     )
@@ -40,8 +40,11 @@ def report_on(
     return results
 
 
-def _sample(row: Row) -> Sample:
+def _sample(row: Row, threshold: float) -> Sample:
     judged = row.accepted is not None  # of what was interrupted the score is no number
+    problem = row.reason
+    if row.accepted is False and row.threshold < row.score <= threshold:
+        problem = f"the score exceeds {row.threshold:.3f}, the threshold for what is drawn again"
     return Sample(
         row.file_name or f"{row.position:06d} (not delivered)",
         row.accepted,
@@ -50,7 +53,7 @@ def _sample(row: Row) -> Sample:
         row.neighbours,
         tuple(dict.fromkeys(label for label in row.label.split("|") if label)),
         row.sha256 or "",
-        row.reason,
+        problem,
         delivered=row.delivered,
         prompt=row.drawn_prompt or row.prompt,
         seed=row.seed if row.last_seed is None else row.last_seed,

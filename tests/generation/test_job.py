@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -33,6 +34,7 @@ from lcmem_filter.generation.folder import JobFolder
 from lcmem_filter.generation.history import History
 from lcmem_filter.generation.job import checked_options, pipeline_fingerprint
 from lcmem_filter.generation.plan import Item, plan_of
+from lcmem_filter.generation.report import _sample
 from lcmem_filter.pipeline.policy import attached_policy
 from lcmem_filter.pipeline.watch import Stage
 from lcmem_filter.types import Calibration
@@ -175,6 +177,21 @@ def test_the_report_counts_what_was_withheld(whole):
     assert numbers["rungs"] == [{"rung": "new_seed", "tried": len(redrawn), "accepted": accepted}]
     assert numbers["run"]["kind"] == "generation"
     assert (whole.tally.drawn, whole.tally.withheld) == (len(PROMPTS), withheld)
+
+
+def test_the_report_says_why_a_redraw_below_the_threshold_is_withheld(whole):
+    threshold = whole.results.calibration.threshold
+    stricter = [
+        (row, one)
+        for row, one in zip(whole.rows, whole.results.samples, strict=True)
+        if row.accepted is False and row.score <= threshold
+    ]
+    assert all(
+        one.problem == row.reason or f"exceeds {row.threshold:.3f}" in one.problem for row, one in stricter
+    )
+    row = replace(whole.rows[0], accepted=False, score=0.4, threshold=0.3, reason="", attempts=2)
+    assert "exceeds 0.300, the threshold for what is drawn again" in _sample(row, 0.5).problem
+    assert _sample(replace(row, score=0.6), 0.5).problem == ""
 
 
 def test_the_words_that_an_image_was_drawn_from_are_kept(job, whole):
@@ -486,8 +503,6 @@ def test_images_of_another_size_than_the_index_are_told_in_the_report(job, whole
 
 
 def _rejecting(decide):
-    from dataclasses import replace
-
     return lambda self, sample: replace(decide(self, sample), accepted=False)
 
 

@@ -240,6 +240,19 @@ def test_a_generation_job_fills_the_same(tmp_path):
     assert "a &lt;dog&gt;" in page and 'data-status="withheld"' in page and 'data-exit-code="0"' in page
 
 
+def test_the_page_says_that_redraws_are_judged_more_strictly_and_why_each_was_rejected(tmp_path):
+    run = replace(audit().run, kind="generation")
+    again = sample(
+        1, 0.5, accepted=False, delivered=False, attempts=2, problem="the nearest is <a.png> again"
+    )
+    page, plain = (
+        page_of(tmp_path / str(len(rest)), results_of(run, [sample(0, 0.9), *rest], calibration()))
+        for rest in ([again], [])
+    )
+    assert "Images that were drawn again are judged more strictly" in page and "drawn again" not in plain
+    assert "Rejected: the nearest is &lt;a.png&gt; again" in page and "Rejected:" not in plain
+
+
 def test_nothing_checked_and_nothing_found_can_be_shown(tmp_path):
     nothing = results_of(
         audit().run, [replace(sample(0, 0.5), accepted=None, score=None, p_value=None)], calibration()
