@@ -13,6 +13,7 @@ from PIL import Image
 from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..report import Pictures, Results, Run, RungRow, Sample, results_of, write_report
+from ..report.summarise import STOPPED
 from .folder import REPORT, JobFolder
 from .rows import Row
 
@@ -96,7 +97,7 @@ def _run(
     if unsafe := sum(row.status == "unsafe" for row in rows):
         settings["withheld by the pipeline's own safety checker"] = f"{unsafe:,}"
     if stopped:
-        settings["stopped early"] = f"after {len(rows):,} images: {stopped}"
+        settings[STOPPED] = f"after {len(rows):,} images: {stopped}"
     return Run(
         kind="generation",
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -273,7 +273,8 @@ class Results:
         run: What was run.
         verdict: In one sentence.
         cautions: Sentences that the verdict must be read with: what the check would miss, or was not measured.
-        exit_code: 0 no match, 1 matches, 2 not everything could be checked, or nothing was delivered.
+        exit_code: 0 no match, 1 matches, 2 not everything could be checked, the job was stopped early, or nothing was
+            delivered.
         samples: One for each image, in their order.
         calibration: Scores of unseen real images, and the threshold.
         rate: Checked samples of which the first draw matched, allowed and withheld ones included.

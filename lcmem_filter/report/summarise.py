@@ -24,6 +24,8 @@ GOOD_SENSITIVITY = 0.9
 """Share of near-duplicates that must be found, beyond doubt, for the report to say nothing of it beside the verdict."""
 UNSEEN, NONE_GIVEN = "unseen images", "none given"
 """A setting of audits, and what it is without any."""
+STOPPED = "stopped early"
+"""A setting of jobs that one of their limits ended: when, and which."""
 FALSE_DISCOVERY_RATE = 0.1
 """Share of false alarms that is allowed among discoveries where nothing else is chosen."""
 
@@ -113,7 +115,11 @@ def _exit_code(run: Run, samples: Sequence[Sample], calibration: Calibration) ->
     if "match" in statuses:
         return MATCHES
     nothing_delivered = run.kind == "generation" and statuses <= {"withheld", "not checked"}
-    checked = "not checked" not in statuses and not calibration.doubt(OWN_FOUND_AT_LEAST)
+    checked = (
+        "not checked" not in statuses
+        and not calibration.doubt(OWN_FOUND_AT_LEAST)
+        and STOPPED not in run.settings
+    )
     return NO_MATCH if checked and not nothing_delivered else NOT_CHECKED
 
 
@@ -152,6 +158,8 @@ def _verdict(run: Run, samples: Sequence[Sample], expected: float, calibration: 
 
 
 def _cautions(run: Run, certificate: Certificate | None, calibration: Calibration) -> Iterable[str]:
+    if STOPPED in run.settings:
+        yield "The job was stopped before it was done: this is about the images that it had drawn by then."
     sensitivity = certificate.sensitivity.rate if certificate else None
     specificity = certificate.specificity.rate if certificate else None
     if sensitivity is None or not sensitivity.of:

@@ -21,6 +21,7 @@ from .figures import calibration_plot, score_histogram
 from .pictures import Pictures, thumbnails
 from .results import Results, Sample
 from .salting import salted, salted_id
+from .summarise import STOPPED
 
 HTML, JSON = "report.html", "report.json"
 GALLERY = 200
@@ -119,6 +120,7 @@ def render(
         samples=samples,
         training=training,
         salted=salted,
+        stopped=STOPPED in results.run.settings,
         rows=ROWS,
         histogram=score_histogram(results),
         calibration_plot=calibration_plot(results),

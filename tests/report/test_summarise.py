@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from lcmem_filter.report import AllowEntry, Certificate, Measured, Results, Run, Sample, rate_of, results_of
-from lcmem_filter.report.summarise import NONE_GIVEN, UNSEEN
+from lcmem_filter.report.summarise import NONE_GIVEN, STOPPED, UNSEEN
+from lcmem_filter.report.write import render
 from lcmem_filter.types import Neighbour
 
 from .made_up import audit, calibration, sample
@@ -114,6 +115,16 @@ def test_a_job_that_delivers_nothing_is_no_success():
     found = of(WITHHELD, WITHHELD, run=replace(RUN, kind="generation"))
     assert found.exit_code == 2 and found.verdict.startswith("Nothing was delivered: 2 images matched")
     assert of(run=replace(RUN, kind="generation")).verdict == "Nothing was delivered."
+
+
+def test_a_job_that_was_stopped_is_no_success():
+    run = replace(RUN, kind="generation", settings={STOPPED: "after 2 images: the disk is full"})
+    assert of(CLEAN, CLEAN, run=replace(run, settings={})).exit_code == 0
+    stopped = of(CLEAN, CLEAN, run=run)
+    assert stopped.exit_code == 2 and "stopped before it was done" in stopped.cautions[0]
+    assert of(CLEAN, MATCH, run=run).exit_code == 1
+    page = render(stopped, {}, {})
+    assert "Stopped before it was done" in page and "No match found" not in page
 
 
 def test_entries_of_an_allow_list_that_name_nothing_are_a_caution():
