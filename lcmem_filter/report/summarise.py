@@ -128,20 +128,25 @@ def _verdict(run: Run, samples: Sequence[Sample], expected: float, calibration: 
         status: sum(sample.status == status for sample in samples)
         for status in ("match", "allowed", "withheld", "not checked")
     }
-    given = len(samples) - count["withheld"]
+    given = sum(sample.delivered for sample in samples)
+    checked = sum(sample.delivered and sample.accepted is not None for sample in samples)
     subject = "delivered image" if run.kind == "generation" else "image"
     if count["match"]:
         verb = "matches" if count["match"] == 1 else "match"
         text = f"{count['match']:,} of {given:,} {subject}s {verb} a training image"
     elif not samples:
         return "Nothing was delivered."
-    elif run.kind == "generation" and count["withheld"] == len(samples):
-        all_of_them = f"{_images(len(samples))} matched a training image and {_was(len(samples))} withheld"
-        return f"Nothing was delivered: {all_of_them}."
+    elif run.kind == "generation" and not given:
+        why = {
+            "withheld": f"matched a training image and {_was(count['withheld'])} withheld",
+            "not checked": "could not be checked",
+        }
+        told = (f"{_images(count[status])} {text}" for status, text in why.items() if count[status])
+        return f"Nothing was delivered: {', '.join(told)}."
     elif count["not checked"] == len(samples):
         return f"None of the {given:,} {subject}s could be checked, so nothing is known about them."
     else:
-        text = f"No match was found among {given - count['not checked']:,} checked {subject}s"
+        text = f"No match was found among {checked:,} checked {subject}s"
     if count["withheld"]:
         text += f"; {_images(count['withheld'])} that matched {_was(count['withheld'])} withheld"
     if run.kind == "audit" and count["match"]:

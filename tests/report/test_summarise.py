@@ -117,6 +117,18 @@ def test_a_job_that_delivers_nothing_is_no_success():
     assert of(run=replace(RUN, kind="generation")).verdict == "Nothing was delivered."
 
 
+def test_what_a_job_could_not_check_was_not_delivered():
+    job, unjudged = replace(RUN, kind="generation"), replace(UNREADABLE, delivered=False)
+    assert "1 of 2 delivered images matches" in of(CLEAN, MATCH, unjudged, run=job).verdict
+    assert "No match was found among 1 checked delivered images" in of(CLEAN, unjudged, run=job).verdict
+    nothing = of(WITHHELD, unjudged, unjudged, run=job)
+    assert nothing.verdict == (
+        "Nothing was delivered: 1 image matched a training image and was withheld, 2 images could not be checked."
+    )
+    assert "<strong>Nothing was delivered</strong>" in render(nothing, {}, {})
+    assert of(unjudged, run=job).verdict == "Nothing was delivered: 1 image could not be checked."
+
+
 def test_a_job_that_was_stopped_is_no_success():
     run = replace(RUN, kind="generation", settings={STOPPED: "after 2 images: the disk is full"})
     assert of(CLEAN, CLEAN, run=replace(run, settings={})).exit_code == 0
