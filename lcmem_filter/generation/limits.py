@@ -92,8 +92,11 @@ class Limits:
         if self.disk_budget is not None and delivered:
             expected = tally.bytes * (1 + next_images / delivered)
             if expected * self.processes > self.disk_budget:
+                share = (
+                    "the" if self.processes == 1 else f"one process's share, 1 of {self.processes}, of the"
+                )
                 return (
-                    f"{delivered} images take {tally.bytes:,} bytes, and the next batch would exceed the disk budget "
-                    f"of {self.disk_budget:,}; go on with a higher --disk-budget"
+                    f"{delivered} images take {tally.bytes:,} bytes, and the next batch would exceed {share} disk "
+                    f"budget of {self.disk_budget:,}; go on with a higher --disk-budget"
                 )
         return None

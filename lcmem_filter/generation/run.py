@@ -152,6 +152,7 @@ def generate(
         with _begun(work):
             with _threads(job["fixed"]["threads"]):
                 stopped = _run(work, progress)
+            state.wait_for_everyone()  # where one stopped, others still draw the batch that they are at
             rows = _rows(work, complete=stopped is None)
             results = None
             if state.is_main_process and rows:

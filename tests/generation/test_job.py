@@ -18,6 +18,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import lcmem_filter
+from lcmem_filter import processes
 from lcmem_filter.errors import (
     ArtifactError,
     CorruptArtifactError,
@@ -426,6 +427,27 @@ def test_a_disk_budget_stops_the_job_and_a_higher_one_goes_on(whole, job, tmp_pa
     assert 0 < sum(path.stat().st_size for path in (tmp_path / "job" / "images").iterdir()) <= total // 2
     job(disk_budget=2 * total)
     assert checksums(tmp_path / "job") == checksums(whole.folder)
+
+
+def test_a_stopped_job_reports_what_other_processes_still_drew(whole, job, tmp_path, monkeypatch):
+    class FirstOfTwo:
+        process_index, num_processes, is_main_process = 0, 2, True
+
+        def wait_for_everyone(self):
+            if (tmp_path / "job" / ".job" / "stop").exists():  # the other one ends the batch that it is at
+                for row in whole.rows[4:8]:
+                    if row.delivered:
+                        shutil.copy(whole.folder / row.file_name, tmp_path / "job" / row.file_name)
+                receipt = ".job/batches/000001.json"
+                shutil.copy(whole.folder / receipt, tmp_path / "job" / receipt)
+
+    monkeypatch.setattr(processes, "this_process", FirstOfTwo)
+    with pytest.raises(GenerationStoppedError, match="one process's share, 1 of 2, of the disk budget of 1;"):
+        job(disk_budget=1)
+    report = json.loads((tmp_path / "job" / "report" / "report.json").read_text())
+    shown = {one["id"] for one in report["samples"] if one["delivered"]}
+    assert len(report["samples"]) == 8 and report["exit_code"] == 2
+    assert shown == {f"images/{path.name}" for path in (tmp_path / "job" / "images").iterdir()}
 
 
 def test_nothing_is_written_that_could_not_be_judged(job, tmp_path, monkeypatch):
