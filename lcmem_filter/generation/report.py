@@ -14,8 +14,12 @@ from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..report import Pictures, Results, Run, RungRow, Sample, results_of, write_report
 from ..report.summarise import STOPPED
+from ..report.write import HTML, JSON
 from .folder import REPORT, JobFolder
 from .rows import Row
+
+REPORT_FILES = (f"{REPORT}/{HTML}", f"{REPORT}/{JSON}")
+"""Relative to the job's folder."""
 
 
 def report_on(

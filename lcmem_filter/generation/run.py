@@ -29,7 +29,7 @@ from .history import History
 from .job import checked_options, describe
 from .limits import STOP_REJECTION_RATE, Limits, Tally
 from .plan import Plan, Request, plan_of
-from .report import report_on
+from .report import REPORT_FILES, report_on
 from .rows import Row, manifest_jsonl, manifest_parquet, metadata_jsonl
 
 OnExhausted = Literal["drop", "raise"]
@@ -170,7 +170,7 @@ def _run(work: _Work, progress: bool) -> str | None:
     state, folder, plan = work.state, work.folder, work.plan
     tally, todo = _share(work)
     if todo:  # what was listed may not be there any more
-        for name in (METADATA, MANIFEST_JSONL, MANIFEST_PARQUET):
+        for name in (METADATA, MANIFEST_JSONL, MANIFEST_PARQUET, *REPORT_FILES):
             (folder.path / name).unlink(missing_ok=True)
     shown = progress and state.is_main_process
     with tqdm(total=len(plan.items), desc="generating", unit="image", disable=not shown) as bar:

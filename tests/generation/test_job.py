@@ -368,17 +368,27 @@ def test_settings_and_vocabulary_are_part_of_a_pipeline(pipe):
     assert pipeline_fingerprint(copy.deepcopy(pipe)) == before
 
 
-def test_a_job_that_goes_on_lists_nothing_before_it_is_done(whole, job, tmp_path):
+def test_a_job_that_goes_on_lists_nothing_before_it_is_done(whole, job, tmp_path, monkeypatch):
     shutil.copytree(whole.folder, tmp_path / "job")
     lost = next(row for row in whole.rows if row.delivered)
     (tmp_path / "job" / lost.file_name).unlink()
+    told = (
+        "metadata.jsonl",
+        "manifest.jsonl",
+        "manifest.parquet",
+        "report/report.html",
+        "report/report.json",
+    )
+    plain = JobFolder.write_image
+
+    def write(self, *image):
+        assert not [name for name in told if (tmp_path / "job" / name).exists()]
+        return plain(self, *image)
+
+    monkeypatch.setattr(JobFolder, "write_image", write)
     with pytest.raises(GenerationStoppedError):
         job(disk_budget=1)
-    assert not [
-        name
-        for name in ("metadata.jsonl", "manifest.jsonl", "manifest.parquet")
-        if (tmp_path / "job" / name).exists()
-    ]
+    assert [name for name in told if (tmp_path / "job" / name).exists()] == list(told[3:])
     job()
     assert checksums(tmp_path / "job") == checksums(whole.folder)
 
