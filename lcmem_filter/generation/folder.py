@@ -54,21 +54,26 @@ class JobFolder:
         Raises:
             ArtifactError: the folder holds something else than this job, or the job is being drawn elsewhere.
         """
-        self.check(job)
-        if not (self.path / JOB).exists():  # first: from then on the folder is known to be this job's
-            write_json(self.path / JOB, job)
-        folders = (self.path / IMAGES, self._receipts)
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
+        self.check(job)  # before anything is written there
         with self._locked():
+            self.check(job)  # another job may have begun there meanwhile
+            if not (self.path / JOB).exists():  # first: from then on the folder is known to be this job's
+                write_json(self.path / JOB, job)
+            folders = (self.path / IMAGES, self._receipts)
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
             for left in (file for folder in folders for file in folder.glob("*.tmp")):
                 left.unlink(missing_ok=True)
+            for name in (JOB, METADATA, MANIFEST_JSONL, MANIFEST_PARQUET):
+                for left in self.path.glob(f"{name}.*.tmp"):
+                    left.unlink(missing_ok=True)
             self._stop.unlink(missing_ok=True)
             yield
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Nobody else starts the job (``hold``)."""
+        """Nobody else starts a job there (``hold``)."""
+        self._lock.parent.mkdir(parents=True, exist_ok=True)
         with self._lock.open("a") as file:
             try:
                 hold(file, wait=False)
@@ -85,7 +90,7 @@ class JobFolder:
         """
         file = self.path / JOB
         if not file.exists():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and not all(map(self._is_of_no_job, self.path.iterdir())):
                 raise ArtifactError(f"{self.path} is not empty and holds no job; give another output folder")
             return
         try:
@@ -98,6 +103,12 @@ class JobFolder:
                 f"{self.path} holds a job with other {', '.join(changed)}; a job goes on only as it began: give "
                 "another output folder, or remove it"
             )
+
+    def _is_of_no_job(self, path: Path) -> bool:
+        """Whether a file or folder is what a start that came to nothing leaves: half of ``job.json``, or the lock."""
+        if path == self._lock.parent:
+            return all(inside == self._lock for inside in path.iterdir())
+        return path.name.startswith(f"{JOB}.") and path.suffix == ".tmp"
 
     @property
     def threads(self) -> int | None:

@@ -592,6 +592,37 @@ def test_a_job_with_sizes_goes_on(tmp_path):
         lcmem_filter.generate(pipe, ["a cat"], index, tmp_path / "job", options=other, progress=False)
 
 
+def test_two_jobs_that_start_at_once_in_one_folder_do_not_mix(tmp_path, monkeypatch):
+    first, second = JobFolder(tmp_path / "job"), JobFolder(tmp_path / "job")
+    plain = JobFolder.check
+
+    def check(self, job):
+        plain(self, job)
+        if self is first and not (tmp_path / "job").exists():  # the other one looked there too, and is faster
+            with second.started({"fixed": {"seed": 2}}):
+                pass
+
+    monkeypatch.setattr(JobFolder, "check", check)
+    with (
+        pytest.raises(ArtifactError, match="holds a job with other seed"),
+        first.started({"fixed": {"seed": 1}}),
+    ):
+        raise AssertionError("both go on")
+    assert json.loads((tmp_path / "job" / "job.json").read_text())["fixed"] == {"seed": 2}
+
+
+def test_what_a_start_that_came_to_nothing_leaves_takes_no_folder(tmp_path):
+    (tmp_path / "job" / ".job").mkdir(parents=True)
+    for left in (".job/lock", "job.json.0123.tmp"):
+        (tmp_path / "job" / left).touch()
+    (tmp_path / "job" / "thesis.tmp").touch()
+    with pytest.raises(ArtifactError, match="holds no job"), JobFolder(tmp_path / "job").started({}):
+        pass
+    (tmp_path / "job" / "thesis.tmp").unlink()
+    with JobFolder(tmp_path / "job").started({"fixed": {}}):
+        assert {path.name for path in (tmp_path / "job").iterdir()} == {".job", "job.json", "images"}
+
+
 def test_a_job_that_is_being_drawn_is_not_started_again(whole, job, tmp_path, monkeypatch):
     pytest.importorskip("fcntl")
     plain, refused = JobFolder.write_image, []
