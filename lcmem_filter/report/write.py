@@ -142,8 +142,11 @@ def _source(environment: Environment, name: str) -> str:
 
 def _replace(path: Path, content: bytes) -> None:
     aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _percent(share: float) -> str:

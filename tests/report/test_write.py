@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import re
@@ -204,6 +205,16 @@ def test_what_stands_out_below_the_threshold_is_named(tmp_path):
         sentence, re.sub(r"<[^>]+>", "", page_of(tmp_path, replace(results, false_discovery=found)))
     )
     assert "not among the matches" not in page_of(tmp_path, results)
+
+
+def test_what_could_not_be_written_leaves_no_half_of_itself(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writing.os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(audit(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_file_names_that_are_no_text_can_be_written(tmp_path):
