@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from ..digests import sha256
-from ..errors import ArtifactError, CorruptArtifactError
+from ..errors import ArtifactError, CorruptArtifactError, DataError
 from ..index.folder import hold, write_file, write_json
 from .rows import Row
 
@@ -68,7 +68,19 @@ class JobFolder:
                 for left in self.path.glob(f"{name}.*.tmp"):
                     left.unlink(missing_ok=True)
             self._stop.unlink(missing_ok=True)
-            yield
+            try:
+                yield
+            except DataError:
+                self._free()
+                raise
+
+    def _free(self) -> None:
+        """Where nothing was drawn yet, let another job begin: this one was not what could be drawn."""
+        folders = (self.path / IMAGES, self._receipts)
+        if not any(any(folder.iterdir()) for folder in folders):
+            for folder in folders:
+                folder.rmdir()
+            (self.path / JOB).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from tqdm.auto import tqdm
 
-from ..errors import DataError, GenerationStoppedError, MemorizationError
+from ..errors import DataError, GenerationStoppedError, LcmemFilterError, MemorizationError
 from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..index import MemorizationIndex
@@ -124,7 +125,8 @@ def generate(
 
     Raises:
         ArtifactError: ``output`` holds something else than this job.
-        DataError: nothing to draw, or options that the plan decides or that are not ready for JSON.
+        DataError: nothing to draw, or options that the plan decides, that are not ready for JSON or that the pipeline
+            refuses.
         GenerationStoppedError: a limit was reached; what was done stays.
         MemorizationError: an image stayed rejected and ``on_exhausted`` is ``"raise"``.
         LcmemFilterError: as for ``attach``; no unjudged image is written.
@@ -224,9 +226,15 @@ def _draw(work: _Work, number: int) -> list[Row]:
     """Draw one batch, write what may be delivered, and its receipt last."""
     fixed = work.job["fixed"]
     work.history.forget()
-    drawn = draw_batch(
-        work.pipe, work.plan.batch(number), fixed["options"], flag=fixed["on_memorized"] == "flag"
-    )
+    flag, options = fixed["on_memorized"] == "flag", fixed["options"]
+    try:
+        drawn = draw_batch(work.pipe, work.plan.batch(number), options, flag=flag)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        if isinstance(error, LcmemFilterError) or work.folder.batches_done():
+            raise
+        raise DataError(
+            f"the pipeline refuses its arguments: {error}; give other options than {options}"
+        ) from error
     failed = [one for one in drawn if one.status == "withheld"]
     if failed and work.on_exhausted == "raise":
         raise MemorizationError(
@@ -296,12 +304,12 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _requests(prompts: Iterable[str | Request] | int) -> list[Request]:
-    if isinstance(prompts, int):
-        return [Request(count=prompts)]
+    if isinstance(prompts, Integral):
+        return [Request(count=int(prompts))]
     if isinstance(prompts, str):  # else each of its letters would be one
         if Path(prompts).suffix and Path(prompts).is_file():
             raise DataError(
                 f"{prompts!r} is a file, not a prompt; give what lcmem_filter.read_requests reads in it"
             )
         return [Request(prompts)]
-    return [Request(one) if isinstance(one, str) else one for one in prompts]
+    return [one if isinstance(one, Request) else Request(one) for one in prompts]

@@ -484,7 +484,7 @@ def test_what_the_safety_checker_blanks_is_no_image_of_the_set(job, pipe, monkey
 
 
 def test_an_unconditional_count(job):
-    made = job(prompts=3)
+    made = job(prompts=np.int64(3))
     assert [row.prompt for row in made.rows] == ["", "", ""]
 
     class Unconditional:
@@ -511,12 +511,43 @@ def test_an_unconditional_count(job):
         ({"threads": 0}, "threads is at least 1, got 0"),
         ({"prompts": [Request("a cat")], "batch_size": 0}, "batch size"),
         ({"prompts": []}, "nothing to generate"),
+        ({"prompts": [("a cat", "a dog")]}, "a prompt is a text in UTF-8"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(job, tmp_path, changed, says):
     with pytest.raises(DataError, match=says):
         job(**changed)
     assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"height": 33}, "have to be divisible by 8"),
+        ({"num_inference_steps": 0}, "division or modulo by zero"),
+    ],
+)
+def test_what_the_pipeline_refuses_takes_no_folder(job, tmp_path, changed, says):
+    with pytest.raises(
+        DataError, match=f"the pipeline refuses its arguments: .*{says}.*; give other options"
+    ):
+        job(options={**OPTIONS, **changed})
+    assert not [path for path in (tmp_path / "job").rglob("*") if path.is_file() and path.name != "lock"]
+    assert len(job(prompts=PROMPTS[:1]).rows) == 1
+
+
+def test_what_goes_wrong_later_is_no_fault_of_the_arguments(job, tmp_path, monkeypatch):
+    draw = run.draw_batch
+
+    def second(pipe, items, *rest, **options):
+        if items[0].position:
+            raise ValueError("a bug")
+        return draw(pipe, items, *rest, **options)
+
+    monkeypatch.setattr(run, "draw_batch", second)
+    with pytest.raises(ValueError, match=r"^a bug$"):
+        job(prompts=PROMPTS[:5])
+    assert (tmp_path / "job" / "job.json").exists()
 
 
 def test_a_file_of_prompts_is_no_prompt(job, tmp_path):
