@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from PIL import Image
 
 from ..digests import sha256
 from ..errors import ArtifactError, CorruptArtifactError, DataError
+from ..folders import images_in
 from ..index.folder import hold, write_file, write_json
 from .rows import Row
 
@@ -162,6 +163,12 @@ class JobFolder:
             return rows
         self._receipt(batch).unlink(missing_ok=True)
         return None
+
+    def images_beside(self, rows: Iterable[Row]) -> list[str]:
+        """Images that lie among those of ``rows`` and are none of them, relative to the folder."""
+        own = {row.file_name for row in rows}
+        found = (path.relative_to(self.path).as_posix() for path in images_in(self.path / IMAGES))
+        return [name for name in found if name not in own]
 
     def batches_done(self) -> int:
         """How many batches have a receipt, of every process."""

@@ -14,7 +14,14 @@ from typing import Any, Literal, get_args
 import torch
 from tqdm.auto import tqdm
 
-from ..errors import DataError, GenerationStoppedError, LcmemFilterError, MemorizationError
+from ..errors import (
+    ArtifactError,
+    DataError,
+    GenerationStoppedError,
+    LcmemFilterError,
+    MemorizationError,
+    first_of,
+)
 from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..index import MemorizationIndex
@@ -124,7 +131,7 @@ def generate(
         progress: Show progress on stderr.
 
     Raises:
-        ArtifactError: ``output`` holds something else than this job.
+        ArtifactError: ``output`` holds something else than this job, or its images lie among others in the end.
         DataError: nothing to draw, or options that the plan decides, that are not ready for JSON or that the pipeline
             refuses.
         GenerationStoppedError: a limit was reached; what was done stays.
@@ -262,7 +269,13 @@ def _rows(work: _Work, *, complete: bool) -> tuple[Row, ...]:
     found = [work.folder.read_receipt(number) for number in range(work.plan.batches)]
     if complete and None in found:
         raise DataError(f"a receipt of {work.folder.path} was lost while generating; run the same job again")
-    return tuple(row for rows in found if rows is not None for row in rows)
+    rows = tuple(row for rows in found if rows is not None for row in rows)
+    if complete and (others := work.folder.images_beside(rows)):
+        raise ArtifactError(
+            f"{work.folder.path} holds {first_of(others)}, which this job did not draw and nobody judged; move "
+            "them away and run the same job again"
+        )
+    return rows
 
 
 def _finish(

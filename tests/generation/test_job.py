@@ -44,7 +44,7 @@ from lcmem_filter.verification import STATISTIC
 from ..index.material import build
 from ..pipeline.families.stable_diffusion_xl import xl
 from ..pipeline.scripted import always, wear
-from ..tiny import tiny_pipeline
+from ..tiny import picture, tiny_pipeline
 from .material import OPTIONS, PROMPTS, checksums
 
 
@@ -256,6 +256,21 @@ def test_a_finished_job_is_not_drawn_again_but_damage_is_mended(whole, job, tmp_
     job()
     assert [items[0].position // 4 for items in batches] == [damaged.position // 4]
     assert checksums(tmp_path / "job") == checksums(whole.folder)
+
+
+def test_an_image_that_the_job_did_not_draw_is_named_and_not_delivered(whole, job, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "job")
+    others = [tmp_path / "job" / "images" / name for name in ("more/scan.png", "scan.png")]
+    others[0].parent.mkdir()
+    for path in others:
+        picture(0).save(path)
+    with pytest.raises(
+        ArtifactError, match=r"holds images/more/scan\.png, images/scan\.png, which this job did not"
+    ):
+        job()
+    for path in others:
+        path.unlink()
+    assert job().rows == whole.rows
 
 
 def test_another_batch_size_differs_by_rounding(whole, job, tmp_path):
