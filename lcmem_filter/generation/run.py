@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ..errors import (
     ArtifactError,
     DataError,
+    FilterFailedError,
     GenerationStoppedError,
     LcmemFilterError,
     MemorizationError,
@@ -30,7 +31,7 @@ from ..pipeline.attachment import attached
 from ..pipeline.early_stop import EarlyStop
 from ..pipeline.rungs import DEFAULT_LADDER
 from ..report import Results
-from ..types import OnMemorized
+from ..types import Decision, OnMemorized
 from .drawing import Drawn, draw_batch, prompts_of
 from .folder import MANIFEST_JSONL, MANIFEST_PARQUET, METADATA, JobFolder
 from .history import History
@@ -244,15 +245,22 @@ def _draw(work: _Work, number: int) -> list[Row]:
         ) from error
     failed = [one for one in drawn if one.status == "withheld"]
     if failed and work.on_exhausted == "raise":
-        raise MemorizationError(
-            f"image {failed[0].item.position} (prompt {failed[0].item.prompt!r}) was memorised in each of "
-            f"{failed[0].decision.attempts} attempts; leave it out with on_exhausted='drop' (--on-exhausted drop) "
-            "and run again",
-            [one.decision for one in drawn],
-        )
+        raise _that_failed(failed, [one.decision for one in drawn])
     rows = [_write(work, one) for one in drawn]
     work.folder.write_receipt(number, rows)
     return rows
+
+
+def _that_failed(failed: Sequence[Drawn], decisions: Sequence[Decision]) -> LcmemFilterError:
+    """An error about the first image that was memorised, or else about the first that could not be judged."""
+    one = next((one for one in failed if one.decision.accepted is False), failed[0])
+    image = f"image {one.item.position} (prompt {one.item.prompt!r})"
+    do = "leave it out with on_exhausted='drop' (--on-exhausted drop) and run again"
+    if one.decision.accepted is None:
+        return FilterFailedError(f"{image} was not judged: {one.decision.reason}; {do}")
+    return MemorizationError(
+        f"{image} was memorised in each of {one.decision.attempts} attempts; {do}", decisions
+    )
 
 
 def _write(work: _Work, drawn: Drawn) -> Row:

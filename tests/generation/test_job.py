@@ -129,6 +129,9 @@ def test_an_interrupted_batch_is_withheld_and_the_job_ends(job, pipe, monkeypatc
     assert manifest == [json.loads(line) for line in lines.splitlines()] and "NaN" not in lines
     assert [row["score"] is None and row["p_value"] is None for row in manifest] == [True] * 4 + [False] * 4
     assert len(job(prompts=PROMPTS[:8]).rows) == 8 and (done.folder / "manifest.jsonl").read_text() == lines
+    calls.clear()
+    with pytest.raises(FilterFailedError, match=r"image 0 .* was not judged: the call was interrupted"):
+        job("raise", prompts=PROMPTS[:8], on_exhausted="raise")
 
 
 def test_how_adapters_and_freeu_are_set_is_part_of_a_pipelines_fingerprint():
