@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import operator
@@ -16,10 +17,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..errors import DataError, EmptyDataError, MissingColumnError
-from ..tables import is_utf8, lines_of
+from ..tables import NOT_AVAILABLE, is_utf8, lines_of
 
 SEEDS = 2**62
 """Seeds lie in [0, SEEDS)."""
+COUNTS = 2**31
+"""Counts lie in [1, COUNTS)."""
+EXACT = 2**53
+"""Up to here every whole number is one of floating point."""
 COLUMNS = ("prompt", "label", "seed", "count")
 TEXT_FILES = (".txt", "")
 
@@ -32,7 +37,7 @@ class Request:
         prompt: Empty for an unconditional pipeline.
         label: What the images are filed under in the manifest and the report; several are separated by ``|``.
         seed: Of the first image; those after it have seeds derived from it. ``None`` derives all from the job's.
-        count: How many, at least 1.
+        count: How many, at least 1 and below 2**31.
     """
 
     prompt: str = ""
@@ -50,6 +55,8 @@ class Request:
             self._keep_whole("seed")
         if self.count < 1:
             raise DataError(f"a count is at least 1, got {self.count} for prompt {self.prompt!r}")
+        if self.count >= COUNTS:
+            raise DataError(f"a count is below 2**31, got {self.count} for prompt {self.prompt!r}")
         if self.seed is not None and not 0 <= self.seed < SEEDS:
             raise DataError(f"a seed lies in [0, 2**62), got {self.seed} for prompt {self.prompt!r}")
 
@@ -169,11 +176,7 @@ def read_requests(
         requests = [Request(line.strip()) for line in _lines(path) if line.strip()]
     else:
         columns = {use: name or use for use, name in zip(COLUMNS, named, strict=True)}
-        table = _read_table(path, texts=(columns["prompt"], columns["label"]))
-        try:
-            table.column_names  # noqa: B018  # decoded here
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} cannot be read: {error}; save it in UTF-8") from error
+        table = _read_table(path)
         needed = [columns["prompt"], *(name for name in named if name)]
         if missing := next((name for name in needed if name not in table.column_names), None):
             raise MissingColumnError(
@@ -219,7 +222,7 @@ def _lines(path: Path) -> Sequence[str]:
         ) from error
 
 
-def _read_table(path: Path, texts: Sequence[str]) -> pa.Table:
+def _read_table(path: Path) -> pa.Table:
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
@@ -227,20 +230,23 @@ def _read_table(path: Path, texts: Sequence[str]) -> pa.Table:
         if suffix in (".jsonl", ".json", ".ndjson"):
             return _from_json_lines(path)
         if suffix in (".csv", ".tsv"):
-            return pyarrow.csv.read_csv(
-                path,
-                parse_options=pyarrow.csv.ParseOptions(
-                    delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
-                ),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=False
-                ),
-            )
-    except (OSError, pa.ArrowException, ValueError) as error:
+            return _from_csv(path, "\t" if suffix == ".tsv" else ",")
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{path} cannot be read: {error}; mend it or give another file") from error
     raise DataError(
         f"{path} is no file of prompts that can be read; give .txt, .csv, .tsv, .jsonl or .parquet"
     )
+
+
+def _from_csv(path: Path, delimiter: str) -> pa.Table:
+    """Every cell as the text that it is."""
+    parsing = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    with pyarrow.csv.open_csv(path, parse_options=parsing) as opened:
+        names = opened.schema.names
+    texts = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+    )
+    return pyarrow.csv.read_csv(path, parse_options=parsing, convert_options=texts)
 
 
 def _from_json_lines(path: Path) -> pa.Table:
@@ -249,7 +255,14 @@ def _from_json_lines(path: Path) -> pa.Table:
     if not all(isinstance(row, dict) for row in rows):
         raise pa.ArrowInvalid("a line is no JSON object")
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Numbers as they are written: as numbers, all would be rounded as soon as one of them has a point."""
+    if all(value is None or type(value) in (int, float) for value in values):
+        values = [None if value is None else json.dumps(value) for value in values]
+    return pa.array(values)
 
 
 def _label(value: Any) -> str:
@@ -259,13 +272,22 @@ def _label(value: Any) -> str:
 
 
 def _whole(path: Path, row: int, what: str, value: Any) -> int | None:
-    """``value`` as a whole number; a column with gaps may come as floats."""
-    if value is None or value == "" or value != value:
+    """``value`` as a whole number; ``None`` where there is none."""
+    if value is None or value != value or value in ("", *NOT_AVAILABLE):
         return None
-    try:
-        whole = int(value)
-        if whole == float(value) or isinstance(value, str):
-            return whole
-    except (TypeError, ValueError):
-        pass
-    raise DataError(f"{path}: row {row} has {what} {value!r}, which is no whole number; mend it")
+    whole = None if isinstance(value, bool) else _exactly(value)
+    if whole is None:
+        raise DataError(f"{path}: row {row} has {what} {value!r}, which is no whole number; mend it")
+    return whole
+
+
+def _exactly(value: Any) -> int | None:
+    """A whole number none of whose digits was rounded away; a column with gaps may come with points."""
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str | int):
+            return int(value)
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        number = float(value)
+        if number.is_integer() and abs(number) <= EXACT:
+            return int(number)
+    return None

@@ -63,7 +63,26 @@ def test_columns_may_be_named_otherwise(tmp_path):
         ("p.txt", "\n", {}, EmptyDataError, "no prompts"),
         ("p.csv", "prompt,prompt\na cat,a dog\n", {}, DataError, "several columns 'prompt'"),
         ("p.csv", "prompt,count\na cat,0\n", {}, DataError, "at least 1, got 0"),
-        ("p.csv", "prompt,count\na cat,1.5\n", {}, DataError, "row 1 has count 1.5"),
+        (
+            "p.csv",
+            "prompt,count\na cat,1.5\n",
+            {},
+            DataError,
+            "row 1 has count '1.5', which is no whole number",
+        ),
+        (
+            "p.csv",
+            "prompt,count\na cat,inf\n",
+            {},
+            DataError,
+            "row 1 has count 'inf', which is no whole number",
+        ),
+        ("p.csv", "prompt,count\na cat,99999999999999999999\n", {}, DataError, "a count is below 2"),
+        ("p.jsonl", '{"prompt": "a cat", "count": 1e999}\n', {}, DataError, "no whole number"),
+        ("p.jsonl", '{"prompt": "a cat", "count": true}\n', {}, DataError, "no whole number"),
+        ("p.jsonl", '{"prompt": "a cat", "seed": 1e18}\n', {}, DataError, "no whole number"),
+        ("p.jsonl", '{"prompt": "a cat", "seed": 9223372036854775808}\n', {}, DataError, "lies in"),
+        ("p.csv", "prompt,seed\na cat,99999999999999999999\n", {}, DataError, "lies in"),
         ("p.csv", "prompt,seed\na cat,-1\n", {}, DataError, "lies in"),
         ("p.jsonl", '{"prompt": "a cat"', {}, DataError, "cannot be read"),
         ("p.jsonl", '{"prompt": null}\n', {}, DataError, "row 1 has no prompt"),
@@ -84,6 +103,31 @@ def test_prompts_in_another_encoding_are_refused(tmp_path, encoding):
     (tmp_path / "p.csv").write_bytes("prompt,Größe\na cat,groß\n".encode(encoding))
     with pytest.raises(DataError, match="cannot be read"):
         read_requests(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_seeds_and_counts_are_read_to_the_last_digit(tmp_path, kind):
+    seeds = [2**62 - 1, 2**53 + 1, 7]
+    path, rows = tmp_path / f"p.{kind}", [{"prompt": "a cat", "seed": seed} for seed in seeds]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "csv":
+        path.write_text("prompt,seed\n" + "".join(f"a cat,{seed}\n" for seed in seeds[:2]) + "a cat,7.0\n")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows).replace(": 7}", ": 7.0}"))
+    assert [one.seed for one in read_requests(path)] == seeds
+
+
+def test_numbers_of_floating_point_are_seeds_as_far_as_none_is_rounded(tmp_path):
+    for seeds, read in (([2.0**53, float("nan")], [2**53, None]), ([2.0**60], None), ([float("inf")], None)):
+        pq.write_table(pa.table({"prompt": ["a cat"] * len(seeds), "seed": seeds}), tmp_path / "p.parquet")
+        if read is None:
+            with pytest.raises(DataError, match="no whole number"):
+                read_requests(tmp_path / "p.parquet")
+        else:
+            assert [one.seed for one in read_requests(tmp_path / "p.parquet")] == read
+    (tmp_path / "p.csv").write_text("prompt,seed,count\nNA,NA,\n")
+    assert read_requests(tmp_path / "p.csv") == [Request("NA")]
 
 
 def test_a_seed_depends_on_the_job_and_the_place_only():
