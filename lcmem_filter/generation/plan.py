@@ -158,7 +158,8 @@ def read_requests(
     Args:
         path: The file; empty lines of a text file are skipped.
         prompt_column, label_column, seed_column, count_column: Columns of a table; ``prompt``, ``label``, ``seed`` and
-            ``count`` by default, of which only the first must be there. An empty seed is derived, an empty count is 1.
+            ``count`` by default, in small or capital letters, of which only the first must be there. An empty seed is
+            derived, an empty count is 1.
 
     Raises:
         DataError: there is no such file, it cannot be read, several of its columns have a name that is read, or a seed
@@ -175,14 +176,17 @@ def read_requests(
             )
         requests = [Request(line.strip()) for line in _lines(path) if line.strip()]
     else:
-        columns = {use: name or use for use, name in zip(COLUMNS, named, strict=True)}
         table = _read_table(path)
+        found = table.column_names
+        spelled = {
+            **{name.strip().lower(): name for name in reversed(found)},
+            **{name: name for name in found},
+        }
+        columns = {use: name or spelled.get(use, use) for use, name in zip(COLUMNS, named, strict=True)}
         needed = [columns["prompt"], *(name for name in named if name)]
-        if missing := next((name for name in needed if name not in table.column_names), None):
-            raise MissingColumnError(
-                f"{path} has no column {missing!r}; it has {', '.join(table.column_names)}"
-            )
-        if twice := next((name for name in columns.values() if table.column_names.count(name) > 1), None):
+        if missing := next((name for name in needed if name not in found), None):
+            raise MissingColumnError(f"{path} has no column {missing!r}; it has {', '.join(found)}")
+        if twice := next((name for name in columns.values() if found.count(name) > 1), None):
             raise DataError(f"{path} has several columns {twice!r}; give each another name")
         requests = _requests_of(path, table, columns)
     if not requests:
@@ -199,13 +203,11 @@ def _requests_of(path: Path, table: pa.Table, columns: dict[str, str]) -> list[R
     for row, (prompt, label, seed, count) in enumerate(zip(*values.values(), strict=True), start=1):
         if prompt is None:
             raise DataError(f"{path}: row {row} has no prompt; fill it in or remove the row")
-        if isinstance(prompt, list | dict):
-            raise DataError(f"{path}: row {row} has {prompt!r} for a prompt, which is no text; mend it")
         counted = _whole(path, row, "count", count)
         requests.append(
             Request(
-                str(prompt),
-                _label(label),
+                _text(path, row, "prompt", prompt),
+                "|".join(_text(path, row, "label", one) for one in _listed(label)),
                 _whole(path, row, "seed", seed),
                 1 if counted is None else counted,
             )
@@ -265,10 +267,15 @@ def _column(values: list[Any]) -> pa.Array:
     return pa.array(values)
 
 
-def _label(value: Any) -> str:
-    if value is None:
-        return ""
-    return "|".join(str(one) for one in value) if isinstance(value, list) else str(value)
+def _listed(label: Any) -> list[Any]:
+    """The labels of a row, without those that are not known."""
+    return [one for one in (label if isinstance(label, list) else [label]) if one is not None]
+
+
+def _text(path: Path, row: int, what: str, value: Any) -> str:
+    if isinstance(value, list | dict | bytes):
+        raise DataError(f"{path}: row {row} has {value!r} for a {what}, which is no text; mend it")
+    return str(value)
 
 
 def _whole(path: Path, row: int, what: str, value: Any) -> int | None:

@@ -130,6 +130,22 @@ def test_numbers_of_floating_point_are_seeds_as_far_as_none_is_rounded(tmp_path)
     assert read_requests(tmp_path / "p.csv") == [Request("NA")]
 
 
+def test_columns_may_be_in_capitals_and_labels_may_be_unknown(tmp_path):
+    (tmp_path / "p.csv").write_text("PROMPT, Seed\na cat,3\n")
+    assert read_requests(tmp_path / "p.csv") == [Request("a cat", seed=3)]
+    (tmp_path / "p.csv").write_text("Prompt,prompt\nnot this,a cat\n")
+    assert read_requests(tmp_path / "p.csv") == [Request("a cat")]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "label": ["fur", null, "paw"]}\n')
+    assert read_requests(tmp_path / "p.jsonl") == [Request("a cat", "fur|paw")]
+
+
+@pytest.mark.parametrize("name", ["prompt", "label"])
+def test_bytes_are_no_text(tmp_path, name):
+    pq.write_table(pa.table({"prompt": ["a cat"], "label": [""], name: [b"a cat"]}), tmp_path / "p.parquet")
+    with pytest.raises(DataError, match=f"row 1 has b'a cat' for a {name}, which is no text"):
+        read_requests(tmp_path / "p.parquet")
+
+
 def test_a_seed_depends_on_the_job_and_the_place_only():
     plan = plan_of(REQUESTS, seed=1, batch_size=2)
     assert [len(plan.batch(number)) for number in range(plan.batches)] == [2, 1]
