@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +32,7 @@ def read_allow_list(path: str | os.PathLike[str]) -> list[AllowEntry]:
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = (
-                _json_lines(file)
-                if path.suffix.lower() in (".jsonl", ".json")
-                else list(csv.DictReader(file, restkey=MORE))
-            )
+            rows = _json_lines(file) if path.suffix.lower() in (".jsonl", ".json") else _csv_rows(file)
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"allow-list {path} cannot be read: {error}; give CSV or JSON lines") from error
     entries: dict[str, AllowEntry] = {}
@@ -44,6 +41,8 @@ def read_allow_list(path: str | os.PathLike[str]) -> list[AllowEntry]:
         if entry.id in entries:
             raise DataError(f"allow-list {path} has {entry.id!r} twice; keep one of them")
         entries[entry.id] = entry
+    if not entries:
+        warnings.warn(f"allow-list {path} has no entries, so no match is accepted by it", stacklevel=2)
     return list(entries.values())
 
 
@@ -71,6 +70,14 @@ def apply_allow_list(
     return found, applied
 
 
+def _csv_rows(lines: Iterable[str]) -> list[Any]:
+    reader = csv.DictReader(lines, restkey=MORE)
+    names = list(reader.fieldnames or ())
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"it has several columns {twice[0]!r}")
+    return list(reader)
+
+
 def _json_lines(lines: Iterable[str]) -> list[Any]:
     return [json.loads(line) for line in lines if line.strip()]
 
@@ -79,6 +86,11 @@ def _entry(path: Path, number: int, row: Any) -> AllowEntry:
     if not isinstance(row, Mapping):
         raise DataError(f"entry {number} of allow-list {path} is no object with id and reason: {row!r}")
     has = ", ".join(map(str, row))
+    spelled = [str(name).strip().lower() for name in row]
+    if twice := next((name for name in COLUMNS if spelled.count(name) > 1), None):
+        raise DataError(
+            f"entry {number} of allow-list {path} has {twice!r} twice, in {has}; keep one of them"
+        )
     row = {str(name).strip().lower(): value for name, value in row.items()}
     for name in ("id", "reason"):
         if name not in row:
@@ -88,7 +100,7 @@ def _entry(path: Path, number: int, row: Any) -> AllowEntry:
         raise DataError(
             f"entry {number} of allow-list {path} has {others[0]}; call a column of SHA-256 {COLUMNS[2]!r}"
         )
-    id_, reason, digest = (str(row.get(name) or "").strip() for name in COLUMNS)
+    id_, reason, digest = ("" if row.get(name) is None else str(row[name]).strip() for name in COLUMNS)
     if not id_ or not reason:
         raise DataError(f"entry {number} of allow-list {path} lacks its id or its reason; give both")
     if digest and not re.fullmatch("[0-9a-fA-F]{64}", digest):

@@ -23,6 +23,18 @@ def test_csv_and_json_lines_give_the_same(tmp_path):
     assert read_allow_list(tmp_path / "allow.csv") == read_allow_list(tmp_path / "allow.jsonl") == ENTRIES
 
 
+def test_an_id_may_be_zero(tmp_path):
+    (tmp_path / "allow.jsonl").write_text('{"id": 0, "reason": "a test chart"}\n')
+    assert read_allow_list(tmp_path / "allow.jsonl") == [AllowEntry("0", "a test chart")]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "id,reason\n"), ("a.csv", ""), ("a.jsonl", "\n")])
+def test_a_list_without_entries_is_told(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.warns(UserWarning, match="has no entries, so no match is accepted by it"):
+        assert read_allow_list(tmp_path / name) == []
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "says"),
     [
@@ -35,6 +47,15 @@ def test_csv_and_json_lines_give_the_same(tmp_path):
         ("a.csv", "id,reason,sha256\nx,a,ab12\n", DataError, "64 hexadecimal digits"),
         ("a.jsonl", '{"id": "x"}\n', MissingColumnError, "no 'reason'"),
         ("a.jsonl", '["x"]\n', DataError, "no object"),
+        ("a.jsonl", '{"id": null, "reason": "a"}\n', DataError, "entry 1 .* lacks its id or its reason"),
+        (
+            "a.jsonl",
+            '{"id": "x", "ID": "y", "reason": "a"}\n',
+            DataError,
+            "has 'id' twice, in id, ID, reason",
+        ),
+        ("a.csv", "id,reason,sha256,SHA256\nx,a,,\n", DataError, "has 'sha256' twice"),
+        ("a.csv", f"id,reason,sha256,sha256\nx,a,{'ab12' * 16},\n", DataError, "several columns 'sha256'"),
         ("a.jsonl", "{\n", DataError, "cannot be read"),
         ("a.jsonl", None, DataError, "cannot be read"),
     ],
