@@ -7,6 +7,8 @@ from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..images import ImageRecord, ImageSource
     from ..index import MemorizationIndex
     from ..latents import Encoder
@@ -337,8 +339,6 @@ def read_salt(args: argparse.Namespace, *, pictures: bool) -> bytes | None:
     Raises:
         DataError: it lies with the report, or can be guessed.
     """
-    import os
-    import secrets
     import sys
     from pathlib import Path
 
@@ -350,9 +350,7 @@ def read_salt(args: argparse.Namespace, *, pictures: bool) -> bytes | None:
     if path.resolve().is_relative_to(Path(args.output).resolve()):
         raise DataError("--salt-file lies in --output, with the report; keep the key apart")
     if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
+        _make_salt(path)
     salt = path.read_bytes().strip()
     if len(salt) < 16:
         raise DataError(
@@ -364,3 +362,22 @@ def read_salt(args: argparse.Namespace, *, pictures: bool) -> bytes | None:
             file=sys.stderr,
         )
     return salt
+
+
+def _make_salt(path: Path) -> None:
+    """Write a new salt, whole from the first moment on: of several processes, all read that of the first."""
+    import os
+    import secrets
+
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lcmem_filter.cli._data import read_salt
 from lcmem_filter.cli.generate import _bytes
 from lcmem_filter.cli.main import main
 from lcmem_filter.errors import DataError
@@ -123,6 +125,26 @@ def test_the_key_of_a_report_does_not_lie_with_it(generate, tmp_path):
     inside = tmp_path / "set" / "report" / "salt"
     status, _, err = generate(*job(tmp_path / "set")[1:], "--salt-file", str(inside))
     assert status == 2 and "keep the key apart" in err and not inside.exists()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_processes_that_start_at_once_share_one_new_key(tmp_path, monkeypatch, links):
+    path, link = tmp_path / "salt", os.link
+    given = argparse.Namespace(salt_file=str(path), output=str(tmp_path / "set"))
+
+    def linked(aside, name):
+        assert len(Path(aside).read_text()) == 65  # nobody sees half of it
+        if not links:
+            raise PermissionError("links are not supported")
+        link(aside, name)
+
+    monkeypatch.setattr(os, "link", linked)
+    first = read_salt(given, pictures=False)
+    assert len(first) == 64 and path.stat().st_mode & 0o777 == 0o600
+    if links:
+        monkeypatch.setattr(Path, "exists", lambda self: False)  # as the other process saw it
+        assert read_salt(given, pictures=False) == first
+    assert [one.name for one in tmp_path.iterdir()] == ["salt"]
 
 
 TOLD = """
