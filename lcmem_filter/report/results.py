@@ -107,10 +107,10 @@ class Run:
         image_size: (w, h) in pixels of images that were judged as they were generated.
         space: Latent space.
         settings: Whatever else was chosen, as text.
-        private: Names of settings that a salted report leaves out: they name or quote something, or tell the order of
-            the samples.
         versions: Of the packages and of Python.
         fingerprints: Of index, head and encoder.
+        private: Names of settings that a salted report leaves out: they name or quote something, or tell the order of
+            the samples.
     """
 
     kind: Kind
@@ -123,9 +123,9 @@ class Run:
     image_size: tuple[int, int] | None = None
     space: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
-    private: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    private: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

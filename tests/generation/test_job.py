@@ -554,6 +554,14 @@ def test_what_the_pipeline_refuses_takes_no_folder(job, tmp_path, changed, says)
     assert len(job(prompts=PROMPTS[:1]).rows) == 1
 
 
+def test_a_pipeline_that_needs_a_picture_is_told_so(folder, tmp_path):
+    with pytest.raises(DataError, match="the pipeline refuses its arguments: Input is in incorrect format"):
+        lcmem_filter.generate(
+            tiny_pipeline("img2img"), ["a cat"], folder / "index", tmp_path / "job", progress=False
+        )
+    assert not (tmp_path / "job" / "job.json").exists()
+
+
 def test_what_goes_wrong_later_is_no_fault_of_the_arguments(job, tmp_path, monkeypatch):
     draw = run.draw_batch
 
