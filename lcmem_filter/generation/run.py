@@ -325,7 +325,7 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _requests(prompts: Iterable[str | Request] | int) -> list[Request]:
-    if isinstance(prompts, Integral):
+    if isinstance(prompts, int | Integral):
         return [Request(count=int(prompts))]
     if isinstance(prompts, str):  # else each of its letters would be one
         if Path(prompts).suffix and Path(prompts).is_file():
