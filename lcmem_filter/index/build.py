@@ -98,7 +98,7 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     from ..processes import this_process
 
     state = this_process()
-    _check_plan(build)
+    seen = _check_plan(build)
     if build.reuse is not None:
         check_reusable(build.reuse, build)
     state.wait_for_everyone()  # nobody begins before all have looked
@@ -113,7 +113,7 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     if state.is_main_process and not again:
         if progress:
             _tell_averaging(build)
-        _start(build)
+        _start(build, seen)
     if state.is_main_process and again and not whole:
         _mend_head(build)
     state.wait_for_everyone()
@@ -139,13 +139,13 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     state.wait_for_everyone()
 
 
-def _check_plan(build: Build) -> None:
-    """Whether ``output`` is empty, or holds what this build left."""
+def _check_plan(build: Build) -> dict[str, Any] | None:
+    """Whether ``output`` is empty, or holds what this build left; returns the plan that lies there."""
     plan_file = build.output / files.PLAN
     if not plan_file.exists():
         if build.output.exists() and any(path.name != files.LOCK for path in build.output.iterdir()):
             raise ArtifactError(f"{build.output} is not empty and holds no index; give another --output")
-        return
+        return None
     try:
         found = json.loads(plan_file.read_text())
     except ValueError as error:
@@ -160,6 +160,7 @@ def _check_plan(build: Build) -> None:
             "(images that could not be read can be mended where they are, but none added or taken out: for that, build "
             f"into another folder with --reuse {build.output})"
         )
+    return found
 
 
 def _is_planned(build: Build) -> bool:
@@ -231,10 +232,14 @@ def _tell_averaging(build: Build) -> None:
         )
 
 
-def _start(build: Build) -> None:
+def _start(build: Build, seen: dict[str, Any] | None) -> None:
+    """Write the plan, unless another one lies there by now than ``seen``."""
     build.output.mkdir(parents=True, exist_ok=True)
     with files.locked(build.output):
-        _check_plan(build)  # another build may have begun there since
+        if _check_plan(build) not in (seen, build.plan()):
+            raise ArtifactError(
+                f"another build began in {build.output} at the same time; give another --output, or wait and remove it"
+            )
         # first: from then on the folder is known to be this build's
         files.write_json(build.output / files.PLAN, build.plan())
     build.head.save_pretrained(build.output / files.HEAD)
