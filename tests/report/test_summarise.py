@@ -81,6 +81,9 @@ def test_by_a_threshold_that_misses_training_images_nothing_is_clean(kind):
     assert (good.exit_code, doubted.exit_code) == (0, 2)
     assert "misses most training images themselves, so that says little" in doubted.verdict
     assert "misses most" not in good.verdict
+    assert "<strong>This check says little</strong>" in render(doubted, {}, {})  # but everything was checked
+    unread = results_of(run, [CLEAN, UNREADABLE], low)
+    assert "<strong>Not everything was checked</strong>" in render(unread, {}, {})
     assert results_of(run, [CLEAN, MATCH], low).exit_code == 1
 
 
