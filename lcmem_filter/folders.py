@@ -16,23 +16,11 @@ OTHER_SUFFIXES = frozenset(
     {
         *(".avif", ".bpg", ".exr", ".flif", ".hdr", ".heic", ".heif", ".hif", ".jxl", ".jxr", ".wdp"),
         *(".svg", ".svgz", ".xcf"),
-        *(
-            ".arw",
-            ".cr2",
-            ".cr3",
-            ".dng",
-            ".nef",
-            ".orf",
-            ".pef",
-            ".raf",
-            ".rw2",
-            ".srw",
-            ".x3f",
-        ),  # of cameras
+        *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"),
         *(".ima", ".img", ".mgh", ".mgz", ".mha", ".mhd", ".mnc", ".nii", ".nrrd"),
     }
 )
-"""Of images that Pillow may know only with a plug-in, of DICOM as some scanners write it, and of volumes."""
+"""Of images that Pillow may know only with a plug-in, of cameras, of DICOM as scanners write it, and of volumes."""
 PACKED_SUFFIXES = frozenset({".bz2", ".fz", ".gz", ".xz", ".z", ".zst"})
 SIGNATURES = (
     *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"8BPS", b"qoif", b"DDS "),
