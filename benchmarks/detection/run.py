@@ -9,7 +9,8 @@ The second measures a user's own images: a column ``split`` (train, validation, 
 divided 60/20/20. The third measures X-rays alone; so were skin lesions and faces, all three by fewer rows. ``--weights
 clip=FOLDER`` adds a network whose weights are at hand, and ``--weights packhaeuser=FOLDER dar=FOLDER
 dar_unsupervised=FOLDER`` what ``lcmem-filter train --baseline`` trained on the training split (here with
-``--where split=train --resolution 64 --mixed-precision bf16``, and ``--steps 6000`` for dar, 1500 for the others);
+``--where split=train --identity-column id --resolution 64 --mixed-precision bf16``, and ``--steps 6000`` for dar, 1500
+for the others);
 ``pip install 'lcmem-filter[bench]'`` brings the packages that some rows need. Writes
 ``benchmarks/results/detection.json`` and plots beside it. What was computed lies in ``--cache``, outside the
 repository, and is not computed again.
