@@ -269,10 +269,10 @@ class _Run:
             return SiameseNetwork.load(self.checkpoints.output)
         batches = PictureBatches(self.sources, self.config)
         counts = batches.images.counts()
-        self._say(
-            f"{len(batches.images)} training images in {len(counts)} sets, "
-            f"{len(set(batches.images.identities))} identities"
-        )
+        images, identities = len(batches.images), len(set(batches.images.identities))
+        self._say(f"{images} training images in {len(counts)} sets, {identities} identities")
+        if images == identities and self.config.method != "dar_unsupervised":
+            self._say("no two images share an identity, so its pairs are views of one image; name a column that tells")
         standing = self.checkpoints.latest(self.plan) or Progress(self.plan)
         network, optimizer, schedule = self._prepare(standing)
         self._train(standing, network, optimizer, schedule, batches, workers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import logging
 import os
 import pkgutil
 import sys
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: the command's own, or 2 when it failed."""
     shown = warnings.formatwarning
     warnings.formatwarning = _in_one_line(shown)
+    imports = logging.getLogger("transformers.utils.import_utils")
+    imports.addFilter(_of_something_else_than_torchvision)
     try:
         args = build_parser().parse_args(argv)
         status = commands()[args.command].run(args)
@@ -96,6 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     finally:
         warnings.formatwarning = shown
+        imports.removeFilter(_of_something_else_than_torchvision)
+
+
+def _of_something_else_than_torchvision(record: logging.LogRecord) -> bool:
+    """Not what transformers says as diffusers is imported, of processors that no command uses."""
+    return "requires torchvision" not in record.getMessage()
 
 
 def _in_one_line(others: Callable[..., str]) -> Callable[..., str]:

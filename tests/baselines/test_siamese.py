@@ -325,6 +325,15 @@ def test_from_the_command_line(tmp_path, capsys):
     )  # torchvision's resnet18 without its classifier, and the projection
 
 
+@pytest.mark.parametrize(("images_each", "told"), [(1, True), (2, False)])
+def test_a_supervised_one_says_where_no_two_images_share_an_identity(images_each, told, tmp_path, capsys):
+    for person in "abcd":
+        write_pictures(tmp_path / "people" / person, range(10 * ord(person), 10 * ord(person) + images_each))
+    recipe = ("--resolution", 32, "--steps", 1, "--batch-pairs", 2)
+    assert command(tmp_path / "people", "--baseline", "dar", "--output", tmp_path / "out", *recipe) == 0
+    assert ("no two images share an identity" in capsys.readouterr().err) == told
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
