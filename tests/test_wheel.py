@@ -81,6 +81,10 @@ def test_installed_command_answers_and_its_demo_runs(clean_python, tmp_path):
     demo = run(script, "demo", "--output", tmp_path / "demo", cwd=tmp_path)
     assert demo.returncode == 0, demo.stdout[-2000:] + demo.stderr[-4000:]
     assert list((tmp_path / "demo").glob("*.png"))
+    for images, status in (("without", 1), ("with", 0)):  # 0: the threshold is not doubted either
+        check = run(script, "check", f"demo/{images}", "--index", "demo/index", cwd=tmp_path)
+        assert check.returncode == status, check.stderr[-4000:]
+        assert [line for line in check.stderr.splitlines() if line.startswith("[")] == []  # of other packages
 
 
 def test_installed_head_loads_by_name(clean_python, tmp_path):

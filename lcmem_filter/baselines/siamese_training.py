@@ -272,7 +272,9 @@ class _Run:
         images, identities = len(batches.images), len(set(batches.images.identities))
         self._say(f"{images} training images in {len(counts)} sets, {identities} identities")
         if images == identities and self.config.method != "dar_unsupervised":
-            self._say("no two images share an identity, so its pairs are views of one image; name a column that tells")
+            self._say(
+                "no two images share an identity, so its pairs are views of one image; name a column that tells"
+            )
         standing = self.checkpoints.latest(self.plan) or Progress(self.plan)
         network, optimizer, schedule = self._prepare(standing)
         self._train(standing, network, optimizer, schedule, batches, workers)

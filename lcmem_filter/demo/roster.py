@@ -18,10 +18,10 @@ NAMED = [Visit(patient) for patient in range(400, 406)]
 FAVOURED_FINDINGS = ("left nodule", "right nodule", "right effusion")
 NAMED_TIMES, FAVOURED_TIMES = 80, 160
 
-HEAD_TRAINING = [Visit(patient, number) for patient in range(1_000, 1_400) for number in range(4)] + [
-    Visit(patient) for patient in range(2_000, 2_400)
+HEAD_TRAINING = [Visit(patient, number) for patient in range(1_000, 2_000) for number in range(3)] + [
+    Visit(patient) for patient in range(2_000, 3_000)
 ]
-HELD_OUT = [Visit(patient) for patient in range(5_000, 5_600)]
+HELD_OUT = [Visit(patient) for patient in range(5_000, 5_300)]
 VAE_TRAINING = [Visit(patient) for patient in range(10_000, 14_096)]
 
 
