@@ -53,7 +53,7 @@ def finish(job: Job, output: Path, processes: int = 1) -> float:
     """Run the job to its end; seconds it took."""
     start = time.monotonic()
     done = subprocess.run(job.command(output, processes), capture_output=True, text=True)
-    # the status is 2 too where the index's threshold is doubted, as the demo's
+    # the status is 2 too where the index's threshold is doubted
     if not (output / MANIFEST_JSONL).exists():
         raise SystemExit(f"the job failed:\n{done.stderr[-3000:]}")
     return time.monotonic() - start
