@@ -228,11 +228,12 @@ def text_of_each(name: str, value: Any, count: int) -> Any:
 
 
 def draw_seed(generator: torch.Generator | list[torch.Generator] | None, row: int) -> int:
-    """A seed for drawing ``row`` again, from the caller's generator (torch's default one where there is none)."""
+    """A seed below 2**53 for drawing ``row`` again, which JSON and tables with gaps hold exactly, from the caller's
+    generator (torch's default one where there is none)."""
     if isinstance(generator, list):
         generator = generator[row % len(generator)]
     device = generator.device if generator is not None else "cpu"
-    return int(torch.randint(2**62, (1,), generator=generator, device=device).item())
+    return int(torch.randint(2**53, (1,), generator=generator, device=device).item())
 
 
 def generator_for(seed: int, like: torch.Generator | list[torch.Generator] | None) -> torch.Generator:
