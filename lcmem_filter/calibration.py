@@ -304,9 +304,10 @@ def _check_number(n: int, rate: float, dropped: Counter[str]) -> int:
             "; where names are of classes and not of people, give the images in one folder, or a table that does not "
             "name them"
         )
+    enough = f" ({n} allow {math.ceil(1e3 / (n + 1)) / 1e3:g} and more)" if n else ""
     raise CalibrationError(
-        f"a false-rejection rate of {rate:g} needs at least {needed} held-out images, got {n} usable{left_out}; "
-        f"with {needed} the rate comes out between {low:.2%} and {high:.2%}, "
+        f"a false-rejection rate of {rate:g} needs at least {needed} held-out images, got {n} usable"
+        f"{left_out}{enough}; with {needed} the rate comes out between {low:.2%} and {high:.2%}, "
         f"with {better} between {low_better:.2%} and {high_better:.2%}"
     )
 

@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .dicom import is_dicom, read_dicom, scaled, stretched
 
@@ -28,13 +28,13 @@ def decode_image(encoded: bytes) -> Image.Image:
 
     Raises:
         MissingExtraError: DICOM, and pydicom is not installed.
-        ValueError: several pages or frames, of which one alone would be looked at (of MPO that one alone is); a picture
-            that shows in its transparency alone; or EPS, which is a program.
+        ValueError: nothing, or nothing that Pillow knows; several pages or frames, of which one alone would be looked
+            at (of MPO that one alone is); a picture that shows in its transparency alone; or EPS, which is a program.
         Exception: whatever decoders raise for files that they cannot read; there is no end of it.
     """
     if is_dicom(encoded):
         return Image.fromarray(read_dicom(encoded)).convert("RGB")
-    with Image.open(io.BytesIO(encoded)) as opened:
+    with _opened(encoded) as opened:
         if opened.format == "EPS":  # Pillow would have Ghostscript run it
             raise ValueError("it is EPS, a program that draws a picture; export it as PNG")
         _seek_only_picture(opened)
@@ -45,6 +45,17 @@ def decode_image(encoded: bytes) -> Image.Image:
             upright = upright.convert("RGBA")
             _check_shows_without_alpha(upright)
         return upright.convert("RGB")
+
+
+def _opened(encoded: bytes) -> Image.Image:
+    if not encoded:
+        raise ValueError("it is empty")
+    try:
+        return Image.open(io.BytesIO(encoded))
+    except UnidentifiedImageError as error:  # it names the bytes by their address
+        raise ValueError(
+            "it is no picture that Pillow knows: damaged, or of a format such as HEIC"
+        ) from error
 
 
 def _check_shows_without_alpha(picture: Image.Image) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,9 +43,6 @@ class ImageRecord:
     identity: str | None = None
     labels: str = ""
 
-
-_IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")
-"""How Pillow calls what it was given; another each time."""
 
 Reader: TypeAlias = Callable[[int], bytes | Path]
 
@@ -139,14 +135,16 @@ class ImageSource:
             raise self._unreadable(row, error) from error
 
     def _unreadable(self, row: int, error: Exception) -> UnreadableImageError:
-        why = (
-            str(error)
-            if isinstance(error, MissingExtraError)
-            else f"{type(error).__name__}: {_IN_MEMORY.sub('it', str(error))}; mend it, or have it readable"
-        )
         return UnreadableImageError(
-            f"image {self.records[row].id!r} of {self.name!r} {CANNOT_BE_READ}: {why}"
+            f"image {self.records[row].id!r} of {self.name!r} {CANNOT_BE_READ}: {_why(error)}"
         )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, MissingExtraError):
+        return str(error)
+    said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return f"{said}; {'have it readable' if isinstance(error, OSError) and error.errno else 'repair or convert it'}"
 
 
 def open_images(

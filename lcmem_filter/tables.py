@@ -52,7 +52,10 @@ def read_table(path: Path) -> Any:
         )
     except Exception as error:
         cause = error.__cause__ or error  # datasets says only that something went wrong
-        raise DataError(f"{path} cannot be read as {kind}: {type(cause).__name__}: {cause}") from error
+        advice = "; save it as UTF-8" if isinstance(cause, UnicodeDecodeError) else ""
+        raise DataError(
+            f"{path} cannot be read as {kind}: {type(cause).__name__}: {cause}{advice}"
+        ) from error
     finally:
         if shown:
             datasets.enable_progress_bars()

@@ -60,9 +60,11 @@ def test_realised_rate_is_the_known_one():
 
 def test_too_few_images_are_told_how_many_are_needed():
     with pytest.raises(
-        CalibrationError, match=r"needs at least 99 held-out images, got 98 usable \(3 left out: why\)"
+        CalibrationError,
+        match=r"needs at least 99 held-out images, got 98 usable \(3 left out: why\) \(98 allow 0\.011 and more\); ",
     ):
         fit([0.1] * 98, 0.01, "sd", 101, Counter(why=3))
+    assert fit([0.1] * 98, 0.011, "sd", 98).n == 98
     with pytest.raises(
         CalibrationError, match=r"with 99 the rate comes out between 0\.03% and 3\.66%, with 999"
     ):

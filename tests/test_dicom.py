@@ -205,9 +205,7 @@ def test_broken_files_are_one_clear_error(tmp_path, harm):
     else:
         changed = {"truncated": content[:-40], "no preamble": content[132:], "header only": content[:140]}
         path.write_bytes(changed[harm])
-    with pytest.raises(
-        UnreadableImageError, match=r"'a\.dcm' .* cannot be read: .*; mend it, or have it readable"
-    ):
+    with pytest.raises(UnreadableImageError, match=r"'a\.dcm' .* cannot be read: .*; repair or convert it"):
         seen(path)
 
 

@@ -214,6 +214,17 @@ def test_what_can_only_be_a_folder_is_not_asked_for_on_the_hub(name: str, monkey
         load_encoder("some-owner/some-vae")
 
 
+def test_a_folder_inside_one_that_is_here_is_not_asked_for_on_the_hub(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").mkdir()
+    monkeypatch.setattr("lcmem_filter.latents._load_autoencoder", lambda *_: pytest.fail("the hub was asked"))
+    with pytest.raises(
+        ArtifactNotFoundError, match="there is a folder 'my-model' here, without 'vea'"
+    ) as told:
+        load_encoder("my-model/vea")
+    assert "the hub was asked" not in str(told.value)
+
+
 def test_weights_hash_knows_values_not_devices_or_formats() -> None:
     vae = tiny_vae()
     before = weights_sha256(vae)

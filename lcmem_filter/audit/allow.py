@@ -34,7 +34,9 @@ def read_allow_list(path: str | os.PathLike[str]) -> list[AllowEntry]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = _json_lines(file) if path.suffix.lower() in (".jsonl", ".json") else _csv_rows(file)
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"allow-list {path} cannot be read: {error}; give CSV or JSON lines") from error
+        raise DataError(
+            f"allow-list {path} cannot be read: {error}; give CSV with commas, or JSON lines, in UTF-8"
+        ) from error
     entries: dict[str, AllowEntry] = {}
     for number, row in enumerate(rows, start=1):
         entry = _entry(path, number, row)

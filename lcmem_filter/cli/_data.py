@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 DATA = "image folder, folder of identities, or CSV, JSONL or Parquet file"
 
+EXITS = (
+    "Exits with 0 (no match), 1 (matches, whether or not all could be checked) or 2 (error, or no match but not all "
+    "could be checked, or the threshold misses most training images themselves)."
+)
+"""Of ``audit`` and ``check``."""
+
 
 class Once(argparse.Action):
     """An option that, given again, would put the second value in place of the first without a word."""

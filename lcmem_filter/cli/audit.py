@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._data import (
     DATA,
+    EXITS,
     add_column_arguments,
     add_device_argument,
     add_encoder_arguments,
@@ -35,9 +36,7 @@ HELP = "Examine a finished set of images for copies of training images, and writ
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.description = (
-        f"{HELP}. Exits with 0 (no match), 1 (matches) or 2 (error, or not everything could be checked)."
-    )
+    parser.description = f"{HELP}. {EXITS}"
     parser.add_argument("images", metavar="IMAGES", help=DATA)
     parser.add_argument("--index", help="folder of a calibrated index")
     parser.add_argument(

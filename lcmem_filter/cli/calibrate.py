@@ -81,6 +81,12 @@ def run(args: argparse.Namespace) -> int:
             f"finds {above}" + (f": {WHY_MISSED}" if found.doubt() else ""),
             file=sys.stderr,
         )
+    if found.query_space != index.space:
+        print(
+            f"lcmem-filter: this is the threshold for latents of {found.query_space}; the index is of {index.space}, "
+            "and whether the threshold finds training images, mirrored and shifted, is not tried across spaces",
+            file=sys.stderr,
+        )
     further = len(found.highest) - LOOKED_AT
     print(
         f"lcmem-filter: these are most like training images, and those from {found.threshold:.3f} on set it; name "

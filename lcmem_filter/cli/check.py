@@ -9,6 +9,7 @@ from typing import Any
 
 from ._data import (
     DATA,
+    EXITS,
     add_column_arguments,
     add_device_argument,
     add_encoder_arguments,
@@ -24,6 +25,7 @@ CLEAN, MATCHES, NOT_CHECKED = 0, 1, 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
+    parser.description = f"{HELP}. {EXITS}"
     parser.add_argument("images", metavar="IMAGES", help=DATA)
     parser.add_argument("--index", required=True, help="folder of a calibrated index")
     add_encoder_arguments(parser, required=False)

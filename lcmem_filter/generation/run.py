@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -59,9 +59,9 @@ class Generated:
     """
 
     folder: Path
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = field(repr=False)
     tally: Tally
-    results: Results | None
+    results: Results | None = field(repr=False)
 
 
 @dataclass(frozen=True)

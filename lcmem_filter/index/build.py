@@ -156,7 +156,7 @@ def _check_plan(build: Build) -> dict[str, Any] | None:
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed and not (changed == ["source"] and _shows_the_same(build)):
         raise ArtifactError(
-            f"{build.output} holds an index with other {', '.join(changed)}; give another --output, or remove it "
+            f"{build.output} holds an index with other {', '.join(changed)}; give another --output "
             "(images that could not be read can be mended where they are, but none added or taken out: for that, build "
             f"into another folder with --reuse {build.output})"
         )

@@ -210,11 +210,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         state = (
             "an unfinished build; run the same `lcmem-filter index build` again"
             if (folder / PLAN).exists()
-            else ("no index there" if folder.exists() else "no such folder")
+            else f"no {'index in this' if folder.exists() else 'such'} folder; build one with: lcmem-filter index build"
         )
-        raise ArtifactNotFoundError(
-            f"no index at {folder}: {state}; build one with: lcmem-filter index build"
-        )
+        raise ArtifactNotFoundError(f"no index at {folder}: {state}")
     try:
         manifest: dict[str, Any] = json.loads(_written_manifest(folder))
         if manifest.get("format") != FORMAT:

@@ -24,6 +24,8 @@ def reembed_index(
 ) -> None:
     """Write the index at ``source``, whose head is ``before``, into ``output`` with embeddings of ``head``; see
     ``MemorizationIndex.reembed``."""
+    if output.exists() and output.samefile(source):
+        raise ArtifactError(f"{output} is the index that is read; give another --output")
     _check_head(source, manifest, before, head)
     plan = {"reembedded": manifest["files"], "head": head.fingerprint}
     if _is_done(output, plan):
@@ -76,7 +78,7 @@ def _is_done(output: Path, plan: dict[str, Any]) -> bool:
     except ValueError as error:
         raise CorruptArtifactError(f"{plan_file} cannot be read: {error}; remove {output}") from error
     if found != plan:
-        raise ArtifactError(f"{output} holds something else; give another --output, or remove it")
+        raise ArtifactError(f"{output} holds something else; give another --output")
     return files.is_index(output) and files.is_whole(output)
 
 

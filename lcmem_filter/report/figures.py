@@ -83,13 +83,14 @@ def calibration_plot(results: Results) -> str:
             _step(axes, samples, n, ACCEPTED, f"images {named} ({len(samples):,})")
         rate = results.calibration.false_rejection_rate
         axes.axvline(rate, color=INK, linewidth=1.2, linestyle="--")
+        leftmost = rate < 10 * floor  # where the axis has no room left of it
         axes.annotate(
             f"chosen: {rate:.2g}",
             (rate, 1),
-            (-4, -2),
+            (4 if leftmost else -4, -2),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
-            ha="right",
+            ha="left" if leftmost else "right",
             va="top",
         )
         axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.3))

@@ -133,7 +133,8 @@ def _verdict(run: Run, samples: Sequence[Sample], expected: float, calibration: 
     subject = "delivered image" if run.kind == "generation" else "image"
     if count["match"]:
         verb = "matches" if count["match"] == 1 else "match"
-        text = f"{count['match']:,} of {given:,} {subject}s {verb} a training image"
+        all_checked = "" if checked == given else "checked "
+        text = f"{count['match']:,} of {checked:,} {all_checked}{subject}s {verb} a training image"
     elif not samples:
         return "Nothing was delivered."
     elif run.kind == "generation" and not given:

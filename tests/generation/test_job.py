@@ -554,6 +554,10 @@ def test_what_the_pipeline_refuses_takes_no_folder(job, tmp_path, changed, says)
     assert len(job(prompts=PROMPTS[:1]).rows) == 1
 
 
+def test_what_is_printed_of_a_finished_job_is_short(whole):
+    assert str(whole.folder) in repr(whole) and len(repr(whole)) < 500
+
+
 def test_a_pipeline_that_needs_a_picture_is_told_so(folder, tmp_path):
     with pytest.raises(DataError, match="the pipeline refuses its arguments: Input is in incorrect format"):
         lcmem_filter.generate(

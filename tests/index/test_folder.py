@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from lcmem_filter import images
-from lcmem_filter.errors import ArtifactNotFoundError, CorruptArtifactError, MissingExtraError
+from lcmem_filter.errors import ArtifactError, ArtifactNotFoundError, CorruptArtifactError, MissingExtraError
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.index import build as building
@@ -154,6 +154,8 @@ def test_the_same_reembedding_mends_a_damaged_index(tmp_path):
     old, folder = build(tmp_path), tmp_path / "new"
     torch.manual_seed(1)
     other = LCMemHead.create("micro", {"sd": 4})
+    with pytest.raises(ArtifactError, match="is the index that is read; give another"):
+        old.reembed(other, old.path / ".." / old.path.name)
     new = old.reembed(other, folder)
     new.set_calibration(calibration())
     cut(folder / files.shard_folder(1) / files.EMBEDDINGS)

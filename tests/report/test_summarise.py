@@ -37,6 +37,7 @@ WITHHELD = replace(MATCH, id="drawn again", delivered=False)
         ([UNREADABLE], 2, "None of the 1 images could be checked"),
         ([CLEAN, MATCH], 1, "1 of 2 images matches a training image; among so many, about 0.02 would"),
         ([CLEAN, MATCH, UNREADABLE, ALLOWED], 1, "1 more was accepted"),
+        ([CLEAN, MATCH, UNREADABLE, ALLOWED], 1, "1 of 3 checked images matches"),
     ],
 )
 def test_verdict_and_exit_code(samples, exit_code, verdict):
