@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from ._data import (
     DATA,
@@ -43,6 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="ids, one a line, of held-out images that show the same picture or person as one of the index, as you saw",
     )
+    parser.add_argument(
+        "--pairs",
+        metavar="FILE",
+        help="write a page (HTML) with the held-out images that are most like training images, to look at and to tick "
+        "those that --leave-out is to name",
+    )
+    parser.add_argument(
+        "--training",
+        metavar="DATA",
+        help="with --pairs: the images that the index was built from, to show them there; read as HELD_OUT is, but for "
+        "--where",
+    )
     add_encoder_arguments(parser, required=False)
     parser.add_argument("--allow-unindexed", action="store_true", help="accept an incomplete index")
     add_column_arguments(parser)
@@ -51,11 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, and print what came of it as one JSON object; 1 where the threshold misses training images."""
+    from ..audit.certificate import check_training
     from ..calibration import LOOKED_AT, calibrate
+    from ..errors import ConfigurationError
+    from ..report.pages import check_file
+    from ..report.pairs import write_pairs
+    from ..report.pictures import Pictures
     from ..types import OWN_FOUND_AT_LEAST, WHY_MISSED
 
+    if args.training and not args.pairs:
+        raise ConfigurationError("--training is shown on a page; name it with --pairs FILE")
     index, encoder = open_index(args)
     held_out = open_source(args, args.held_out)
+    training = open_source(args, args.training, []) if args.training else None
+    if training is not None:
+        check_training(index, training)
+    if args.pairs:
+        check_file(Path(args.pairs))
     found = calibrate(
         index,
         held_out,
@@ -97,6 +122,9 @@ def run(args: argparse.Namespace) -> int:
         sep="\n",
         file=sys.stderr,
     )
+    if args.pairs:
+        shown = Pictures(held_out.image_of, index.pictures_in(training) if training else None)
+        print(f"lcmem-filter: to look at: {write_pairs(found, args.pairs, shown)}", file=sys.stderr)
     summary = {key: value for key, value in found.to_dict().items() if key not in ("scores", "statistic")}
     print(json.dumps({"index": args.index, "n": found.n, **summary}))
     return 1 if found.doubt(OWN_FOUND_AT_LEAST) else 0

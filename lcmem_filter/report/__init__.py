@@ -1,5 +1,7 @@
-"""Results to a report: one self-contained HTML page, and a JSON file with every number. Knows values only."""
+"""Results to a report: one self-contained HTML page, and a JSON file with every number; and what set a threshold, to
+look at. Knows values only."""
 
+from .pairs import write_pairs
 from .pictures import Pictures, thumbnails
 from .results import (
     AllowEntry,
@@ -34,5 +36,6 @@ __all__ = [
     "results_of",
     "salted_id",
     "thumbnails",
+    "write_pairs",
     "write_report",
 ]

@@ -29,14 +29,14 @@ class Pictures:
     training: PictureOf | None = None
 
 
-def thumbnails(ids: Iterable[str], picture_of: PictureOf | None) -> dict[str, str]:
-    """JPEG data URIs by id, at most ``SIDE`` px high and wide; without those there is no picture of."""
+def thumbnails(ids: Iterable[str], picture_of: PictureOf | None, side: int = SIDE) -> dict[str, str]:
+    """JPEG data URIs by id, at most ``side`` px high and wide; without those there is no picture of."""
     found = {}
     for id_ in dict.fromkeys(ids):
         image = picture_of(id_) if picture_of else None
         if image is not None:
             small = image.convert("RGB")
-            small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+            small.thumbnail((side, side), Image.Resampling.LANCZOS)
             small.info = {}  # Pillow would write a file's comment, which may name a person, into the JPEG
             buffer = io.BytesIO()
             small.save(buffer, "JPEG", quality=QUALITY, optimize=True)

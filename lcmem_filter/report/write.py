@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import errno
-import hashlib
 import os
-import secrets
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from ..errors import check_kind
 from .figures import calibration_plot, score_histogram
+from .pages import check_file, environment, replace_file, style_and_script
 from .pictures import Pictures, thumbnails
 from .results import Results, Sample
 from .salting import salted, salted_id
@@ -44,12 +37,8 @@ def check_output(folder: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it cannot be made, or no report be written to it.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
     for name in (HTML, JSON):
-        if (path := Path(folder, name)).is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        check_file(Path(folder, name))
 
 
 def write_report(
@@ -84,10 +73,8 @@ def write_report(
     folder = Path(output_folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = ReportFiles(folder / HTML, folder / JSON)
-    page = render(results, samples, training, salted=salt is not None)
-    # a file name that is not UTF-8 has no other way into a page
-    _replace(files.html, page.encode("utf-8", "backslashreplace"))
-    _replace(files.json, results.to_json().encode())
+    replace_file(files.html, render(results, samples, training, salted=salt is not None))
+    replace_file(files.json, results.to_json())
     return files
 
 
@@ -95,23 +82,15 @@ def render(
     results: Results, samples: dict[str, str], training: dict[str, str], *, salted: bool = False
 ) -> str:
     """The page, with data URIs of the thumbnails by id."""
-    environment = Environment(
-        loader=PackageLoader(__package__, "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    templates = environment()
+    templates.filters |= {
         "percent": _percent,
         "number": _number,
         "p": _p_value,
         "probability": _probability,
         "moment": _moment,
     }
-    script = _source(environment, "report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.jinja").render(
+    return templates.get_template("report.html.jinja").render(
         results=results,
         run=results.run,
         shown=_gallery(results),
@@ -124,29 +103,13 @@ def render(
         rows=ROWS,
         histogram=score_histogram(results),
         calibration_plot=calibration_plot(results),
-        style=Markup(_source(environment, "report.css")),
-        script=Markup(script),
-        script_policy=f"'sha256-{digest}'",
+        **style_and_script(templates, "report.js"),
     )
 
 
 def _gallery(results: Results) -> list[Sample]:
     rejected = [one for one in results.samples if one.accepted is False]
     return sorted(rejected, key=lambda one: -(one.score or 0.0))[:GALLERY]
-
-
-def _source(environment: Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0].replace("\r\n", "\n")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _percent(share: float) -> str:

@@ -298,6 +298,26 @@ def test_calibrate_tells_how_many_more_images_set_the_threshold(folder, capsys):
     assert found["highest"][19][0] in err and found["highest"][20][0] not in err
 
 
+def test_calibrate_shows_what_sets_the_threshold(folder, capsys):
+    build(capsys, folder)
+    page = folder / "pages" / "pairs.html"
+    given = (folder / "index", folder / "held", "--false-rejection-rate", 0.05, "--device", "cpu")
+    _, (found,), err = run(capsys, "calibrate", *given, "--pairs", page, "--training", folder / "train")
+    shown = page.read_text()
+    assert f"to look at: {page}" in err and shown.count("<img ") == 2 * len(found["highest"])
+    assert all(image in shown and nearest in shown for image, nearest, _ in found["highest"])
+    for more, told in (
+        (("--training", folder / "train"), "--training is shown on a page; name it with --pairs FILE"),
+        (
+            ("--pairs", page, "--training", folder / "held"),
+            "none of the 100 images of 'held' is a training image",
+        ),
+        (("--pairs", folder / "held"), "Is a directory"),
+    ):
+        status, lines, err = run(capsys, "calibrate", *given, *more)
+        assert status == 2 and not lines and told in err
+
+
 def test_an_incomplete_index_exits_2_and_is_refused_afterwards(folder, capsys):
     (folder / "train" / "broken.png").write_text("no image")
     status, (built,), err = build(capsys, folder)
