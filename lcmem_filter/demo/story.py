@@ -33,6 +33,7 @@ def draw_story(outcome: Outcome, path: Path) -> None:
     after = f"{outcome.replaced} copies drawn again until new, {withheld} withheld"
     after = f"With the filter, same prompts and seeds: {after}"
     _text(figure, 0.02, 0.57, after, GREEN, 17, "bold")
+    _text(figure, 0.985, 0.567, "what is drawn again is judged more strictly", INK, 10.5, align="right")
     _panel(figure, [outcome.filtered[row] for row in rows], top=0.535, captions=False)
     _scale(figure, outcome)
     figure.savefig(path)
