@@ -196,7 +196,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> LCMemHead:
         """Load a head from a folder or a hub id, or one that ships with this package by its name, which goes before a
-        folder of that name (that is ``./NAME``); in float32.
+        folder of that name (that is ``"./NAME"``, or ``Path("NAME")``); in float32.
 
         Raises:
             ArtifactNotFoundError: nothing lies there.

@@ -15,6 +15,6 @@ def shipped_heads() -> list[str]:
 
 def folder_of(name_or_path: str | os.PathLike[str]) -> Path:
     """Where a head lies that ships with this package, if that is its name, whatever lies in a folder of that name; else
-    the path itself."""
-    name = os.fspath(name_or_path)
-    return SHIPPED / name if name in shipped_heads() else Path(name)
+    the path itself. Text alone is a name: a ``Path``, and text with a separator in it, never is."""
+    named = isinstance(name_or_path, str) and name_or_path in shipped_heads()
+    return SHIPPED / name_or_path if named else Path(name_or_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +341,11 @@ def test_a_folder_that_is_named_as_one_is_no_shipped_head(
     shipped = LCMemHead.from_pretrained("lcmem-small").fingerprint
     assert LCMemHead.from_pretrained("./lcmem-small").fingerprint == head.fingerprint != shipped
     assert LCMemHead.from_pretrained(tmp_path / "lcmem-small").fingerprint == head.fingerprint
-    assert LCMemHead.from_pretrained(Path("lcmem-small")).fingerprint == shipped
+    assert LCMemHead.from_pretrained(Path("lcmem-small")).fingerprint == head.fingerprint
+    shutil.rmtree(tmp_path / "lcmem-small")
+    assert LCMemHead.from_pretrained("lcmem-small").fingerprint == shipped
+    with pytest.raises(ArtifactNotFoundError, match=r"or a shipped head \(.*lcmem-small"):
+        LCMemHead.from_pretrained(Path("lcmem-small"))
 
 
 def test_what_is_saved_does_not_tell_where_it_was_loaded_from(tmp_path: Path) -> None:

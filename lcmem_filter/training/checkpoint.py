@@ -264,7 +264,7 @@ def _change(name: str, was: Any, now: Any) -> str:
 
 
 def training_record(head: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """``training.json`` of a head's folder or of one that ships, if it lies there.
+    """``training.json`` of a head's folder, or of one that ships by its name, if it lies there.
 
     Raises:
         CorruptArtifactError: it is no record of a run.

@@ -47,12 +47,12 @@ def taught(request: pytest.FixtureRequest, trained: Path) -> tuple[Teach, Any, s
     known_as: dict[str, Any] = {"record": training_record(trained), "progress": False}
     sizes: dict[str, Any] = {"batch_images": 8, "resolution": 32, "validation_fraction": 0.3}
 
-    def space(output: Path, steps: int = STEPS, terms: str = "", **given: Any) -> LCMemHead:
+    def space(output: Path | str, steps: int = STEPS, terms: str = "", **given: Any) -> LCMemHead:
         other, recipe = Encoder(tiny_vae(seed=1, latent_channels=6), "other"), AddSpaceConfig(steps, **sizes)
         given = {**known_as, "terms": terms, **given}
         return add_space(head, "other", other, known, SOURCES, output, recipe, **given)
 
-    def halving(output: Path, steps: int = STEPS, terms: str = "", **given: Any) -> LCMemHead:
+    def halving(output: Path | str, steps: int = STEPS, terms: str = "", **given: Any) -> LCMemHead:
         recipe = AddHalvingConfig(steps, **sizes)
         return add_halving(head, known, SOURCES, output, recipe, **{**known_as, "terms": terms, **given})
 
@@ -149,3 +149,14 @@ def test_what_is_finished_without_a_record_is_not_trained_again_either(
         train_head(
             SOURCES, {"sd": Encoder(tiny_vae(), "sd")}, output, replace(QUICK, steps=4), progress=False
         )
+
+
+def test_a_folder_of_output_that_is_named_as_a_shipped_head_is_the_folder(
+    tmp_path: Path, taught: tuple[Teach, Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach, _, part = taught
+    monkeypatch.chdir(tmp_path)
+    made = teach("lcmem-small")
+    assert teach("./lcmem-small", terms="mine").fingerprint == made.fingerprint
+    written = json.loads((tmp_path / "lcmem-small" / "training.json").read_text())
+    assert [one["terms"] for one in written[part].values()] == ["mine"] and written["step"] == 4

@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(
-    output: Path, cache: Path, config: TrainingConfig = QUICK, sources: Any = None, **options: Any
+    output: Path | str, cache: Path, config: TrainingConfig = QUICK, sources: Any = None, **options: Any
 ) -> LCMemHead:
     encoders = {"sd": Encoder(tiny_vae(), "tiny")}
     return train_head(
@@ -407,3 +407,14 @@ def test_two_processes_make_the_same_head_as_one(tmp_path: Path) -> None:
     assert record(tmp_path / "double")["plan"]["processes"] == 2
     for name, value in single.state_dict().items():
         torch.testing.assert_close(double.state_dict()[name], value, rtol=0, atol=5e-5, msg=name)
+
+
+def test_a_folder_of_output_that_is_named_as_a_shipped_head_is_the_folder(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("lcmem-small", "./lcmem-small"):
+        made = train(name, cache, replace(QUICK, steps=2))
+        assert train(name, cache, replace(QUICK, steps=2), terms="mine").fingerprint == made.fingerprint
+        assert record(tmp_path / name)["terms"] == "mine" and record(tmp_path / name)["step"] == 2
+        assert "Terms: mine" in (tmp_path / name / "README.md").read_text()
