@@ -9,7 +9,7 @@ RECIPE: dict[str, dict[str, Any]] = {
         "choices": ["tiny", "small", "small32", "resnet", "micro"],
         "help": "size of the head: small (1.7 million parameters) is for CPUs, resnet (2.8) looks at every cell, micro "
         "(0.2) is for tests; small32 sees latents at 32x32, not 16x16, and so does tiny, the paper's (28): these embed "
-        "no index of a head that ships anew (default: small)",
+        "no index of a head that ships anew (default: that of --initial, or else small)",
     },
     "pooling": {
         "choices": ["mean", "gem", "attention"],

@@ -27,9 +27,10 @@ from .distil import apart
 from .extend import given_to_extend, part_is_finished, plan_of_part, save_extended, train_part
 from .losses import nt_xent
 from .prepare import prepare_data
+from .shapes import check_sizes
 from .validation import MOST_QUERIES, Validator
 from .views import augment_latents, generator_for
-from .weights import check_sizes, extended
+from .weights import extended
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def _told(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.items()
-        if name not in but and not name.startswith(("stage2_", "stage3_"))
+        if name not in but and value is not None and not name.startswith(("stage2_", "stage3_"))
     }
 
 

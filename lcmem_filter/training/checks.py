@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -13,11 +14,20 @@ from ..images import ImageSource
 from ..latents import Encoder
 from ..processes import make_accelerator, this_process
 from .checkpoint import Checkpoints
-from .config import Stage, TrainingConfig
+from .config import SIZE, Stage, TrainingConfig
 from .data import check_pairs, identity_of
-from .weights import check_initial, check_known, other_trunk
+from .shapes import check_initial, check_known, other_trunk, size_of
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
+
+
+def sized(config: TrainingConfig, stages: Sequence[Stage], initial: LCMemHead | None) -> TrainingConfig:
+    """``config`` with a size: where it names none, that of the head to go on from, if that is of a named one. Stage 3
+    does not go by it."""
+    if config.size is not None:
+        return config
+    usual = not isinstance(initial, LCMemHead) or set(stages) == {3}
+    return replace(config, size=SIZE if usual else size_of(cast(LCMemHead, initial)))
 
 
 def check_run(

@@ -15,6 +15,9 @@ Loss = Literal["nt-xent", "verification"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 Stage = Literal[1, 2, 3]
 
+SIZE = "small"
+"""Of a head, where none is named and there is none to go on from."""
+
 MATCHED_AMONG = 24
 """Images, neighbours of each other, among which stage 3 has to find each one's copy."""
 
@@ -76,7 +79,7 @@ class TrainingConfig:
     alone, so that a copy is told from its image's neighbours by what ``matching`` finds when it lays them over it.
 
     Attributes:
-        size: Named size of the head (``head.SIZES``).
+        size: Named size of the head (``head.SIZES``); by default that of the head that is gone on from, else ``SIZE``.
         pooling: How the head makes one vector of its cells (``branches.POOLINGS``).
         loss: ``"nt-xent"`` trains for the cosine score. ``"verification"`` is the paper's objective: 0.8
             binary cross-entropy of ``fc_end`` on matched and mismatched pairs and 0.2 NT-Xent (arXiv
@@ -150,7 +153,7 @@ class TrainingConfig:
         seed: Of everything that is drawn, but for the cached views, which runs of other seeds share.
     """
 
-    size: str = "small"
+    size: str | None = None
     pooling: str = "mean"
     loss: Loss = "nt-xent"
     temperature: float = 0.07
@@ -208,14 +211,14 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_numbers(self)
         for name, known in (
-            ("size", tuple(SIZES)),
+            ("size", (*SIZES, None)),
             ("pooling", POOLINGS),
             ("loss", get_args(Loss)),
             ("mixed_precision", get_args(MixedPrecision)),
         ):
             if getattr(self, name) not in known:
                 raise ConfigurationError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                    f"{name} must be one of {', '.join(filter(None, known))}, got {getattr(self, name)!r}"
                 )
         counts = ("steps", "batch_pairs", "sets_per_batch", "evaluate_every", "patience")
         later = ("stage2_steps", "stage3_steps", "stage3_batch_pairs", "match_dim", "strong_views")

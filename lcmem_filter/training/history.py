@@ -7,6 +7,7 @@ from typing import Any
 
 from ..head import LCMemHead
 from .config import TrainingConfig
+from .shapes import other_trunk
 
 
 def encoders_before(before: Mapping[str, Any], head: LCMemHead) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def _split_alike(was: Mapping[str, Any] | None, plan: Mapping[str, Any]) -> bool
 def went_on_from(
     before: Mapping[str, Any],
     recipe: TrainingConfig,
+    initial: LCMemHead | None,
     head: LCMemHead,
     data: Mapping[str, Sequence[int]],
     terms: str,
@@ -46,13 +48,16 @@ def went_on_from(
     terms, the spaces that are left as they were, and the networks that ``head`` has of it.
 
     Args:
+        before: The record of ``initial``, the head that was gone on from; empty where there is none.
         data: Of each set that the run itself trained on, its images and identities.
         terms: Of these.
     """
+    trunk = recipe.stage < 3 and initial is not None and other_trunk(initial, recipe.size)
+    anew = ", in place of whose trunk another was drawn" if trunk else ""
     if not before:
-        return {}
+        return {"went_on_from": f"a head without a record{anew}"} if anew else {}
     config, earlier = before["plan"]["config"], before.get("went_on_from")
-    told = f"stage {config['stage']} for {before['step']:,} steps of {config['batch_pairs']} pairs"
+    told = f"stage {config['stage']} for {before['step']:,} steps of {config['batch_pairs']} pairs{anew}"
     kept: dict[str, Any] = {"went_on_from": f"{told}; before that: {earlier}" if earlier else told}
     used = [(before["data"]["train"], before["terms"])] if "data" in before else []
     used += [(one["data"], one["terms"]) for one in before.get("earlier_data", ())]

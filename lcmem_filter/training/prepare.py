@@ -15,7 +15,7 @@ from ..head import SIZES
 from ..images import ImageSource
 from ..latents import Encoder
 from .cache import CachePlan, encode_plans
-from .config import TrainingConfig
+from .config import SIZE, TrainingConfig
 from .data import LatentSet, check_names, identity_of, load_latents, names_of_images
 from .split import (
     count_to_hold_out,
@@ -69,7 +69,7 @@ def prepare_data(
             f"no validation image {min(unknown)!r} to leave out ({len(unknown)} such); give ids, or SET/ID where "
             "there are several sets"
         )
-    grid = grid or int(SIZES[config.size]["grid"])
+    grid = grid or int(SIZES[config.size or SIZE]["grid"])
     kinds = config.kinds_of_views()
 
     def plans(

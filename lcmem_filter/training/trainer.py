@@ -26,7 +26,7 @@ from ..processes import make_accelerator, this_process
 from .batches import batch_of, moved_against
 from .card import write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
-from .checks import Sources, check_folders, check_run, check_sources, listed, plan_of
+from .checks import Sources, check_folders, check_run, check_sources, listed, plan_of, sized
 from .config import Stage, TrainingConfig
 from .data import LatentSet, Pairs, PairSampler, digest_of, drawn_ahead, sampler_for
 from .fresh import DeviceViews, FreshViews
@@ -34,9 +34,9 @@ from .history import encoders_before, unseen_before, went_on_from
 from .losses import check_finite
 from .objective import MatchObjective, Objective
 from .prepare import prepare_data
-from .validation import MOST_QUERIES, Validator, embed_all
+from .validation import Validator, embed_all, validator_for
 from .views import generator_for
-from .weights import averaged, decay_groups, head_to_train
+from .weights import averaged, decay_groups, head_to_train, lost_with_the_trunk
 
 MOST_WORKERS = 8
 """Processes that draw pairs."""
@@ -88,7 +88,7 @@ def train_head(
         ConfigurationError: stages or a recipe that cannot be followed.
         TrainingFailedError: the loss is no longer finite.
     """
-    output, config = Path(output), config or TrainingConfig()
+    output, config = Path(output), sized(config or TrainingConfig(), stages, initial)
     check_kind("encoders", encoders, Mapping, "{'sd': load_encoder(PATH)}")
     check_run(stages, config, encoders, initial)
     folders = [output if stage == stages[-1] else output / f"stage{stage}" for stage in stages]
@@ -154,6 +154,8 @@ class _Run:
             return self._finished()
         standing = self.checkpoints.latest(self.plan) or Progress(self.plan)
         check_sources(self.sources, self.config)
+        for line in lost_with_the_trunk(self.config, self.initial):
+            self._say(line)
         train, held_out = prepare_data(
             self.sources,
             self.validation,
@@ -167,7 +169,7 @@ class _Run:
         )
         self.checkpoints.refuse_other_images(standing, digest_of(train, held_out))
         sampler = sampler_for(train, self.config)
-        validator = self._validator(train, held_out, self.config.stage == 3)
+        validator = validator_for(train, held_out, self.config, laid_over=self.config.stage == 3)
         self._say(
             f"stage {self.config.stage}: {len(train)} training images of {len(set(train.identities))} identities, "
             f"{len(held_out)} validation images of {len(set(held_out.identities))} identities"
@@ -204,17 +206,6 @@ class _Run:
             write_card(output, head, {**record, "terms": self.terms})
             write_json(output / RESULT, {**record, "terms": self.terms})
         return head
-
-    def _validator(self, train: LatentSet, held_out: LatentSet, laid_over: bool) -> Validator:
-        """What measures heads: laying pictures over each other, or not, since that says nothing of the trunk."""
-        return Validator(
-            train,
-            held_out,
-            false_rejection_rate=self.config.false_rejection_rate,
-            seed=self.config.seed,
-            most_queries=MOST_QUERIES if laid_over else None,
-            laid_over=laid_over,
-        )
 
     def _prepare(self, standing: Progress, train: LatentSet) -> tuple[Any, Any]:
         """Objective and optimiser under accelerate, as of ``standing``."""
@@ -358,7 +349,7 @@ class _Run:
             by_parts = self.config.stage < 3 and self.config.keep_spaces and head.dense is not None
             if keep or by_parts:
                 if by_parts:
-                    validator = self._validator(train, held_out, True)
+                    validator = validator_for(train, held_out, self.config, laid_over=True)
                 device = self.accelerator.device
                 best = {**best, **validator.measure(head.to(device), device).to_dict()}
                 head = head.cpu()
@@ -381,7 +372,7 @@ class _Run:
                 },
                 "terms": self.terms,
                 **({} if self.initial is None else {"unseen_before": unseen_before(self.before, self.plan)}),
-                **went_on_from(self.before, self.config, head, train.counts(), self.terms),
+                **went_on_from(self.before, self.config, self.initial, head, train.counts(), self.terms),
             }
             write_card(output, head, record)
             write_json(output / RESULT, record)

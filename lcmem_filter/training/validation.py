@@ -21,6 +21,7 @@ from ..verification import (
     describe_parts,
     parts_between,
 )
+from .config import TrainingConfig
 from .data import LatentSet
 from .views import generator_for, half_formed
 
@@ -75,6 +76,21 @@ class Validation:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def validator_for(
+    train: LatentSet, validation: LatentSet, config: TrainingConfig, *, laid_over: bool
+) -> Validator:
+    """What measures the heads of a stage: laying pictures over each other, or not, since that says nothing of the
+    trunk."""
+    return Validator(
+        train,
+        validation,
+        false_rejection_rate=config.false_rejection_rate,
+        seed=config.seed,
+        most_queries=MOST_QUERIES if laid_over else None,
+        laid_over=laid_over,
+    )
 
 
 def mild_copies(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:

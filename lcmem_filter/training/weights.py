@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 
 from ..branches import DenseBranch
-from ..errors import ArtifactError, ConfigurationError, LatentSpaceError
-from ..head import LATER, SIZES, LCMemHead, Size
+from ..errors import ArtifactError
+from ..head import LCMemHead, Size
 from ..latents import Encoder
-from .config import TrainingConfig
-
-OF_SPACES = ("grid", "patch_size", "stem_channels")
-"""Of a head's configuration, what decides on the shapes of the weights that each space has to itself, beside the width
-of the trunk's first stage."""
-
-OF_THE_TRUNK = ("trunk_type", "hidden_sizes", "depths", "embedding_dim", "token_dim")
-"""What decides on the shapes of the others."""
+from .config import SIZE, TrainingConfig
+from .shapes import OF_THE_TRUNK, TRAINED_FOR, check_known, other_trunk, shape_of
 
 EMBEDDINGS_COUNT_NO_MORE = (
     "embeddings no longer count where pictures are laid over each other: how much they should depends on what is "
     "trained; give embedding_weight again"
 )
-
-TRAINED_FOR = {
-    "nt-xent": {"score": "cosine", "activation": "none"},
-    "verification": {"score": "verification", "activation": "sigmoid"},
-}
-"""What each loss makes of a head."""
 
 
 def head_to_train(
@@ -56,10 +44,6 @@ def head_to_train(
         return head, _lost_descriptors(initial, head)
     told: list[str] = []
     if config.keep_spaces and initial is not None:
-        if other_trunk(initial, config.size):
-            told.append("the trunk is drawn anew: that of the head to go on from is of another shape")
-        if initial.config.embedding_weight:
-            told.append(EMBEDDINGS_COUNT_NO_MORE)
         head = with_trunk_to_train(initial, config)
     else:
         head = drawn_head(config, channels, initial)
@@ -71,6 +55,18 @@ def head_to_train(
     if head.local is not None:
         head.local.requires_grad_(bool(config.token_weight))
     return head.train(), told
+
+
+def lost_with_the_trunk(config: TrainingConfig, initial: LCMemHead | None) -> list[str]:
+    """What becomes of the trunk of ``initial``, and of what depends on it, where that alone is trained."""
+    if initial is None or not config.keep_spaces or config.stage == 3:
+        return []
+    told = []
+    if other_trunk(initial, config.size):
+        told.append("the trunk is drawn anew: that of the head to go on from is of another shape")
+    if initial.config.embedding_weight:
+        told.append(EMBEDDINGS_COUNT_NO_MORE)
+    return told
 
 
 def _lost_descriptors(initial: LCMemHead, head: LCMemHead) -> list[str]:
@@ -134,7 +130,7 @@ def drawn_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = LCMemHead.create(
-            cast(Size, config.size),
+            cast(Size, config.size or SIZE),
             channels,
             **TRAINED_FOR[config.loss],
             pooling=config.pooling,
@@ -143,118 +139,6 @@ def drawn_head(
         )
     head.halvings.requires_grad_(False)
     return head
-
-
-def check_initial(
-    initial: LCMemHead, config: TrainingConfig, encoders: Mapping[str, Encoder], *, trunk: bool
-) -> None:
-    """Whether a recipe can go on from ``initial``.
-
-    Args:
-        trunk: Whether it is trained, and not the descriptors alone.
-
-    Raises:
-        ArtifactError: it was made otherwise.
-        ConfigurationError: of pictures so large ``initial`` makes something else.
-        LatentSpaceError: what it calls so is another latent space than the encoder's.
-    """
-    for space, encoder in encoders.items():
-        if space not in initial.spaces or not initial.probes[space].any():
-            continue
-        found = initial.identify_space(encoder.vae).space
-        if found != space:
-            raise LatentSpaceError(
-                f"the encoder given for latent space {space!r} encodes into another one that the head to go on from "
-                f"knows, {found!r}; name that (--space)"
-            )
-    check_sizes(initial, encoders, dict.fromkeys(encoders, (config.resolution, *config.further_resolutions)))
-    if initial.config.pooling != config.pooling:
-        raise ArtifactError(
-            f"the head to go on from has pooling {initial.config.pooling!r}, not {config.pooling!r}; give its pooling"
-        )
-    if not trunk:
-        return
-    if config.keep_spaces:
-        check_stems(initial, config.size)
-    else:
-        check_shape(initial, config.size, encoders)
-    if initial.config.score != TRAINED_FOR[config.loss]["score"]:
-        raise ArtifactError(
-            f"the head to go on from was trained for {initial.config.score}, which loss {config.loss!r} is not "
-            "for; give the loss that it was trained by"
-        )
-
-
-def check_shape(initial: LCMemHead, size: str, spaces: Collection[str]) -> None:
-    """Whether a head of a named size and of ``spaces`` can go on from ``initial``.
-
-    Raises:
-        ArtifactError: ``initial`` is of another size, or knows none of the spaces.
-    """
-    if different := _differing(initial, size, (*OF_SPACES, *OF_THE_TRUNK)):
-        raise ArtifactError(
-            f"the head to go on from has another shape than one of size {size!r} ({different}); give its size"
-        )
-    if not set(spaces) & set(initial.spaces):
-        raise ArtifactError(
-            f"the head to go on from has no stem for {', '.join(spaces)}; it has {', '.join(initial.spaces)}"
-        )
-
-
-def check_stems(initial: LCMemHead, size: str) -> None:
-    """Whether a trunk of a named size can stand on the stems of ``initial``.
-
-    Raises:
-        ArtifactError: it cannot.
-    """
-    theirs, ours = initial.config.hidden_sizes[0], SIZES[size]["hidden_sizes"][0]
-    width = "" if theirs == ours else f"stems {theirs} wide, not {ours}"
-    if different := "; ".join(filter(None, (_differing(initial, size, OF_SPACES), width))):
-        raise ArtifactError(
-            f"a trunk of size {size!r} does not go with the stems of the head to go on from ({different}); give "
-            "another size, or leave keep_spaces out"
-        )
-
-
-def other_trunk(initial: LCMemHead, size: str) -> bool:
-    """Whether the trunk of ``initial`` is of another shape than that of a head of a named size."""
-    return bool(_differing(initial, size, OF_THE_TRUNK))
-
-
-def _differing(initial: LCMemHead, size: str, names: Sequence[str]) -> str:
-    """What of a configuration is otherwise than that of a named size; tokens may be missing."""
-    theirs = {name: _plain(initial.config[name]) for name in names}
-    ours = {name: _plain(_of_size(size)[name]) for name in names}
-    return "; ".join(
-        f"{name} {theirs[name]}, not {ours[name]}"
-        for name in names
-        if ours[name] != theirs[name] and (name != "token_dim" or theirs[name])
-    )
-
-
-def _of_size(size: str) -> dict[str, Any]:
-    """The whole shape of a named size."""
-    return {"trunk_type": LATER["trunk_type"], **SIZES[size]}
-
-
-def check_sizes(
-    initial: LCMemHead, encoders: Mapping[str, Encoder], sides: Mapping[str, Collection[int]]
-) -> None:
-    """Whether no space's latents are so large that the filter would halve them: what is trained on is averaged.
-
-    Args:
-        sides: In pixels, that pictures of each space are encoded at.
-
-    Raises:
-        ConfigurationError: some are.
-    """
-    for space, encoder in encoders.items():
-        for side in sides[space] if space in initial.halvings else ():
-            if encoder.side_at(side) >= 2 * initial.grid:
-                raise ConfigurationError(
-                    f"the head halves latents of {space!r} of {2 * initial.grid}x{2 * initial.grid} and more, and at "
-                    f"{side} px they are so large: give a smaller resolution, it knows larger pictures already"
-                )
 
 
 def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
@@ -290,10 +174,6 @@ def take_weights(head: LCMemHead, initial: LCMemHead) -> list[str]:
     return [*left, "descriptors"] if initial.dense is not None and head.dense is None else left
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
-
-
 def extended(initial: LCMemHead, seed: int, **changes: Any) -> LCMemHead:
     """``initial``, frozen, with what ``changes`` of its configuration add, untrained and drawn by ``seed``."""
     with torch.random.fork_rng(devices=[]):
@@ -306,8 +186,8 @@ def extended(initial: LCMemHead, seed: int, **changes: Any) -> LCMemHead:
 def with_trunk_to_train(initial: LCMemHead, config: TrainingConfig) -> LCMemHead:
     """``initial``, of which the trunk and what makes a vector of its cells is trainable: nothing that a space has to
     itself. A trunk of another shape than the recipe's is replaced by one that is drawn."""
-    other = other_trunk(initial, config.size)
-    shape = {name: _of_size(config.size)[name] for name in (*OF_THE_TRUNK, "layer_scale")} if other else {}
+    other = config.size if other_trunk(initial, config.size) else None
+    shape = {name: shape_of(other)[name] for name in (*OF_THE_TRUNK, "layer_scale")} if other else {}
     head = (_with_drawn_trunk if other else extended)(initial, config.seed, embedding_weight=0.0, **shape)
     for part in (head.trunk, head.pool, head.projection):
         part.requires_grad_(True)
@@ -327,18 +207,6 @@ def _with_drawn_trunk(initial: LCMemHead, seed: int, **changes: Any) -> LCMemHea
 
 def _config_of(head: LCMemHead) -> dict[str, Any]:
     return {key: value for key, value in dict(head.config).items() if not key.startswith("_")}
-
-
-def check_known(initial: LCMemHead, spaces: Collection[str]) -> None:
-    """Whether ``initial`` has a stem for every one of ``spaces``.
-
-    Raises:
-        ArtifactError: it lacks one.
-    """
-    if unknown := [space for space in spaces if space not in initial.spaces]:
-        raise ArtifactError(
-            f"the head to go on from has no stem for latent space {unknown[0]!r}; it has {', '.join(initial.spaces)}"
-        )
 
 
 def with_descriptors(initial: LCMemHead, spaces: tuple[str, ...], config: TrainingConfig) -> LCMemHead:

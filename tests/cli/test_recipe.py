@@ -11,11 +11,14 @@ from lcmem_filter.branches import POOLINGS
 from lcmem_filter.cli._recipe import RECIPE
 from lcmem_filter.head import SIZES
 from lcmem_filter.training import AddHalvingConfig, AddSpaceConfig, TrainingConfig
+from lcmem_filter.training.config import SIZE
 
 DEFAULTS = {field.name: field.default for field in fields(TrainingConfig)}
 
 
 def told(value: Any) -> str:
+    if value is None:
+        return f"that of --initial, or else {SIZE}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -246,7 +246,10 @@ def test_a_trunk_of_another_shape_is_drawn_on_the_stems_that_are_kept(
     config = replace(QUICK, size="resnet", keep_spaces=True, steps=2, evaluate_every=2)
     head = train_head(SOURCES, encoders("sd"), tmp_path / "head", config, initial=initial)
     told = capsys.readouterr().err
-    assert "the trunk is drawn anew" in told and "embeddings no longer count" in told
+    assert -1 < told.index("the trunk is drawn anew") < told.index("encoding") < told.index("stage 1: ")
+    assert "embeddings no longer count" in told
+    card = (tmp_path / "head" / "README.md").read_text()
+    assert "Went on from: a head without a record, in place of whose trunk another was drawn" in card
     again = LCMemHead.from_pretrained(tmp_path / "head")
     assert again.fingerprint == head.fingerprint and again.config.trunk_type == "resnet"
     assert again.config.same_identity == 0.3 and not again.config.embedding_weight and not again.has_tokens
@@ -266,6 +269,32 @@ def test_a_trunk_of_another_shape_is_drawn_on_the_stems_that_are_kept(
     with pytest.raises(ArtifactError, match=r"stem_channels 16, not 32; stems 32 wide, not 64"):
         train_head(SOURCES, encoders("sd"), tmp_path / "micro", config, initial=micro, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["head"]
+
+
+@pytest.mark.parametrize("size", ["resnet", "small"])
+def test_a_head_that_is_gone_on_from_stays_of_its_size_where_none_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: Any
+) -> None:
+    torch.manual_seed(0)
+    initial = LCMemHead.create(size, {"sd": 4})
+    config = replace(QUICK, size=None, steps=1, stage2_steps=1, evaluate_every=1)
+    for name, kept in (("kept", True), ("alone", False)):
+        config = replace(config, keep_spaces=kept)
+        given: dict[str, Any] = {"stages": (1, 2), "initial": initial}
+        head = train_head(SOURCES, encoders("sd"), tmp_path / name, config, **given)
+        assert [one.shape for one in head.parameters()] == [one.shape for one in initial.parameters()]
+        assert "drawn anew" not in capsys.readouterr().err
+        assert f"| size | {size} |" in (tmp_path / name / "README.md").read_text()
+
+
+def test_a_trunk_of_no_named_size_is_kept_where_none_is_named(tmp_path: Path) -> None:
+    initial = LCMemHead.create("micro", {"sd": 4}, depths=(1, 2, 1))
+    config = replace(QUICK, size=None, steps=1, evaluate_every=1)
+    kept = replace(config, keep_spaces=True)
+    head = train_head(SOURCES, encoders("sd"), tmp_path / "kept", kept, initial=initial, progress=False)
+    assert head.config.depths == [1, 2, 1] and "| size |" not in (tmp_path / "kept" / "README.md").read_text()
+    with pytest.raises(ArtifactError, match=r"another shape than one of size 'small'"):
+        train_head(SOURCES, encoders("sd"), tmp_path / "a", config, initial=initial, progress=False)
 
 
 def test_descriptors_of_another_width_are_drawn_anew(
