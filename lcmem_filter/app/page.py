@@ -92,7 +92,7 @@ def serve(
         ssr_mode=False,
         footer_links=[],
         theme=gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")),
-        css=(files(__package__) / "templates" / "app.css").read_text(),
+        css=(files(__package__) / "templates" / "app.css").read_text(encoding="utf-8"),
     )
     return str(address)
 

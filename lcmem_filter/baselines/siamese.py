@@ -71,7 +71,7 @@ class SiameseNetwork(nn.Module):
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, folder / WEIGHTS)
         config = {"baseline": self.method, "resolution": self.resolution, **self.shape}
-        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SiameseNetwork:
@@ -82,7 +82,7 @@ class SiameseNetwork(nn.Module):
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / CONFIG).read_text())
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             with torch.random.fork_rng(devices=[]):
                 network = cls(config.pop("baseline"), **config)
             network.load_state_dict(load_file(folder / WEIGHTS))
@@ -135,7 +135,9 @@ class Siamese:
             )
         self.fingerprint = weights_sha256(self._network)
         record = folder / RECORD
-        self.record: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+        self.record: dict[str, Any] = (
+            json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        )
 
     @property
     def resolution(self) -> int:

@@ -23,6 +23,7 @@ from ..errors import ConfigurationError, DataError, EmptyDataError, UnreadableIm
 from ..images import ImageSource, can_be_read, to_pixels
 from ..processes import make_accelerator
 from ..training.checkpoint import RESULT, Checkpoints, Progress, write_json
+from ..training.checks import check_terms
 from ..training.config import check_numbers, check_positive
 from ..training.data import LatentSet, PairSampler, check_names, identity_of
 from ..training.losses import check_finite, nt_xent, verification
@@ -223,7 +224,7 @@ def train_siamese(
 
     Raises:
         DataError: no source, two of one name, or too few identities.
-        ConfigurationError: several processes, or a number of workers below 0.
+        ConfigurationError: several processes, a number of workers below 0, or terms that cannot be written.
         TrainingFailedError: the loss is no longer finite.
         EmptyDataError: no image of a source, or nearly none of a batch, can be read.
         ArtifactError: ``output`` holds something else than an unfinished run of the same plan.
@@ -231,6 +232,7 @@ def train_siamese(
     if not sources:
         raise DataError("training needs at least one data source; give images")
     check_names(sources)
+    check_terms(terms)
     for source in sources:
         if not any(can_be_read(source, row) for row in range(len(source))):
             raise EmptyDataError(
@@ -287,7 +289,7 @@ class _Run:
     def _state_terms(self) -> None:
         """Let the record of a run that ended before state the terms of today."""
         path = self.checkpoints.output / RESULT
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         if self.terms not in ("", record["terms"]):
             write_json(path, {**record, "terms": self.terms})
 

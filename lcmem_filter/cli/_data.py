@@ -378,7 +378,7 @@ def _make_salt(path: Path) -> None:
     aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32) + "\n")
         os.link(aside, path)
     except FileExistsError:

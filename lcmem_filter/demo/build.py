@@ -75,8 +75,8 @@ def build(output: Path, work: Path) -> None:
         "head": HEAD.to_dict(),
         "torch": torch.__version__,
     }
-    (output / "build.json").write_text(json.dumps(made, indent=1) + "\n")
-    (output / "README.md").write_text(_card())
+    (output / "build.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    (output / "README.md").write_text(_card(), encoding="utf-8")
     _say(f"{output}: head {head.fingerprint[:12]}")
 
 

@@ -57,9 +57,9 @@ def build_tokenizer(captions: Sequence[str], folder: Path, max_tokens: int) -> C
     tokenizer.train_from_iterator([caption.lower() for caption in captions], trainer)
     learned = json.loads(tokenizer.to_str())["model"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(learned["vocab"], ensure_ascii=False))
+    (folder / "vocab.json").write_text(json.dumps(learned["vocab"], ensure_ascii=False), encoding="utf-8")
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in learned["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     loaded = CLIPTokenizer.from_pretrained(str(folder), model_max_length=max_tokens)
     loaded.save_pretrained(folder)
     return loaded
@@ -197,7 +197,7 @@ def train_small_pipeline(
     ema.copy_to(parameters)
     _save(pipeline.to(dtype=torch.float16), output)
     report = {"recipe": asdict(recipe), "images": len(captions), **state}
-    (output / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return pipeline.to(dtype=torch.float32)
 
 
@@ -206,9 +206,9 @@ def _save(pipeline: Any, output: Path) -> None:
     their prefix, and older releases would draw the weights that they do not find. All parts are opened in float32."""
     pipeline.save_pretrained(output)
     config = output / "text_encoder" / "config.json"
-    described = json.loads(config.read_text())
+    described = json.loads(config.read_text(encoding="utf-8"))
     described["dtype"] = "float32"  # which transformers would open it in otherwise, unlike the other parts
-    config.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    config.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     file = output / "text_encoder" / "model.safetensors"
     prefix = "text_model."
     weights = {prefix + name.removeprefix(prefix): weight for name, weight in load_file(file).items()}

@@ -87,7 +87,7 @@ class JobFolder:
     def _locked(self) -> Iterator[None]:
         """Nobody else starts a job there (``hold``)."""
         self._lock.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("a") as file:
+        with self._lock.open("a", encoding="utf-8") as file:
             try:
                 hold(file, wait=False)
             except BlockingIOError:
@@ -107,7 +107,7 @@ class JobFolder:
                 raise ArtifactError(f"{self.path} is not empty and holds no job; give another output folder")
             return
         try:
-            found = json.loads(file.read_text())["fixed"]
+            found = json.loads(file.read_text(encoding="utf-8"))["fixed"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptArtifactError(f"{file} cannot be read: {error}; remove {self.path}") from error
         wanted = json.loads(json.dumps(job["fixed"]))  # as it comes back from JSON
@@ -127,7 +127,7 @@ class JobFolder:
     def threads(self) -> int | None:
         """CPU threads of the job that lies there; ``None`` where none does."""
         try:
-            return int(json.loads((self.path / JOB).read_text())["fixed"]["threads"])
+            return int(json.loads((self.path / JOB).read_text(encoding="utf-8"))["fixed"]["threads"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -152,7 +152,9 @@ class JobFolder:
     def read_receipt(self, batch: int) -> list[Row] | None:
         """A batch's rows; ``None`` where it is not done."""
         try:
-            return [Row.from_dict(row) for row in json.loads(self._receipt(batch).read_text())]
+            return [
+                Row.from_dict(row) for row in json.loads(self._receipt(batch).read_text(encoding="utf-8"))
+            ]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -181,7 +183,7 @@ class JobFolder:
     def stop_reason(self) -> str | None:
         """Why to stop; ``None`` to go on."""
         try:
-            return self._stop.read_text()
+            return self._stop.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 

@@ -147,7 +147,7 @@ def _check_plan(build: Build) -> dict[str, Any] | None:
             raise ArtifactError(f"{build.output} is not empty and holds no index; give another --output")
         return None
     try:
-        found = json.loads(plan_file.read_text())
+        found = json.loads(plan_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CorruptArtifactError(f"{plan_file} cannot be read: {error}; remove {build.output}") from error
     if not isinstance(found, dict):
@@ -164,7 +164,7 @@ def _check_plan(build: Build) -> dict[str, Any] | None:
 
 
 def _is_planned(build: Build) -> bool:
-    return bool(json.loads((build.output / files.PLAN).read_text()) == build.plan())
+    return bool(json.loads((build.output / files.PLAN).read_text(encoding="utf-8")) == build.plan())
 
 
 def _shows_the_same(build: Build) -> bool:

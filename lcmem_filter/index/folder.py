@@ -117,7 +117,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     while True:
         try:
-            opened = path.open("a")
+            opened = path.open("a", encoding="utf-8")
         except OSError as error:
             raise ArtifactError(
                 f"index {folder} cannot be written to: {error}; copy it, or have it writable"
@@ -190,7 +190,7 @@ def calibrations_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Calibra
     """The threshold for queries of each latent space that there is one for."""
     if manifest["calibration"] is None:
         return {}
-    stored = json.loads((folder / manifest["calibration"]).read_text())
+    stored = json.loads((folder / manifest["calibration"]).read_text(encoding="utf-8"))
     return {space: Calibration.from_dict(one) for space, one in stored.items()}
 
 
@@ -233,7 +233,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _written_manifest(folder: Path) -> bytes:
-    name, digest = (folder / CURRENT).read_text().split()
+    name, digest = (folder / CURRENT).read_text(encoding="utf-8").split()
     content = (folder / name).read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"the checksum of {name} is wrong")

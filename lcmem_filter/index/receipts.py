@@ -46,7 +46,7 @@ def free_folder(output: Path, number: int) -> str:
 
 def _read_receipt(folder: Path, *, check: bool = True) -> dict[str, Any] | None:
     try:
-        receipt: dict[str, Any] = json.loads((folder / files.RECEIPT).read_text())
+        receipt: dict[str, Any] = json.loads((folder / files.RECEIPT).read_text(encoding="utf-8"))
         if check:
             files.check_files(folder, receipt["files"])
     except (OSError, ValueError, KeyError, TypeError, CorruptArtifactError):

@@ -74,7 +74,7 @@ def _is_done(output: Path, plan: dict[str, Any]) -> bool:
         return False
     plan_file = output / files.PLAN
     try:
-        found = json.loads(plan_file.read_text()) if plan_file.exists() else None
+        found = json.loads(plan_file.read_text(encoding="utf-8")) if plan_file.exists() else None
     except ValueError as error:
         raise CorruptArtifactError(f"{plan_file} cannot be read: {error}; remove {output}") from error
     if found != plan:

@@ -109,7 +109,7 @@ def add_halving(
         ArtifactError: the head halves latents of that space already, or ``output`` holds something else than the
             beginning of this.
         ConfigurationError: latents of ``config.resolution`` are not about as fine as the head's grid, or the encoder
-            does not take such pictures.
+            does not take such pictures, or the terms cannot be written.
         TrainingFailedError: the loss is no longer finite.
         LatentSpaceError: the head does not know the encoder's space.
         EmptyDataError: a source without readable images.

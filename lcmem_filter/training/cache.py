@@ -249,7 +249,7 @@ def _write_shard(plan: CachePlan, first: int, shard: Shard) -> None:
     told = {"unreadable": rows, "why": shard.unreadable, "pictures": shard.pictures}
     written = {"sha256": sha256(aside), **told}
     os.replace(aside, array)
-    aside.write_text(json.dumps(written))
+    aside.write_text(json.dumps(written), encoding="utf-8")
     os.replace(aside, receipt)
 
 
@@ -257,7 +257,7 @@ def _read_shard(plan: CachePlan, first: int) -> Shard | None:
     """What lies there; ``None`` where it is missing or not what its receipt says."""
     array, receipt = _files(plan, first)
     try:
-        written = json.loads(receipt.read_text())
+        written = json.loads(receipt.read_text(encoding="utf-8"))
         if sha256(array) != written["sha256"]:
             return None
         latents = np.load(array, allow_pickle=False)

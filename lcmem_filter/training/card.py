@@ -9,6 +9,7 @@ from typing import Any
 from ..calibration import held_out_needed
 from ..head import LCMemHead
 from ..report.statistics import rate_of
+from .checkpoint import write_text
 
 _TEMPLATE = """---
 library_name: lcmem_filter
@@ -123,7 +124,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
             str(side) for side in (config["resolution"], *config.get("further_resolutions", ()))
         ),
     )
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
 
 
 NOT_OF_STAGE_3 = frozenset(

@@ -125,7 +125,7 @@ class Checkpoints:
         if not complete:
             return None
         try:
-            return Progress(**json.loads(complete[-1].read_text()))
+            return Progress(**json.loads(complete[-1].read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise CorruptArtifactError(
                 f"checkpoint {complete[-1]} cannot be read: {error}; remove {self.work} to start over"
@@ -210,7 +210,7 @@ class Checkpoints:
         if not result.exists():
             return None
         try:
-            return dict(json.loads(result.read_text())["plan"])
+            return dict(json.loads(result.read_text(encoding="utf-8"))["plan"])
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptArtifactError(
                 f"{result} is no run's record ({error}); give another --output, or remove that folder"
@@ -273,7 +273,7 @@ def training_record(head: str | os.PathLike[str]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         record["plan"]["config"], record["best"], record["step"], record["terms"]
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptArtifactError(
@@ -284,9 +284,14 @@ def training_record(head: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write aside, then rename."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 aside, then rename; what no UTF-8 can say, as of a file's name, stands there as its number."""
     aside = path.with_suffix(".tmp")
-    with aside.open("w") as file:
-        json.dump(value, file, indent=1)
+    with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)

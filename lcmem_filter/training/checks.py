@@ -80,6 +80,21 @@ def check_run(
         )
 
 
+def check_terms(terms: str) -> None:
+    """Whether a card can state the terms of the data.
+
+    Raises:
+        ConfigurationError: they are no text that can be written as UTF-8.
+    """
+    try:
+        terms.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"the terms of the data cannot be written as UTF-8 ({error.reason}, character {error.start + 1}); give "
+            "them in the encoding of this system"
+        ) from error
+
+
 def listed(sources: Sources) -> list[ImageSource]:
     """One or several sources as a list.
 

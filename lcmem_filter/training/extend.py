@@ -24,7 +24,7 @@ from ..latents import Encoder
 from ..processes import this_process
 from .card import write_card
 from .checkpoint import LATENTS, PART, RESULT, Checkpoints, Progress, training_record, write_json
-from .checks import Sources, listed
+from .checks import Sources, check_terms, listed
 from .losses import check_finite
 
 CHECKPOINT_EVERY = 250
@@ -56,7 +56,9 @@ def part_is_finished(output: Path, kind: str, space: str, plan: dict[str, Any], 
     Raises:
         ArtifactError: another head, a README.md, or the beginning of something else lies there, or it cannot be made.
         CorruptArtifactError: a checkpoint cannot be read.
+        ConfigurationError: terms that no card can state.
     """
+    check_terms(terms)
     checkpoints = Checkpoints(output)
     checkpoints.refuse_foreign(results := (RESULT, PART))
     # cut off while it put its head there, it goes on from its checkpoint
@@ -197,7 +199,7 @@ def save_extended(
 def _bare_record(output: Path) -> dict[str, Any]:
     """What is known of a head that was extended without the record of its own training."""
     try:
-        return dict(json.loads((output / PART).read_text()))
+        return dict(json.loads((output / PART).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 

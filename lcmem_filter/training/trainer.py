@@ -26,7 +26,16 @@ from ..processes import make_accelerator, this_process
 from .batches import batch_of, moved_against
 from .card import write_card
 from .checkpoint import LATENTS, RESULT, Checkpoints, Progress, training_record, write_json
-from .checks import Sources, check_folders, check_run, check_sources, listed, plan_of, sized
+from .checks import (
+    Sources,
+    check_folders,
+    check_run,
+    check_sources,
+    check_terms,
+    listed,
+    plan_of,
+    sized,
+)
 from .config import Stage, TrainingConfig
 from .data import LatentSet, Pairs, PairSampler, digest_of, drawn_ahead, sampler_for
 from .fresh import DeviceViews, FreshViews
@@ -85,11 +94,12 @@ def train_head(
         DataError: too few identities, or two sets of one name.
         ArtifactError: ``output`` holds something else than an unfinished run of the same plan, or ``initial`` does not
             go with the recipe.
-        ConfigurationError: stages or a recipe that cannot be followed.
+        ConfigurationError: stages or a recipe that cannot be followed, or terms that cannot be written.
         TrainingFailedError: the loss is no longer finite.
     """
     output, config = Path(output), sized(config or TrainingConfig(), stages, initial)
     check_kind("encoders", encoders, Mapping, "{'sd': load_encoder(PATH)}")
+    check_terms(terms)
     check_run(stages, config, encoders, initial)
     folders = [output if stage == stages[-1] else output / f"stage{stage}" for stage in stages]
     given = listed(sources), listed(validation or ())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,3 +112,25 @@ def test_samples_of_a_head_that_is_gone_on_from_ask_as_before(tmp_path: Path) ->
     given: dict[str, Any] = {"stages": (2,), "initial": first, "progress": False}
     head = train_head(theirs, {"sd": Encoder(tiny_vae(), "sd")}, tmp_path / "second", config, **given)
     assert head.config.middles
+
+
+def test_any_text_goes_on_a_card_and_whatever_the_systems_encoding(tmp_path: Path) -> None:
+    record = training_record("lcmem-small")
+    assert record is not None
+    given = {
+        **record,
+        "terms": "\xa9 Gr\xf6\xdfe",
+        "data": {**record["data"], "train": {"\xfc\udca9": (1, 1)}},
+    }
+    (tmp_path / "given.json").write_text(json.dumps(given), encoding="utf-8")
+    script = (
+        "import json, pathlib, sys\n"
+        "from lcmem_filter import LCMemHead\n"
+        "from lcmem_filter.training.card import write_card\n"
+        "record = json.loads(pathlib.Path('given.json').read_text())\n"
+        "write_card(pathlib.Path(), LCMemHead.from_pretrained('lcmem-small'), record)"
+    )
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, "-X", "utf8=0", "-c", script], cwd=tmp_path, env=plain, check=True)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "Terms: \xa9 Gr\xf6\xdfe\n" in card and "| \xfc\\udca9 | 1 | 1 |" in card

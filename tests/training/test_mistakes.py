@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from lcmem_filter.baselines.siamese_training import SiameseConfig
+from lcmem_filter.baselines.siamese_training import SiameseConfig, train_siamese
 from lcmem_filter.cli import train as command
 from lcmem_filter.cli._data import open_training
 from lcmem_filter.cli.main import main
@@ -442,6 +442,32 @@ def test_a_path_in_place_of_what_lies_there_is_told_at_once(tmp_path: Path) -> N
     ]
     for told, call in calls:
         with pytest.raises(TypeError, match=f"^{told}.*got str; .* gives one$"):
+            call()
+    assert not (tmp_path / "head").exists()
+
+
+def test_terms_that_no_card_can_state_are_told_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lcmem_filter.training.prepare.encode_plans", None)
+    head, encoder, new = (
+        LCMemHead.create("micro"),
+        Encoder(tiny_vae(), "sd"),
+        Encoder(tiny_vae(seed=1), "new"),
+    )
+    head.add_probes("sd", encoder.vae)
+    beside: dict[str, Any] = {"output": tmp_path / "head", "terms": "ask \udca9", "progress": False}
+    halving = AddHalvingConfig(resolution=32)
+    calls: list[Any] = [
+        lambda: train_head(SOURCES, {"sd": encoder}, config=QUICK, **beside),
+        lambda: add_space(head, "new", new, encoder, SOURCES, **beside),
+        lambda: add_halving(head, encoder, SOURCES, config=halving, **beside),
+        lambda: train_siamese(SOURCES, config=SiameseConfig("dar"), **beside),
+    ]
+    for call in calls:
+        with pytest.raises(
+            ConfigurationError, match=r"terms .* cannot be written as UTF-8 .*character 5\); give"
+        ):
             call()
     assert not (tmp_path / "head").exists()
 
