@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from .branches import check_space_name
-from .errors import ArtifactNotFoundError, CorruptArtifactError, first_of
+from .errors import ArtifactNotFoundError, ConfigurationError, CorruptArtifactError, first_of
 from .head import LCMemHead
 
 _LAYER = {"0": "dwconv", "2": "layernorm", "3": "pwconv1", "5": "pwconv2"}
@@ -45,7 +45,8 @@ def convert_checkpoint(
     Raises:
         ArtifactNotFoundError: no such file.
         CorruptArtifactError: not a checkpoint of that layout; says which weights are amiss.
-        ConfigurationError: a name that a latent space cannot have.
+        ConfigurationError: a name that a latent space cannot have, or a grid that is too small for the network.
+        LatentSpaceError: latents of ``vae`` have another number of channels than the network takes.
     """
     check_space_name(space)
     path = Path(checkpoint)
@@ -91,6 +92,10 @@ def _read(path: Path) -> Mapping[str, torch.Tensor]:
 def _renamed(path: Path, given: Mapping[str, torch.Tensor], space: str) -> dict[str, torch.Tensor]:
     weights = {}
     for name, value in given.items():
+        if not value.isfinite().all():
+            raise CorruptArtifactError(
+                f"{path} has weights that are not finite ({name}); give another checkpoint"
+            )
         new = _new_name(name, space)
         if new is None:
             raise _unfit(path, f"has {name!r}, which is no weight of the paper's network")
@@ -117,8 +122,14 @@ def _new_name(name: str, space: str) -> str | None:
 
 def _empty_head(path: Path, weights: Mapping[str, torch.Tensor], space: str, grid: int) -> LCMemHead:
     """A head of the shape that the weights have: any depth and width of the ConvNeXt family."""
+
+    def of(name: str, dimensions: int) -> torch.Tensor:
+        if weights[name].ndim != dimensions:
+            raise _unfit(path, f"has {name} of shape {tuple(weights[name].shape)}")
+        return weights[name]
+
     try:
-        stem = weights[f"stems.{space}.patch_embeddings.weight"]
+        stem = of(f"stems.{space}.patch_embeddings.weight", 4)
         widths, depths = [], []
         for stage in range(4):
             layers = [
@@ -127,10 +138,13 @@ def _empty_head(path: Path, weights: Mapping[str, torch.Tensor], space: str, gri
                 if re.match(rf"trunk\.encoder\.stages\.{stage}\.layers\.\d+\.dwconv\.w", name)
             ]
             depths.append(len(layers))
-            widths.append(len(weights[f"trunk.encoder.stages.{stage}.layers.0.dwconv.weight"]))
-        embedding_dim = len(weights["projection.weight"])
+            widths.append(len(of(f"trunk.encoder.stages.{stage}.layers.0.dwconv.weight", 4)))
+        embedding_dim = len(of("projection.weight", 2))
     except KeyError as error:
         raise _unfit(path, f"lacks {error.args[0]}") from error
+    least = stem.shape[-1] * 2 ** (len(depths) - 1)  # a cell for the last stage
+    if grid < least:
+        raise ConfigurationError(f"grid must be at least {least} for this network, got {grid}")
     return LCMemHead.create(
         "tiny",
         {space: stem.shape[1]},

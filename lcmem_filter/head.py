@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from .branches import POOLINGS, DenseBranch, Description, Halving, LocalBranch, Stem, in_float32
+from .configuration import LATER
 from .errors import (
     ArtifactError,
     ArtifactNotFoundError,
@@ -80,21 +81,6 @@ SIZES: dict[str, dict[str, Any]] = {
 
 MINIMUM_AGREEMENT = 0.6
 """Two encoders speak one latent space where their probe latents agree at least so much (``channel_agreement``)."""
-
-LATER: dict[str, Any] = {
-    "token_dim": 0,
-    "match_dim": 0,
-    "match_width": 0,
-    "match_deformed": False,
-    "same_identity": 0.0,
-    "match_spaces": (),
-    "halved_spaces": (),
-    "pooling": "mean",
-    "trunk_type": "convnext",
-    "embedding_weight": 0.0,
-    "middles": False,
-}
-"""Entries of the configuration that heads of before lack; with these values, they change no fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,15 +214,17 @@ class LCMemHead(ModelMixin, ConfigMixin):
         Raises:
             ArtifactError: they cannot be written.
         """
+        if (where := Path(save_directory)).is_file():  # of which diffusers says nothing but in its log
+            raise ArtifactError(f"{where} is a file; give a folder to save the head in")
         try:
             super().save_pretrained(save_directory, **options)
         except SafetensorError as error:  # which is no OSError, whatever the system said
             raise ArtifactError(
-                f"the head cannot be written to {os.fspath(save_directory)}: {error}; make room there, or have it "
+                f"the head cannot be written to {where}: {error}; make room there, or have it "
                 "writable, and do the same again"
             ) from error
-        for weights in Path(save_directory).glob("*.safetensors"):
-            shutil.copymode(Path(save_directory) / self.config_name, weights)
+        for weights in where.glob("*.safetensors"):
+            shutil.copymode(where / self.config_name, weights)
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -367,8 +355,18 @@ class LCMemHead(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def add_probes(self, space: str, vae: Any) -> None:
-        """Remember how ``vae`` encodes the probe images, so that ``identify_space`` knows ``space`` by behaviour."""
-        self.probes[space].copy_(probe_latents(vae, self.grid).to(self.probes[space]))
+        """Remember how ``vae`` encodes the probe images, so that ``identify_space`` knows ``space`` by behaviour.
+
+        Raises:
+            LatentSpaceError: its latents have another number of channels.
+        """
+        latents = probe_latents(vae, self.grid)
+        if (given := latents.shape[1]) != (wanted := int(self.config.spaces[space])):
+            raise LatentSpaceError(
+                f"latents of this {type(vae).__name__} have {given} channels, and those of {space!r} {wanted}; give an "
+                "encoder of that space"
+            )
+        self.probes[space].copy_(latents.to(self.probes[space]))
 
     def identify_space(self, vae: Any) -> SpaceMatch:
         """Which of the head's latent spaces ``vae`` encodes into, by its latents of the probe images.

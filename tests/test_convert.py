@@ -209,3 +209,40 @@ def test_a_truncated_file_is_refused(checkpoint: Path) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:-200])
     with pytest.raises(CorruptArtifactError, match="cannot be read"):
         convert_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("model.features.0.0.weight", torch.zeros(16), r"patch_embeddings.weight of shape \(16,\)"),
+        ("model.classifier.2.weight", torch.tensor(3.0), r"has projection.weight of shape \(\)"),
+        ("model.features.1.0.block.0.weight", torch.tensor(3.0), r"dwconv.weight of shape \(\)"),
+        ("fc_end.bias", torch.tensor([torch.nan]), r"not finite \(fc_end.bias\); give another"),
+    ],
+)
+def test_weights_of_no_network_are_refused(
+    network: PaperNetwork, tmp_path: Path, name: str, value: torch.Tensor, told: str
+) -> None:
+    torch.save({**network.state_dict(), name: value}, tmp_path / "other.pth")
+    with pytest.raises(CorruptArtifactError, match=told):
+        convert_checkpoint(tmp_path / "other.pth")
+
+
+def test_what_cannot_be_converted_is_one_line_and_nothing_is_written(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    tiny_vae(latent_channels=8).save_pretrained(tmp_path / "vae")
+    for output, options, told in (
+        ("file", [], "file is a file; give another --output"),
+        ("file/head", [], "file is a file; give another --output"),
+        ("head", ["--grid", "0"], "grid must be at least 32 for this network, got 0"),
+        ("head", ["--grid", "3"], "grid must be at least 32 for this network, got 3"),
+        ("head", ["--grid", "-4"], "grid must be at least 32 for this network, got -4"),
+        ("head", ["--vae", str(tmp_path / "vae")], "have 8 channels, and those of 'sd' 4; give an encoder"),
+    ):
+        assert main(["convert", str(checkpoint), "--output", str(tmp_path / output), *options]) == 2
+        said = capsys.readouterr().err
+        assert told in said and "Traceback" not in said
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "head").exists()
+    assert convert_checkpoint(checkpoint, grid=32).features(torch.randn(1, 4, 32, 32), "sd").shape == (1, 20)

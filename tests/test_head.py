@@ -364,3 +364,9 @@ def test_a_head_that_finds_no_room_says_so(tmp_path: Path) -> None:
             head.save_pretrained(tmp_path / "head")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_is_no_folder_to_save_a_head_in(head: LCMemHead, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtifactError, match="file is a file; give a folder"):
+        head.save_pretrained(tmp_path / "file")

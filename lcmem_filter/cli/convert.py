@@ -37,9 +37,11 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import ArtifactError
     from ..head import LCMemHead
     from ..latents import load_encoder
+    from ..training.checkpoint import Checkpoints
 
     if (Path(args.output) / LCMemHead.config_name).exists():
         raise ArtifactError(f"{args.output} already holds a head or model; give another --output")
+    Checkpoints(Path(args.output)).check_makeable()
     vae = load_encoder(args.vae, trust_remote_code=args.trust_remote_code).vae if args.vae else None
     head = convert_checkpoint(args.checkpoint, space=args.space, grid=args.grid, vae=vae)
     head.save_pretrained(args.output)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ..configuration import LATER
 from ..errors import ArtifactError, ConfigurationError, LatentSpaceError
-from ..head import LATER, SIZES, LCMemHead
+from ..head import SIZES, LCMemHead
 from ..latents import Encoder
 from .config import SIZE, TrainingConfig
 
