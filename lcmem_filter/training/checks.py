@@ -15,7 +15,7 @@ from ..latents import Encoder
 from ..processes import make_accelerator, this_process
 from .checkpoint import Checkpoints
 from .config import SIZE, Stage, TrainingConfig
-from .data import check_pairs, identity_of
+from .data import check_pairs, identities_of
 from .shapes import check_initial, check_known, other_trunk, size_of
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
@@ -113,9 +113,8 @@ def check_sources(sources: Sequence[ImageSource], config: TrainingConfig) -> Non
     Raises:
         DataError: fewer than two identities, or no labels to go by.
     """
-    records = [(source, record) for source in sources for record in source.records]
-    identities, labels = (identity_of(*one) for one in records), (one.labels for _, one in records)
-    check_pairs(identities, labels, config.same_labels)
+    labels = (record.labels for source in sources for record in source.records)
+    check_pairs(identities_of(sources), labels, config.same_labels)
 
 
 def plan_of(

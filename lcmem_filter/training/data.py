@@ -108,11 +108,7 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]], part: str =
         }
         pictures = pictures or [pictures_of(of[0], one[0]) for of, one in zip(sources, read, strict=True)]
     records = [record for views in every for record in views[0].source.records]
-    identities = [
-        part * is_own_identity(views[0].source, one) + identity_of(views[0].source, one)
-        for views in every
-        for one in views[0].source.records
-    ]
+    identities = identities_of([views[0].source for views in every], part)
     whole = LatentSet(
         per_space,
         tuple(plan.kind if plan.view else "clean" for plan in every[0]),
@@ -131,6 +127,19 @@ def identity_of(source: ImageSource, record: ImageRecord) -> str:
     """What identities are told apart by: names that were given are the same in every set; where none is known, each
     image is its own."""
     return f"{source.name}/{record.id}" if is_own_identity(source, record) else str(record.identity)
+
+
+def identities_of(sources: Sequence[ImageSource], part: str = "") -> list[str]:
+    """The identity of every image; see ``identity_of``.
+
+    Args:
+        part: Goes before the name of an identity that is an image of its own, for sets that are given twice.
+    """
+    return [
+        part * is_own_identity(source, record) + identity_of(source, record)
+        for source in sources
+        for record in source.records
+    ]
 
 
 def is_own_identity(source: ImageSource, record: ImageRecord) -> bool:

@@ -16,8 +16,9 @@ from ..images import ImageSource
 from ..latents import Encoder
 from .cache import CachePlan, encode_plans
 from .config import SIZE, TrainingConfig
-from .data import LatentSet, check_names, identity_of, load_latents, names_of_images
+from .data import LatentSet, check_names, identities_of, load_latents, names_of_images
 from .split import (
+    check_held_out,
     count_to_hold_out,
     each_picture_once,
     some_identities,
@@ -62,8 +63,11 @@ def prepare_data(
     check_names(sources)
     check_names(validation)
     if not validation:  # told before anything is encoded
-        identities = {identity_of(source, record) for source in sources for record in source.records}
-        count_to_hold_out(len(identities), config.validation_fraction)
+        count_to_hold_out(len(set(identities_of(sources))), config.validation_fraction)
+    else:
+        out = {*identities_of(sources)}
+        named = zip(names_of_images(validation), identities_of(validation, "validation "), strict=True)
+        check_held_out([one for name, one in named if name not in leave_out and one not in out])
     if unknown := set(leave_out) - set(names_of_images(validation or sources)):
         raise DataError(
             f"no validation image {min(unknown)!r} to leave out ({len(unknown)} such); give ids, or SET/ID where "
@@ -131,15 +135,7 @@ def prepare_data(
         data = replace(data, latents=clean, views=("clean", *kinds))
     if config.identity_share < 1:
         data = some_identities(data, config.identity_share, config.seed)
-    if not len(held_out):
-        raise DataError(
-            "every validation image is left out, or of an identity, or a picture, that is trained on; give others"
-        )
-    if len(set(held_out.identities)) < 2:
-        raise DataError(
-            f"validation needs two identities that are not trained on, got {held_out.identities[0]!r} alone; give "
-            "images of more"
-        )
+    check_held_out(list(held_out.identities))
     return data, held_out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +36,25 @@ def count_to_hold_out(identities: int, fraction: float) -> int:
             f"(a share of {fraction:g}, at least two); give images of more, or hold out fewer"
         )
     return count
+
+
+def check_held_out(identities: Sequence[str]) -> None:
+    """Whether there is something to validate on.
+
+    Args:
+        identities: Of each image that is validated on.
+
+    Raises:
+        DataError: fewer than two.
+    """
+    if not len(identities):
+        raise DataError(
+            "every validation image is left out, or of an identity, or a picture, that is trained on; give others"
+        )
+    if len(set(identities)) < 2:
+        raise DataError(
+            f"validation needs two identities that are not trained on, got {identities[0]!r} alone; give images of more"
+        )
 
 
 def some_identities(data: LatentSet, share: float, seed: int) -> LatentSet:

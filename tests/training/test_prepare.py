@@ -101,3 +101,21 @@ def test_further_resolutions_are_sides() -> None:
     with pytest.raises(ValueError, match=r"resolutions must be at least 16, got 32 \(256, 0\)"):
         replace(QUICK, further_resolutions=(256, 0))
     assert replace(QUICK, further_resolutions=(256,)).to_dict()["further_resolutions"] == [256]
+
+
+def test_validation_on_nobody_else_is_told_before_anything_is_encoded(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lcmem_filter.training.prepare.encode_plans", None)
+    sources: list[Any] = [Pictures("a", 8, 2)]
+
+    def prepared(validation: Any, *names: str) -> None:
+        given = (sources, [validation], {"sd": encoder}, QUICK, tmp_path, Accelerator())
+        prepare_data(*given, leave_out=names, progress=False)
+
+    with pytest.raises(DataError, match="every validation image is left out, or of an identity"):
+        prepared(Pictures("a", 4, 2))
+    with pytest.raises(DataError, match="two identities that are not trained on, got 'a8' alone"):
+        prepared(Pictures("a", 9, 2))
+    with pytest.raises(DataError, match="two identities that are not trained on, got 'a9' alone"):
+        prepared(Pictures("a", 10, 2), "a/16", "a/17")
