@@ -18,7 +18,7 @@ import numpy as np
 from lcmem_filter.errors import DataError, EmptyDataError
 from lcmem_filter.images import METADATA_FILES, ImageRecord, ImageSource, columns_of, open_images
 from lcmem_filter.tables import read_table
-from lcmem_filter.training.data import identity_of
+from lcmem_filter.training.names import identity_of
 
 DOMAINS = {
     "nih_cxr128": "X-rays",

@@ -25,8 +25,9 @@ from ..processes import make_accelerator
 from ..training.checkpoint import RESULT, Checkpoints, Progress, write_json
 from ..training.checks import check_terms
 from ..training.config import check_numbers, check_positive
-from ..training.data import LatentSet, PairSampler, check_names, identity_of
+from ..training.data import LatentSet, PairSampler
 from ..training.losses import check_finite, nt_xent, verification
+from ..training.names import check_names, identities_of, told_of_classes
 from ..training.split import each_picture_once
 from ..training.views import augment_image, augment_mildly, augment_strongly, generator_for
 from ..training.weights import decay_groups
@@ -124,12 +125,12 @@ class PictureBatches(Dataset[Batch]):
     def __init__(self, sources: Sequence[ImageSource], config: SiameseConfig) -> None:
         self.sources, self.config = list(sources), config
         self._first = np.cumsum([0, *(len(source) for source in self.sources)])
-        identities = [
-            f"{s}/{row}" if config.method == "dar_unsupervised" else identity_of(source, record)
-            for s, source in enumerate(self.sources)
-            for row, record in enumerate(source.records)
-        ]
         rows = [(source, row) for source in self.sources for row in range(len(source))]
+        identities = (
+            [f"{s}/{row}" for s, source in enumerate(self.sources) for row in range(len(source))]
+            if config.method == "dar_unsupervised"
+            else identities_of(self.sources)
+        )
         images = LatentSet(
             {},
             ("clean",),
@@ -269,6 +270,8 @@ class _Run:
             self._say(f"{self.checkpoints.output} is finished already")
             self._state_terms()
             return SiameseNetwork.load(self.checkpoints.output)
+        for line in told_of_classes(self.sources) if self.config.method != "dar_unsupervised" else ():
+            self._say(line)
         batches = PictureBatches(self.sources, self.config)
         counts = batches.images.counts()
         images, identities = len(batches.images), len(set(batches.images.identities))

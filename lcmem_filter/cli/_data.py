@@ -181,7 +181,7 @@ def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -
 
     from ..errors import first_of
     from ..index.identities import classes_of
-    from ..training.data import identity_of
+    from ..training.names import identities_of
 
     sources = [open_source(args, one, where) for one in data]
     for source in sources:
@@ -195,7 +195,7 @@ def open_training(args: argparse.Namespace, data: list[str], where: list[str]) -
             tell_of_classes(source.name, classes, "images")
         elif not source.named_by_folders:
             tell_where_column_may_be_of_classes(source.name, [record.identity for record in source.records])
-    named = [{identity_of(one, record) for record in one.records} for one in sources]
+    named = [set(identities_of([one], beside=sources)) for one in sources]
     for number, source in enumerate(sources):
         others = set[str]().union(*named[:number])
         if both := sorted(named[number] & others):

@@ -15,7 +15,8 @@ from ..latents import Encoder
 from ..processes import make_accelerator, this_process
 from .checkpoint import Checkpoints
 from .config import SIZE, Stage, TrainingConfig
-from .data import check_pairs, identities_of
+from .data import check_pairs
+from .names import identities_of
 from .shapes import check_initial, check_known, other_trunk, size_of
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
@@ -107,14 +108,16 @@ def listed(sources: Sources) -> list[ImageSource]:
     return every
 
 
-def check_sources(sources: Sequence[ImageSource], config: TrainingConfig) -> None:
+def check_sources(
+    sources: Sequence[ImageSource], validation: Sequence[ImageSource], config: TrainingConfig
+) -> None:
     """What records tell before anything is encoded.
 
     Raises:
         DataError: fewer than two identities, or no labels to go by.
     """
     labels = (record.labels for source in sources for record in source.records)
-    check_pairs(identities_of(sources), labels, config.same_labels)
+    check_pairs(identities_of(sources, beside=validation), labels, config.same_labels)
 
 
 def plan_of(

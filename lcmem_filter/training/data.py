@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -15,10 +15,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..errors import DataError
-from ..images import ImageRecord, ImageSource
-from ..index.identities import classes_of
+from ..images import ImageSource
 from .cache import CachePlan, pictures_of, read_plan
 from .config import TrainingConfig
+from .names import identities_of, names_of_images
 from .views import generator_for
 
 
@@ -78,11 +78,13 @@ class LatentSet:
         )
 
 
-def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]], part: str = "") -> LatentSet:
+def load_latents(
+    plans: Mapping[str, Sequence[Sequence[CachePlan]]], part: str = "", beside: Sequence[ImageSource] = ()
+) -> LatentSet:
     """Read cached latents: for each space, for each source, the plans of its views (the clean one first).
 
     Args:
-        part: Goes before the name of an identity that is an image of its own, for sets that are given twice.
+        part, beside: See ``identities_of``.
 
     Raises:
         EmptyDataError: a source has no readable image.
@@ -108,7 +110,7 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]], part: str =
         }
         pictures = pictures or [pictures_of(of[0], one[0]) for of, one in zip(sources, read, strict=True)]
     records = [record for views in every for record in views[0].source.records]
-    identities = identities_of([views[0].source for views in every], part)
+    identities = identities_of([views[0].source for views in every], part, beside)
     whole = LatentSet(
         per_space,
         tuple(plan.kind if plan.view else "clean" for plan in every[0]),
@@ -123,57 +125,10 @@ def load_latents(plans: Mapping[str, Sequence[Sequence[CachePlan]]], part: str =
     return whole.take(np.logical_and.reduce(readable)) if unreadable else whole
 
 
-def identity_of(source: ImageSource, record: ImageRecord) -> str:
-    """What identities are told apart by: names that were given are the same in every set; where none is known, each
-    image is its own."""
-    return f"{source.name}/{record.id}" if is_own_identity(source, record) else str(record.identity)
-
-
-def identities_of(sources: Sequence[ImageSource], part: str = "") -> list[str]:
-    """The identity of every image; see ``identity_of``.
-
-    Args:
-        part: Goes before the name of an identity that is an image of its own, for sets that are given twice.
-    """
-    return [
-        part * is_own_identity(source, record) + identity_of(source, record)
-        for source in sources
-        for record in source.records
-    ]
-
-
-def is_own_identity(source: ImageSource, record: ImageRecord) -> bool:
-    """Whether nobody is named: no name, or that of a folder which is of a class (``index.identities``)."""
-    return record.identity is None or record.identity in classes_of(source)
-
-
 def digest_of(*sets: LatentSet) -> str:
     """Changes when sets hold other images, or images under other names or identities."""
     named = [[list(one.identities), [] if one.ids is None else list(one.ids)] for one in sets]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
-
-
-def check_names(sources: Sequence[ImageSource]) -> None:
-    """Sets are told apart by their names.
-
-    Raises:
-        DataError: two of one name.
-    """
-    name, count = Counter(source.name for source in sources).most_common(1)[0] if sources else ("", 0)
-    if count > 1:
-        raise DataError(
-            f"{count} data sets are called {name!r}; rename folders or tables so that no two are alike"
-        )
-
-
-def names_of_images(sources: Sequence[ImageSource]) -> list[str]:
-    """The id of every image, ``SET/ID`` where there are several sources."""
-    several = len(sources) > 1
-    return [
-        f"{source.name}/{record.id}" if several else record.id
-        for source in sources
-        for record in source.records
-    ]
 
 
 @dataclass(frozen=True, slots=True)

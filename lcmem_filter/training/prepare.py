@@ -16,7 +16,8 @@ from ..images import ImageSource
 from ..latents import Encoder
 from .cache import CachePlan, encode_plans
 from .config import SIZE, TrainingConfig
-from .data import LatentSet, check_names, identities_of, load_latents, names_of_images
+from .data import LatentSet, load_latents
+from .names import check_names, identities_of, names_of_images, told_of_classes
 from .split import (
     check_held_out,
     count_to_hold_out,
@@ -65,14 +66,17 @@ def prepare_data(
     if not validation:  # told before anything is encoded
         count_to_hold_out(len(set(identities_of(sources))), config.validation_fraction)
     else:
-        out = {*identities_of(sources)}
-        named = zip(names_of_images(validation), identities_of(validation, "validation "), strict=True)
+        out = {*identities_of(sources, beside=validation)}
+        given = identities_of(validation, "validation ", sources)
+        named = zip(names_of_images(validation), given, strict=True)
         check_held_out([one for name, one in named if name not in leave_out and one not in out])
     if unknown := set(leave_out) - set(names_of_images(validation or sources)):
         raise DataError(
             f"no validation image {min(unknown)!r} to leave out ({len(unknown)} such); give ids, or SET/ID where "
             "there are several sets"
         )
+    for line in told_of_classes([*sources, *validation]) if progress else ():
+        tqdm.write(line, file=sys.stderr)
     grid = grid or int(SIZES[config.size or SIZE]["grid"])
     kinds = config.kinds_of_views()
 
@@ -103,7 +107,7 @@ def prepare_data(
         every, rank=accelerator.process_index, processes=accelerator.num_processes, progress=progress
     )
     accelerator.wait_for_everyone()
-    data = load_latents(train)
+    data = load_latents(train, beside=validation)
     unreadable, count = dict(data.unreadable), len(data)
     every_identity = set(data.identities)
     data = each_picture_once(data)
@@ -111,12 +115,12 @@ def prepare_data(
     if not validation:
         data, held_out = split_by_identity(data, config.validation_fraction, config.seed)
     else:
-        given = load_latents(held, "validation ")
-        unreadable |= {f"validation {name}": why for name, why in given.unreadable.items()}
-        others = without_identities(given, every_identity)
+        latents = load_latents(held, "validation ", sources)
+        unreadable |= {f"validation {name}": why for name, why in latents.unreadable.items()}
+        others = without_identities(latents, every_identity)
         held_out = each_picture_once(others, data)
         told += [
-            (len(given) - len(others), "validation images are of identities that are trained on"),
+            (len(latents) - len(others), "validation images are of identities that are trained on"),
             (
                 len(others) - len(held_out),
                 "validation images repeat a picture that is trained on, or another",

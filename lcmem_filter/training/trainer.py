@@ -163,7 +163,7 @@ class _Run:
             self._say(f"{self.checkpoints.output} is finished already")
             return self._finished()
         standing = self.checkpoints.latest(self.plan) or Progress(self.plan)
-        check_sources(self.sources, self.config)
+        check_sources(self.sources, self.validation, self.config)
         for line in lost_with_the_trunk(self.config, self.initial):
             self._say(line)
         train, held_out = prepare_data(

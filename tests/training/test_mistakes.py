@@ -38,7 +38,7 @@ from lcmem_filter.training import (
     trainer,
     training_record,
 )
-from lcmem_filter.training.data import identity_of
+from lcmem_filter.training.names import identity_of
 
 from tests.tiny import tiny_vae, write_pictures
 from tests.training.pictures import QUICK, Pictures

@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from PIL import Image
 
 from lcmem_filter.errors import DataError
-from lcmem_filter.images import to_pixels
+from lcmem_filter.images import open_images, to_pixels
 from lcmem_filter.latents import Encoder, canonical
 from lcmem_filter.training.prepare import prepare_data
 
-from tests.tiny import tiny_vae
+from tests.tiny import tiny_vae, write_pictures
 from tests.training.pictures import QUICK, Pictures
 
 
@@ -119,3 +119,24 @@ def test_validation_on_nobody_else_is_told_before_anything_is_encoded(
         prepared(Pictures("a", 9, 2))
     with pytest.raises(DataError, match="two identities that are not trained on, got 'a9' alone"):
         prepared(Pictures("a", 10, 2), "a/16", "a/17")
+
+
+def test_a_class_of_one_set_is_a_class_in_all(
+    tmp_path: Path, encoder: Encoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where folders of classes are large to train on, and small to validate on."""
+    made = {"images": {"ill": range(21), "anna": (30, 31)}, "held": {"ill": (40, 41), "berta": (50, 51)}}
+    sets = {}
+    for name, folders in made.items():
+        for folder, seeds in folders.items():
+            write_pictures(tmp_path / name / folder, seeds)
+        sets[name] = open_images(tmp_path / name)
+    for sources in ([sets["images"]], [sets["images"], sets["held"]]):
+        validation = [] if len(sources) == 2 else [sets["held"]]
+        given = (sources, validation, {"sd": encoder}, QUICK, tmp_path / "cache", Accelerator())
+        train, held = prepare_data(*given)
+        of = {*train.identities, *held.identities}
+        assert "ill" not in of and len(of) == 21 + 1 + 2 + 1
+        told = capsys.readouterr().err
+        assert "held: folders taken for classes, not for identities, as in another set: ill\n" in told
+        assert "of identities that are trained on" not in told
