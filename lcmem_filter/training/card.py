@@ -120,9 +120,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         metrics=_metrics(best),
         threshold=best["threshold"],
         median=best["stranger_median"],
-        resolutions=" and ".join(
-            str(side) for side in (config["resolution"], *config.get("further_resolutions", ()))
-        ),
+        resolutions=_sides(config, record.get("further_sides", {})),
     )
     write_text(folder / "README.md", text)
 
@@ -131,6 +129,18 @@ NOT_OF_STAGE_3 = frozenset(
     {"size", "loss", "temperature", "margin", "spread", "token_weight", "token_temperature"}
 )
 """Settings that the descriptors' stage does not go by."""
+
+
+def _sides(config: Mapping[str, Any], further: Mapping[Any, Sequence[str]]) -> str:
+    """Sides in pixels that the last stage's images were encoded at, further ones with their sets where these are
+    known."""
+    sets = {int(side): f" ({', '.join(names)})" for side, names in further.items()}
+    return " and ".join(
+        [
+            str(config["resolution"]),
+            *(f"{side}{sets.get(side, '')}" for side in config.get("further_resolutions", ())),
+        ]
+    )
 
 
 def _told(config: Mapping[str, Any]) -> dict[str, Any]:

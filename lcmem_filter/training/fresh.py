@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from ..images import ImageSource, to_pixels
 from ..latents import Encoder, canonical
 from .cache import TURNED_BACK
-from .data import LatentSet, names_of_images
+from .data import LatentSet
+from .names import names_of_images
 from .on_device import change
 
 AT_ONCE = 256

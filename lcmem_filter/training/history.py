@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..head import LCMemHead
 from .config import TrainingConfig
+from .data import LatentSet
 from .shapes import other_trunk
+
+
+def data_of(
+    train: LatentSet, held_out: LatentSet, leave_out: Collection[str], *, split: bool
+) -> dict[str, Any]:
+    """What a run's record says of its images.
+
+    Args:
+        leave_out: Ids of images that are not validated on.
+        split: Whether what is validated on is a part of one set; ids of images that are trained on are none then.
+    """
+    trained = set(train.ids) if split and train.ids is not None else set()
+    return {
+        "train": train.counts(),
+        "validation": held_out.counts(),
+        "unreadable": len(held_out.unreadable),
+        "left_out": len(set(leave_out) - trained),
+    }
 
 
 def encoders_before(before: Mapping[str, Any], head: LCMemHead) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..errors import DataError, UnreadableImageError, first_of
+from ..errors import ConfigurationError, DataError, UnreadableImageError, first_of
 from ..head import SIZES
 from ..images import ImageSource
 from ..latents import Encoder
@@ -60,6 +60,7 @@ def prepare_data(
     Raises:
         EmptyDataError: a source without readable images.
         DataError: too few identities, two sets of one name, or no such image to leave out.
+        ConfigurationError: no set is large enough for a further resolution.
     """
     check_names(sources)
     check_names(validation)
@@ -78,7 +79,9 @@ def prepare_data(
     for line in told_of_classes([*sources, *validation]) if progress else ():
         tqdm.write(line, file=sys.stderr)
     grid = grid or int(SIZES[config.size or SIZE]["grid"])
-    kinds = config.kinds_of_views()
+    kinds, large = config.kinds_of_views(), sets_at_further_sides(sources, config)
+    for side, of in large.items() if progress else ():
+        tqdm.write(f"encoded at {side} px too: {', '.join(of)}", file=sys.stderr)
 
     def plans(
         images: Sequence[ImageSource], kinds: Sequence[str], further: Sequence[int] = ()
@@ -90,7 +93,7 @@ def prepare_data(
                 side = (grids or {}).get(space, grid)
                 return CachePlan(cache, source, encoder, resolution, side, number, kind=kind)
 
-            sides = [side if side <= _shorter_side(source) else usual for side in further]
+            sides = [side if source.name in large[side] else usual for side in further]
             numbered = [view(kinds[: i + 1].count(kind), kind) for i, kind in enumerate(kinds)]
             return [view(0, "light"), *(view(0, "light", side) for side in sides), *numbered]
 
@@ -141,6 +144,26 @@ def prepare_data(
         data = some_identities(data, config.identity_share, config.seed)
     check_held_out(list(held_out.identities))
     return data, held_out
+
+
+def sets_at_further_sides(sources: Sequence[ImageSource], config: TrainingConfig) -> dict[int, list[str]]:
+    """Names of the sets that are encoded at each further resolution too.
+
+    Raises:
+        ConfigurationError: none is large enough for one of them.
+    """
+    if not config.further_resolutions:
+        return {}
+    shorter = {source.name: _shorter_side(source) for source in sources}
+    found = {
+        side: [name for name, own in shorter.items() if own >= side] for side in config.further_resolutions
+    }
+    if small := [side for side, names in found.items() if not names]:
+        raise ConfigurationError(
+            f"no set's first image is {small[0]} px large, the largest {max(shorter.values())} px: give smaller "
+            "further_resolutions, or leave them out"
+        )
+    return found
 
 
 def _shorter_side(source: ImageSource) -> int:

@@ -39,10 +39,10 @@ from .checks import (
 from .config import Stage, TrainingConfig
 from .data import LatentSet, Pairs, PairSampler, digest_of, drawn_ahead, sampler_for
 from .fresh import DeviceViews, FreshViews
-from .history import encoders_before, unseen_before, went_on_from
+from .history import data_of, encoders_before, unseen_before, went_on_from
 from .losses import check_finite
 from .objective import MatchObjective, Objective
-from .prepare import prepare_data
+from .prepare import prepare_data, sets_at_further_sides
 from .validation import Validator, embed_all, validator_for
 from .views import generator_for
 from .weights import averaged, decay_groups, head_to_train, lost_with_the_trunk
@@ -154,6 +154,7 @@ class _Run:
                 DistributedDataParallelKwargs(find_unused_parameters=len(encoders) > 1 and config.stage < 3)
             ],
         )
+        self.further: dict[int, list[str]] = {}
         self.drawn: FreshViews | DeviceViews | None = None
         self.show = progress and self.accelerator.is_main_process
         self.plan = plan_of(sources, validation, encoders, config, leave_out, initial)
@@ -164,6 +165,7 @@ class _Run:
             return self._finished()
         standing = self.checkpoints.latest(self.plan) or Progress(self.plan)
         check_sources(self.sources, self.validation, self.config)
+        self.further = sets_at_further_sides(self.sources, self.config)
         for line in lost_with_the_trunk(self.config, self.initial):
             self._say(line)
         train, held_out = prepare_data(
@@ -367,12 +369,8 @@ class _Run:
             record = {
                 **standing.to_dict(),
                 "best": best,
-                "data": {
-                    "train": train.counts(),
-                    "validation": held_out.counts(),
-                    "unreadable": len(held_out.unreadable),
-                    "left_out": len(set(self.leave_out) - self._trained_on(train)),
-                },
+                "data": data_of(train, held_out, self.leave_out, split=not self.validation),
+                **({"further_sides": self.further} if self.further else {}),
                 "spaces": {
                     **encoders_before(self.before, head),
                     **{space: encoder.described() for space, encoder in self.encoders.items()},
@@ -389,10 +387,6 @@ class _Run:
             self.checkpoints.clear()
         self.accelerator.wait_for_everyone()
         return head
-
-    def _trained_on(self, train: LatentSet) -> set[str]:
-        """Ids of images that would be validated on if they were not trained on."""
-        return set() if self.validation or train.ids is None else set(train.ids)
 
     def _say(self, line: str) -> None:
         if self.show:

@@ -11,9 +11,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from lcmem_filter.errors import DataError
+from lcmem_filter.errors import ConfigurationError, DataError
 from lcmem_filter.images import open_images, to_pixels
 from lcmem_filter.latents import Encoder, canonical
+from lcmem_filter.training import train_head
 from lcmem_filter.training.prepare import prepare_data
 
 from tests.tiny import tiny_vae, write_pictures
@@ -140,3 +141,30 @@ def test_a_class_of_one_set_is_a_class_in_all(
         told = capsys.readouterr().err
         assert "held: folders taken for classes, not for identities, as in another set: ill\n" in told
         assert "of identities that are trained on" not in told
+
+
+def test_further_resolutions_that_no_set_has_are_told_before_anything_is_encoded(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lcmem_filter.training.prepare.encode_plans", None)
+    sources, config = (
+        [Resized("small", 40), Resized("large", 64)],
+        replace(QUICK, further_resolutions=(64, 80)),
+    )
+    told = "no set's first image is 80 px large, the largest 64 px: give smaller"
+    with pytest.raises(ConfigurationError, match=told):
+        prepare_data(sources, (), {"sd": encoder}, config, tmp_path, Accelerator(), progress=False)
+
+
+def test_a_card_says_which_sets_were_seen_at_further_resolutions(
+    tmp_path: Path, encoder: Encoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [Resized("small", 40), Resized("large", 64)]
+    config = replace(QUICK, further_resolutions=(64, 40), steps=1, evaluate_every=1)
+    train_head(sources, {"sd": encoder}, tmp_path, config)
+    assert (
+        "encoded at 64 px too: large-64\nencoded at 40 px too: small-40, large-64\n"
+        in capsys.readouterr().err
+    )
+    card = (tmp_path / "README.md").read_text()
+    assert "on those at 32 and 64 (large-64) and 40 (small-40, large-64)\n  px." in card
