@@ -66,10 +66,20 @@ class SiameseNetwork(nn.Module):
         return features if self.decision is None else features.sigmoid()
 
     def save(self, folder: Path) -> None:
-        """Write weights and configuration into ``folder``."""
+        """Write weights and configuration into ``folder``.
+
+        Raises:
+            ArtifactError: they cannot be written.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, folder / WEIGHTS)
+        try:
+            save_file(weights, folder / WEIGHTS)
+        except SafetensorError as error:  # which is no OSError, whatever the system said
+            raise ArtifactError(
+                f"the network cannot be written to {folder}: {error}; make room there, or have it writable, and do the "
+                "same again"
+            ) from error
         config = {"baseline": self.method, "resolution": self.resolution, **self.shape}
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 

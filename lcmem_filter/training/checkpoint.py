@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from ..errors import ArtifactError, CorruptArtifactError
 from ..shipped import folder_of
@@ -217,8 +218,19 @@ class Checkpoints:
             ) from error
 
     def save(self, accelerator: Accelerator, progress: Progress) -> None:
-        """Write a checkpoint of what ``accelerator`` has prepared, in all processes, then drop older ones."""
-        accelerator.save_state(str(self.state(progress.step)))
+        """Write a checkpoint of what ``accelerator`` has prepared, in all processes, then drop older ones.
+
+        Raises:
+            ArtifactError: it cannot be written.
+        """
+        state = self.state(progress.step)
+        try:
+            accelerator.save_state(str(state))
+        except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk, torch's is a RuntimeError
+            raise ArtifactError(
+                f"the checkpoint cannot be written to {state}: {str(error).splitlines()[0]}; make room there, or have "
+                "it writable, and do the same again"
+            ) from error
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self._seal(progress)

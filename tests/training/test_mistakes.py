@@ -472,6 +472,32 @@ def test_terms_that_no_card_can_state_are_told_before_anything_is_encoded(
     assert not (tmp_path / "head").exists()
 
 
+@pytest.mark.parametrize("kind", ["head", "part", "baseline"])
+def test_a_checkpoint_that_finds_no_room_says_so(tmp_path: Path, cache: Path, kind: str) -> None:
+    resource = pytest.importorskip("resource")
+    given: dict[str, Any] = {"cache": cache, "progress": False}
+    head, encoder = train(tmp_path / "first", cache, replace(QUICK, steps=1)), Encoder(tiny_vae(), "sd")
+    halving = AddHalvingConfig(steps=1, batch_images=4, resolution=32, validation_fraction=0.3)
+    siamese = SiameseConfig("dar", resolution=32, widths=(16, 32), depths=(1, 1), steps=1, batch_pairs=2)
+    add_halving(head, encoder, SOURCES, tmp_path / "encoded", halving, **given)
+    weights = (tmp_path / "first" / "diffusion_pytorch_model.safetensors").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        limit = 3 * weights // 2 if kind == "head" else 10_000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        with pytest.raises(
+            ArtifactError, match=r"the checkpoint cannot be written to .*step-0.*: .*; make room"
+        ):
+            if kind == "head":
+                train(tmp_path / "head", cache)
+            elif kind == "part":
+                add_halving(head, encoder, SOURCES, tmp_path / "head", halving, **given)
+            else:
+                train_siamese(SOURCES, tmp_path / "head", siamese, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.parametrize(
     ("kind", "beside"),
     [(TrainingConfig, {}), (AddSpaceConfig, {}), (AddHalvingConfig, {}), (SiameseConfig, {"method": "dar"})],
