@@ -194,7 +194,8 @@ class Checkpoints:
             )
 
     def finished(self, plan: dict[str, Any]) -> bool:
-        """Whether ``output`` already holds the finished head of this plan.
+        """Whether ``output`` already holds the finished head of this plan; checkpoints that a kill left there are
+        dropped then.
 
         Raises:
             ArtifactError: it holds something else.
@@ -204,6 +205,7 @@ class Checkpoints:
         if written is None:  # cut off while it put its head there, it goes on from its checkpoint
             return False
         self._same_plan(written, plan)
+        self.clear()
         return True
 
     def _finished_plan(self) -> dict[str, Any] | None:

@@ -71,6 +71,7 @@ def part_is_finished(output: Path, kind: str, space: str, plan: dict[str, Any], 
             raise ArtifactError(f"{output} already holds a head or model; give another --output")
         if this_process().is_main_process:
             print(f"{output} is finished already", file=sys.stderr)
+            checkpoints.clear()  # what a kill left of them
             if terms not in ("", added["terms"]) and (output / RESULT).exists():
                 _write(
                     output, LCMemHead.from_pretrained(output), kind, space, {**added, "terms": terms}, record

@@ -183,6 +183,8 @@ def test_an_interrupted_run_ends_in_the_same_weights(method, tmp_path, monkeypat
     assert not equal(whole, train(method, tmp_path / "other", seed=1))
     record = json.loads((tmp_path / "parts" / "training.json").read_text())
     assert record["images_seen"] == 2 * 6 * 8 and record["step"] == 6
+    (tmp_path / "parts" / ".training" / "step-00000006").mkdir(parents=True)  # killed before it was dropped
+    assert equal(whole, train(method, tmp_path / "parts"))
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
         "config.json", "model.safetensors", "training.json"
     ]  # fmt: skip

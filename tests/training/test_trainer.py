@@ -156,7 +156,10 @@ def test_a_finished_run_is_not_repeated_and_not_overwritten(
 ) -> None:
     first = train(tmp_path / "head", cache, replace(QUICK, steps=4))
     monkeypatch.setattr(_Run, "_train", None)
+    (tmp_path / "head" / ".training" / "step-00000004").mkdir(parents=True)  # killed before it was dropped
+    (tmp_path / "head" / ".training" / "step-00000004" / "progress.json").write_text("{}")
     train(tmp_path / "head", cache, replace(QUICK, steps=4), terms="Research only.")
+    assert not (tmp_path / "head" / ".training").exists()
     assert record(tmp_path / "head")["terms"] == "Research only."
     assert "Terms: Research only." in (tmp_path / "head" / "README.md").read_text()
     assert train(tmp_path / "head", cache, replace(QUICK, steps=4)).fingerprint == first.fingerprint
