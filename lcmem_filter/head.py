@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -18,11 +19,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from .branches import POOLINGS, DenseBranch, Description, Halving, LocalBranch, Stem, in_float32
-from .configuration import LATER
+from .configuration import LATER, check_class, check_configuration, check_options
 from .errors import (
     ArtifactError,
     ArtifactNotFoundError,
-    ConfigurationError,
     CorruptArtifactError,
     LatentSpaceError,
 )
@@ -118,6 +118,9 @@ class LCMemHead(ModelMixin, ConfigMixin):
         trunk_type: Kind of the trunk (``trunks.TRUNKS``).
         embedding_weight: Of the embeddings' cosine in the likeness of pictures that are laid over each other, 0 to 1.
         middles: Whether samples ask an index by their middles too (``shortlist.middles``), for less of each.
+
+    Raises:
+        ConfigurationError: an entry is out of range, or does not go with the others.
     """
 
     config_name = "config.json"
@@ -149,9 +152,7 @@ class LCMemHead(ModelMixin, ConfigMixin):
         middles: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in {"same_identity": same_identity, "embedding_weight": embedding_weight}.items():
-            if not 0 <= value <= 1:
-                raise ConfigurationError(f"{name} lies between 0 and 1, got {value}")
+        check_configuration(self.config)
         width = hidden_sizes[0]
         self.stems = nn.ModuleDict(
             {name: Stem(c, width, patch_size, stem_channels) for name, c in spaces.items()}
@@ -186,17 +187,22 @@ class LCMemHead(ModelMixin, ConfigMixin):
 
         Raises:
             ArtifactNotFoundError: nothing lies there.
-            CorruptArtifactError: what lies there is no head.
+            CorruptArtifactError: what lies there is no head, or its weights are not finite.
+            ConfigurationError: an option that there is not.
         """
+        check_options(options, list(inspect.signature(cls.__init__).parameters)[1:])
         local = (where := folder_of(name_or_path)).exists()
         if local and not (where / cls.config_name).exists():
             raise ArtifactNotFoundError(f"{where} holds no head: it has no {cls.config_name}")
         options = {"torch_dtype": torch.float32, "use_safetensors": True, **options}  # nothing is unpickled
         try:
             check_reachable(where)
+            check_class(where / cls.config_name, LCMemHead.__name__)
             head, loaded = super().from_pretrained(str(where), output_loading_info=True, **options)
             if wrong := [name for kind in ("missing_keys", "unexpected_keys") for name in loaded[kind]]:
                 raise ValueError(f"configuration and weights do not go together ({wrong[0]})")
+            if bad := [name for name, value in head.state_dict().items() if not value.isfinite().all()]:
+                raise ValueError(f"weights are not finite ({bad[0]})")
         except Exception as error:
             kind = CorruptArtifactError if local else ArtifactNotFoundError
             shipped_names = ", ".join(shipped_heads()) or "none"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lcmem_filter.branches import POOLINGS
@@ -287,6 +288,8 @@ def test_weights_are_as_readable_as_the_configuration(head: LCMemHead, tmp_path:
         "pickled weights",
         "bad config",
         "other class",
+        "of a head, but for the class",
+        "weights that are not finite",
         "weights of another",
         "weights that the configuration lacks",
     ],
@@ -303,6 +306,10 @@ def test_harmed_heads_are_refused(head: LCMemHead, tmp_path: Path, harm: str) ->
         torch.save(head.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
     elif harm == "bad config":
         config.write_text("{")
+    elif harm == "of a head, but for the class":
+        config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "AutoencoderKL"}))
+    elif harm == "weights that are not finite":
+        save_file({**head.state_dict(), "fc_end.bias": torch.tensor([torch.nan])}, weights)
     elif harm == "weights that the configuration lacks":
         config.write_text(json.dumps({**json.loads(config.read_text()), "token_dim": 0}))
     elif harm == "other class":
@@ -370,3 +377,40 @@ def test_a_file_is_no_folder_to_save_a_head_in(head: LCMemHead, tmp_path: Path) 
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ArtifactError, match="file is a file; give a folder"):
         head.save_pretrained(tmp_path / "file")
+
+
+def test_options_that_a_head_does_not_have_are_told(head: LCMemHead, tmp_path: Path) -> None:
+    head.save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match="no option 'same_identiy'; do you mean same_identity"):
+        LCMemHead.from_pretrained(tmp_path, same_identiy=0.6)
+    with pytest.raises(ConfigurationError, match="no option 'zzz': spaces, grid"):
+        LCMemHead.from_pretrained(tmp_path, zzz=0.6)
+    assert (
+        LCMemHead.from_pretrained(tmp_path, same_identity=0.6, low_cpu_mem_usage=False).spaces == head.spaces
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"score": "euclidean"}, "score must be one of cosine, verification, got 'euclidean'"),
+        ({"activation": "relu"}, "activation must be one of none, sigmoid, got 'relu'"),
+        ({"pooling": "max"}, "pooling must be one of mean"),
+        ({"trunk_type": "vit"}, "trunk_type must be one of convnext"),
+        ({"middles": "no"}, "middles must be true or false, got 'no'"),
+        ({"match_deformed": 1}, "match_deformed must be true or false, got 1"),
+        (
+            {"match_dim": 8, "match_spaces": ["sdxl"]},
+            "match_spaces has 'sdxl', which is none of the spaces, sd, sd3",
+        ),
+        ({"halved_spaces": ["sdxl"]}, "halved_spaces has 'sdxl', which is none of the spaces"),
+        ({"embedding_weight": 0.2}, r"no descriptors \(match_dim 0\); leave it out"),
+        ({"same_identity": "0.6"}, "same_identity lies between 0 and 1, got '0.6'"),
+        ({"same_identity": float("nan")}, "same_identity lies between 0 and 1, got nan"),
+    ],
+)
+def test_configurations_that_no_head_has_are_refused(
+    head: LCMemHead, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        tiny_head(**changes)
