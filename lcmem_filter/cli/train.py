@@ -28,14 +28,8 @@ if TYPE_CHECKING:
 
 NAME = "train"
 HELP = "Train a head on images, some of which share an identity"
-OF_STAGES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("size", "loss", "temperature", "margin", "spread", "token_weight"), (1, 2)),
-    **dict.fromkeys(("batch_pairs", "elastic", "same_labels"), (1, 2)),
-    **dict.fromkeys(("half_formed", "hard_negatives"), (2,)),
-    **dict.fromkeys(("mild_views", "strong_views"), (2, 3)),
-    **dict.fromkeys(("upside_down_views", "match_dim"), (3,)),
-}
-"""Options that not every stage goes by, and the stages that do."""
+NOT_OF_STAGE_3 = {"batch_pairs": (1, 2), "half_formed": (2,), "hard_negatives": (2,)}
+"""Options in whose place stage 3 has its own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
 def _config(args: argparse.Namespace) -> Any:
     """The recipe that the options say, in which those that do not apply, to a stem or to a head, are refused."""
     from ..training import AddHalvingConfig, AddSpaceConfig, TrainingConfig
+    from ..training.config import OF_STAGES
 
     given = _given(args)
     if "further_resolutions" in given:
@@ -170,7 +165,8 @@ def _config(args: argparse.Namespace) -> Any:
         of_stage += [name for name in ("steps", "learning_rate") if stage == 1 and name in given]
         refuse(of_stage if stage not in stages else [], f"stage {stage} is not asked for (--stages)")
     if recipe is TrainingConfig:
-        unused = [name for name, users in OF_STAGES.items() if name in given and not {*users} & {*stages}]
+        users_of = {**OF_STAGES, **NOT_OF_STAGE_3}
+        unused = [name for name, users in users_of.items() if name in given and not {*users} & {*stages}]
         refuse(unused, f"stage {' and '.join(map(str, stages))} does not go by all of them (--stages)")
     return recipe(**given)
 

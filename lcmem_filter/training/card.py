@@ -10,6 +10,7 @@ from ..calibration import held_out_needed
 from ..head import LCMemHead
 from ..report.statistics import rate_of
 from .checkpoint import write_text
+from .config import OF_STAGES
 
 _TEMPLATE = """---
 library_name: lcmem_filter
@@ -102,8 +103,7 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
         if record["terms"]
         else "Terms of the data: not stated by who trained it.",
         earlier=_earlier(record.get("earlier_data", ())),
-        recipe=_table(("setting", "value"), [*_told(config).items(), ("seconds", round(record["seconds"]))])
-        + (f"\n\nWent on from: {record['went_on_from']}" if record.get("went_on_from") else ""),
+        recipe=_recipe(record, head),
         compared=_compared(head),
         unseen="No identity here was trained on."
         if record.get("unseen_before", True)
@@ -125,12 +125,6 @@ def write_card(folder: Path, head: LCMemHead, record: Mapping[str, Any]) -> None
     write_text(folder / "README.md", text)
 
 
-NOT_OF_STAGE_3 = frozenset(
-    {"size", "loss", "temperature", "margin", "spread", "token_weight", "token_temperature"}
-)
-"""Settings that the descriptors' stage does not go by."""
-
-
 def _sides(config: Mapping[str, Any], further: Mapping[Any, Sequence[str]]) -> str:
     """Sides in pixels that the last stage's images were encoded at, further ones with their sets where these are
     known."""
@@ -143,9 +137,26 @@ def _sides(config: Mapping[str, Any], further: Mapping[Any, Sequence[str]]) -> s
     )
 
 
-def _told(config: Mapping[str, Any]) -> dict[str, Any]:
+def _recipe(record: Mapping[str, Any], head: LCMemHead) -> str:
+    """What the last stage went by, and what it went on from."""
+    settings = [*_told(record["plan"], head).items(), ("seconds", round(record["seconds"]))]
+    before = f"\n\nWent on from: {record['went_on_from']}" if record.get("went_on_from") else ""
+    return _table(("setting", "value"), settings) + before
+
+
+def _told(plan: Mapping[str, Any], head: LCMemHead) -> dict[str, Any]:
     """The settings that a stage went by; those of further stages stand in the place of its own."""
-    but = NOT_OF_STAGE_3 if config.get("stage", 1) == 3 else frozenset[str]()
+    config = plan["config"]
+    stage = config.get("stage", 1)
+    but = {name for name, stages in OF_STAGES.items() if stage not in stages}
+    if plan.get("validation"):
+        but.add("validation_fraction")
+    if not plan.get("initial"):
+        but.add("keep_initial")
+    if len(plan.get("encoders", ())) == 1:
+        but.add("first_space")
+    if not head.has_tokens:
+        but |= {"token_weight", "token_temperature"}
     return {
         name: value
         for name, value in config.items()

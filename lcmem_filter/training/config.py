@@ -22,6 +22,16 @@ MATCHED_AMONG = 24
 """Images, neighbours of each other, among which stage 3 has to find each one's copy."""
 
 
+OF_STAGES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("size", "loss", "temperature", "margin", "spread"), (1, 2)),
+    **dict.fromkeys(("token_weight", "token_temperature"), (1, 2)),
+    **dict.fromkeys(("augment", "elastic", "same_labels", "keep_spaces"), (1, 2)),
+    **dict.fromkeys(("mild_views", "strong_views", "half_formed", "hard_negatives"), (2, 3)),
+    **dict.fromkeys(("upside_down_views", "match_dim", "match_width", "match_temperature", "deformed"), (3,)),
+}
+"""Settings that not every stage goes by, and the stages that do."""
+
+
 def check_numbers(recipe: Any) -> None:
     """Whether the numbers of a recipe are whole where they count something, and finite.
 

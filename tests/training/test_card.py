@@ -134,3 +134,26 @@ def test_any_text_goes_on_a_card_and_whatever_the_systems_encoding(tmp_path: Pat
     subprocess.run([sys.executable, "-X", "utf8=0", "-c", script], cwd=tmp_path, env=plain, check=True)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "Terms: \xa9 Gr\xf6\xdfe\n" in card and "| \xfc\\udca9 | 1 | 1 |" in card
+
+
+def test_a_recipe_lists_what_the_stage_went_by_and_no_more(tmp_path: Path) -> None:
+    theirs, others = [Pictures("theirs", 8, 2)], [Pictures("others", 8, 1, first=100)]
+    never = "keep_initial first_space"
+    of_one = "loss temperature margin spread token_weight token_temperature augment elastic same_labels keep_spaces"
+    of_two, of_three = "mild_views strong_views half_formed hard_negatives", "match_dim match_width deformed"
+    plain = trained(tmp_path / "first", theirs, "")
+    for card, there, not_there in (
+        (plain, f"{of_one} validation_fraction", f"{of_two} {of_three} {never}"),
+        (trained(tmp_path / "given", theirs, "", validation=others), of_one, "validation_fraction"),
+        (
+            trained(tmp_path / "second", theirs, "", tmp_path / "first", stages=(2,)),
+            f"{of_one} {of_two} keep_initial",
+            f"{of_three} first_space",
+        ),
+    ):
+        assert not [name for name in there.split() if f"| {name} |" not in card]
+        assert not [name for name in not_there.split() if f"| {name} |" in card]
+    given = {"sd": Encoder(tiny_vae(), "sd")}, tmp_path / "tokenless", replace(QUICK, size="resnet", steps=1)
+    train_head(theirs, *given, progress=False)
+    card = (tmp_path / "tokenless" / "README.md").read_text()
+    assert "| spread |" in card and "| token_" not in card
