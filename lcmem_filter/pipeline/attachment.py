@@ -86,6 +86,7 @@ def attach(
     policy = Policy(
         judge, on_memorized, max_resamples, on_exhausted, ladder, max_seconds, allow_partial_latents, stop
     )
+    policy.decoders.remember(vae)
     return _wear(pipe, policy)
 
 

@@ -160,6 +160,7 @@ def filtered_call(
     Raises:
         AllowedIdsError: ``allowed_ids`` names images that the index does not hold, or has not one sequence an image.
         FilterFailedError: an image could not be judged; none is returned.
+        LatentSpaceError: the pipeline's decoder has been replaced by one of another latent space.
         MemorizationError: rows were rejected to the last attempt and the policy is to raise.
         UnsupportedPipelineError: the call ends before its latents are clean, and the policy is to refuse that; or what
             the pipeline makes cannot be judged.
@@ -185,7 +186,8 @@ def filtered_call(
 
 
 def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
-    vae = decoder_of(drawing.pipe)
+    vae, policy = decoder_of(drawing.pipe), drawing.policy
+    policy.decoders.check(drawing.pipe, vae, policy.filter)
     watch = drawing.watch(vae)
     judge = drawing.judging_again(drawing.judge if watch is None else watch.judge)
     watching: AbstractContextManager[None] = nullcontext() if watch is None else watch.watching()

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import FilterFailedError
 from ..types import Decision
-from .spaces import picture_latents
+from .spaces import picture_latents, uncompiled
 
 Judge = Callable[[torch.Tensor], Sequence[Decision]]
 
@@ -74,7 +74,7 @@ def gated(vae: Any, gate: Gate) -> Iterator[None]:
     An instance attribute ``decode`` that was there before (a compiled decoder, say) is called, and put back. Where the
     block fails, the decoder gets back its dtype, which a pipeline that casts it to decode restores only afterwards.
     """
-    module = _uncompiled(vae)
+    module = uncompiled(vae)
     dtype = getattr(module, "dtype", None)
     held = _turn_of(module)
     owner, inner = threading.get_ident(), module.decode
@@ -122,7 +122,7 @@ def turn(vae: Any) -> Iterator[None]:
     Raises:
         FilterFailedError: this thread is within a draw of a filtered call on the same VAE.
     """
-    held = _turn_of(_uncompiled(vae))
+    held = _turn_of(uncompiled(vae))
     if held.owner == threading.get_ident():
         if not held.gate_stands:  # between two draws: a rung may call filtered pipelines of its own
             yield
@@ -142,11 +142,6 @@ def turn(vae: Any) -> Iterator[None]:
 def _turn_of(module: Any) -> _Turn:
     with _TURNS_LOCK:
         return _TURNS.setdefault(module, _Turn())
-
-
-def _uncompiled(vae: Any) -> Any:
-    """``torch.compile`` wraps a module and forwards attributes to it."""
-    return getattr(vae, "_orig_mod", vae)
 
 
 def _blank(decoded: Any, rows: list[int], expected: int) -> Any:

@@ -22,7 +22,7 @@ from ..index import MemorizationIndex
 from ..types import Decision, OnExhausted
 from .call import MemorizationWarning, decoder_of
 from .gate import withheld_rows
-from .spaces import decoder_space, identify_space
+from .spaces import Weights, decoder_space, identify_space, weights_of
 
 _SHARED_CODE = '''"""Needs the package lcmem-filter."""
 
@@ -61,7 +61,7 @@ class MemorizationFilterStep(ModularPipelineBlocks):
         self._index = MemorizationIndex.load(index) if isinstance(index, (str, os.PathLike)) else index
         if self._index is not None:
             self._index.check_complete()
-        self._filter: tuple[Any, MemorizationFilter] | None = None
+        self._filter: tuple[Any, Weights, MemorizationFilter] | None = None
 
     @property
     def description(self) -> str:
@@ -126,10 +126,10 @@ class MemorizationFilterStep(ModularPipelineBlocks):
             raise FilterFailedError(
                 "the filter's step has no index; load it with index=..., or make it as MemorizationFilterStep(index)"
             )
-        if self._filter is None or self._filter[0] is not vae:
+        if self._filter is None or self._filter[:2] != (vae, weights_of(vae)):
             space = identify_space(components, vae, self._index)
-            self._filter = vae, MemorizationFilter(self._index, space=space)
-        return self._filter[1]
+            self._filter = vae, weights_of(vae), MemorizationFilter(self._index, space=space)
+        return self._filter[2]
 
     def _withhold(
         self, latents: torch.Tensor, decisions: tuple[Decision, ...]

@@ -9,6 +9,7 @@ from ..errors import CalibrationError
 from ..filter import MemorizationFilter
 from ..types import OnExhausted, OnMemorized
 from .rungs import DEFAULT_LADDER, Rung, make_rungs
+from .spaces import KnownDecoders
 from .watch import Watcher
 
 POLICY = "_memorization_policy"
@@ -19,7 +20,11 @@ PLAIN = "_plain_pipeline_class"
 
 @dataclass(frozen=True)
 class Policy:
-    """What a pipeline does with memorised samples; see ``attach``."""
+    """What a pipeline does with memorised samples; see ``attach``.
+
+    Attributes:
+        decoders: Those whose latents the filter judges.
+    """
 
     filter: MemorizationFilter
     on_memorized: OnMemorized
@@ -29,6 +34,7 @@ class Policy:
     max_seconds: float | None = None
     allow_partial_latents: bool = False
     early_stop: Watcher | None = None
+    decoders: KnownDecoders = field(default_factory=KnownDecoders)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Policy:
         return self

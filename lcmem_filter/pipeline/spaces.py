@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import LatentSpaceError, LcmemFilterError, UnsupportedPipelineError
+from ..filter import MemorizationFilter
 from ..index import MemorizationIndex
 from ..latents import single_frame
 
 Size = tuple[int, int]
+Weights = frozenset[tuple[int, int]]
+"""The parameters of a module, by identity and version."""
 
 
 def identify_space(pipe: Any, vae: Any, index: MemorizationIndex) -> str:
@@ -44,6 +48,56 @@ def identify_space(pipe: Any, vae: Any, index: MemorizationIndex) -> str:
     finally:
         if hasattr(pipe, "maybe_free_model_hooks"):  # modular pipelines have another way of offloading
             pipe.maybe_free_model_hooks()
+
+
+class KnownDecoders:
+    """Decoders that were found to work in a filter's latent space, with the weights that they had then.
+
+    Pickled ones are forgotten: what is loaded has decoders of its own.
+    """
+
+    def __init__(self) -> None:
+        self._weights: weakref.WeakKeyDictionary[Any, Weights] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[KnownDecoders], tuple[()]]:
+        return KnownDecoders, ()
+
+    def remember(self, vae: Any) -> None:
+        """Take ``vae`` for a decoder of the filter's space."""
+        module = uncompiled(vae)
+        self._weights[module] = weights_of(module)
+
+    def check(self, pipe: Any, vae: Any, judge: MemorizationFilter) -> None:
+        """Identify the space of ``vae`` where it, or its weights, are not those that were remembered.
+
+        Raises:
+            LatentSpaceError: it is not that of ``judge``.
+        """
+        module = uncompiled(vae)
+        if module in self._weights and self._weights[module] == weights_of(module):
+            return
+        space = identify_space(pipe, vae, judge.index)
+        if space != judge.space:
+            raise LatentSpaceError(
+                f"the filter was attached for latents of {judge.space!r}, but the pipeline's {type(module).__name__} "
+                f"has been replaced by one of {space!r}; attach the filter again"
+            )
+        self.remember(vae)
+
+
+def weights_of(vae: Any) -> Weights:
+    """What changes where weights of ``vae`` are replaced or overwritten, and not where they move to another device.
+    Those that are offloaded layer by layer are new ones after every use, so they are left out."""
+    return frozenset(
+        (id(one), 0 if one.is_inference() else one._version)
+        for one in uncompiled(vae).parameters()
+        if one.device.type != "meta"
+    )
+
+
+def uncompiled(vae: Any) -> Any:
+    """``torch.compile`` wraps a module and forwards attributes to it."""
+    return getattr(vae, "_orig_mod", vae)
 
 
 def picture_latents(latents: Any) -> torch.Tensor:

@@ -68,9 +68,17 @@ def wear(pipe, accept, on_memorized="resample", max_resamples=4, on_exhausted="b
     """Attach a scripted filter to ``pipe``, one that matches images of ``index`` where that is given."""
     from lcmem_filter.pipeline.attachment import _wear
     from lcmem_filter.pipeline.policy import Policy
+    from lcmem_filter.pipeline.spaces import KnownDecoders
+
+    class AnyDecoder(KnownDecoders):
+        """The verdicts depend on no latent space."""
+
+        def check(self, pipe, vae, judge):
+            pass
 
     scripted = ScriptedFilter(accept) if index is None else ScriptedMatches(accept, index)
-    _wear(pipe, Policy(scripted, on_memorized, max_resamples, on_exhausted, **options))  # type: ignore[arg-type]
+    policy = Policy(scripted, on_memorized, max_resamples, on_exhausted, decoders=AnyDecoder(), **options)  # type: ignore[arg-type]
+    _wear(pipe, policy)
     return scripted
 
 

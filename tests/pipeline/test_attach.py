@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import warnings
 
 import numpy as np
@@ -43,8 +45,9 @@ def memorised(tmp_path_factory):
     pipe = tiny_pipeline()
     pipe.vae.save_pretrained(folder / "vae")
     torch.manual_seed(0)
-    head = LCMemHead.create("micro", {"sd": 4})
+    head = LCMemHead.create("micro", {"sd": 4, "other": 4})
     head.add_probes("sd", pipe.vae)
+    head.add_probes("other", tiny_vae(seed=8))
     drawn = call(pipe, output_type="latent").images
     write_pictures(folder / "train", range(40))
     write_pictures(folder / "held", range(100, 200))
@@ -137,6 +140,81 @@ def test_a_vae_of_another_space_is_refused(memorised):
     with pytest.raises(LatentSpaceError, match=built_with):
         pipe.with_memorization_filter(memorised / "index")
     assert "memorization_filter" not in pipe.__dict__
+
+
+def by_attribute(pipe, vae):
+    pipe.vae = vae
+    return pipe
+
+
+def by_registering(pipe, vae):
+    pipe.register_modules(vae=vae)
+    return pipe
+
+
+def in_a_copy(pipe, vae):
+    pipe.vae = vae
+    return copy.deepcopy(pipe)
+
+
+def in_what_is_pickled(pipe, vae):
+    pipe.vae = vae
+    return pickle.loads(pickle.dumps(pipe))
+
+
+def by_its_weights(pipe, vae):
+    pipe.vae.load_state_dict(vae.state_dict())
+    return pipe
+
+
+def by_assigning_weights(pipe, vae):
+    pipe.vae.load_state_dict(vae.state_dict(), assign=True)
+    return pipe
+
+
+@pytest.mark.parametrize("output_type", ["np", "latent"])
+@pytest.mark.parametrize(
+    "replace",
+    [
+        by_attribute,
+        by_registering,
+        in_a_copy,
+        in_what_is_pickled,
+        by_its_weights,
+        by_assigning_weights,
+    ],
+)
+def test_an_autoencoder_that_replaces_the_attached_one_is_identified(memorised, replace, output_type):
+    pipe = tiny_pipeline().with_memorization_filter(memorised / "index", on_memorized="flag")
+    expected = call(pipe).memorization
+    pipe = replace(pipe, tiny_vae())
+    assert [d.score for d in call(pipe).memorization] == [d.score for d in expected], "the same space"
+    pipe = replace(pipe, tiny_vae(seed=8))
+    with pytest.raises(
+        LatentSpaceError, match=r"attached for latents of 'sd'.* by one of 'other'; attach the filter again"
+    ):
+        call(pipe, output_type=output_type)
+    pipe = replace(pipe, tiny_vae(seed=7))
+    with pytest.raises(LatentSpaceError, match="speaks none"):
+        call(pipe, output_type=output_type)
+
+
+def test_a_known_autoencoder_is_not_identified_again(memorised, monkeypatch):
+    pipe = tiny_pipeline().with_memorization_filter(memorised / "index", on_memorized="flag")
+    probed = []
+    encode = type(pipe.vae).encode
+    monkeypatch.setattr(type(pipe.vae), "encode", lambda *args: (probed.append(1), encode(*args))[1])
+    call(pipe)
+    pipe.to(torch.float64)
+    pipe.to(torch.float32)
+    call(pipe)
+    assert not probed
+    pipe.vae = tiny_vae()
+    call(pipe)
+    assert probed
+    probed.clear()
+    call(pipe)
+    assert not probed
 
 
 def test_latents_that_overflow_return_nothing(memorised):

@@ -27,7 +27,7 @@ from lcmem_filter.pipeline.spaces import decoder_space
 
 from .families.flow import shifted_vae
 from .families.packed import flux, flux2
-from tests.tiny import picture, tiny_pipeline
+from tests.tiny import picture, tiny_pipeline, tiny_vae
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*FluxPosEmbed. is deprecated:FutureWarning"),
@@ -121,6 +121,16 @@ def test_wrong_uses_return_nothing(index: MemorizationIndex) -> None:
         decode(decoding(MemorizationFilterStep(index), FluxDecodeStep(), vae=other), latents)
     with pytest.raises(ValueError, match="'reject' or 'flag'"):
         MemorizationFilterStep(index, "resample")  # type: ignore[arg-type]
+
+
+def test_an_autoencoder_whose_weights_are_overwritten_is_identified_again(index: MemorizationIndex) -> None:
+    pipe = decoding(MemorizationFilterStep(index, "flag"), FluxDecodeStep())
+    expected = decode(pipe, latents_of(100))["memorization"]
+    pipe.vae.load_state_dict(shifted_vae().state_dict())
+    assert decode(pipe, latents_of(100))["memorization"] == expected
+    pipe.vae.load_state_dict(tiny_vae(seed=7).state_dict())
+    with pytest.raises(LatentSpaceError):
+        decode(pipe, latents_of(100))
 
 
 @pytest.mark.parametrize("backend", ["exact", "faiss"])
