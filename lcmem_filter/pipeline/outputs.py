@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def blank_rows(output: Any, rows: Sequence[int], total: int, *, images: bool) ->
             return value
         several = isinstance(value, list) and any(isinstance(one, _SHOWN) for one in value)
         if several or (isinstance(value, _ARRAYS) and value.ndim):
-            if len(value) != total:
+            if len(value) != total or (several and any(_may_be_batch(one, total) for one in value)):
                 raise FilterFailedError(
                     f"the pipeline returns {len(value)} of something for {total} images, so what is withheld cannot be "
                     "told in it; no image is returned"
@@ -89,6 +89,11 @@ def blank_rows(output: Any, rows: Sequence[int], total: int, *, images: bool) ->
             value = [*value] if several else _copied(value)
             for row in rows:
                 value[row] = _blank(value[row]) if several else LATENT_BLANK
+        elif _shows(value):
+            raise FilterFailedError(
+                f"the pipeline returns pictures or arrays in a {type(value).__name__}, so what is withheld cannot be "
+                "told in it; no image is returned"
+            )
         return value
 
     return _map_fields(output, blanked)
@@ -119,6 +124,25 @@ def check_one_decision_an_image(output: Any, decisions: Sequence[Any] | None) ->
         raise FilterFailedError(
             f"{len(decisions)} decisions for {images} images; this call cannot be filtered"
         )
+
+
+def _may_be_batch(entry: Any, total: int) -> bool:
+    """Whether an entry of a list may itself be something of all ``total`` images, or else shows parts of it."""
+    if isinstance(entry, _ARRAYS):
+        return total > 1 and (entry.ndim > 3 or (entry.ndim > 1 and entry.shape[0] == total))
+    return _shows(entry)
+
+
+def _shows(value: Any) -> bool:
+    """Whether a picture or an array lies somewhere in ``value``, which is none itself."""
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    elif has_names(value):
+        value = _fields(value)
+    return isinstance(value, list | tuple | set | frozenset) and any(
+        isinstance(one, Image.Image) or (isinstance(one, _ARRAYS) and one.ndim > 0) or _shows(one)
+        for one in value
+    )
 
 
 def _copied(value: Any) -> Any:

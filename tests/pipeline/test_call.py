@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -539,6 +539,61 @@ def test_whatever_else_is_returned_of_a_withheld_row_is_blank_too(on_memorized: 
     assert [one.getextrema() for one in small] == [(9, 9), (0, 0), (9, 9), (9, 9)] and flags == [True] * 4
     with pytest.raises(FilterFailedError, match="returns 3 of something for 4 images"):
         pipe(**arguments(output_type="pt"), more=torch.ones(3, 2))
+
+
+@dataclass
+class Further:
+    latents: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (lambda latents: {"latents": latents}, "in a dict"),
+        (lambda latents: {"steps": {"last": [latents.numpy()]}}, "in a dict"),
+        (tuple, "in a tuple"),
+        (lambda latents: [list(latents)] * 4, "in a list"),
+        (lambda latents: [[Image.new("L", (4, 4))]] * 4, "in a list"),
+        (Further, "in a Further"),
+        (lambda latents: [latents] * 4, "4 of something for 4"),
+        (lambda latents: [latents.flatten(1)] * 4, "4 of something for 4"),
+        (lambda latents: [latents[0], [latents[1]], latents[2], latents[3]], "4 of something for 4"),
+    ],
+)
+def test_what_may_show_withheld_rows_anywhere_is_not_returned(more: Any, told: str) -> None:
+    class Tells(StableDiffusionPipeline):  # type: ignore[misc]
+        @torch.no_grad()
+        def __call__(self, *args: Any, **given: Any) -> Any:
+            latents: list[torch.Tensor] = []
+            output = super().__call__(
+                *args,
+                callback_on_step_end=lambda pipe, i, t, tensors: latents.append(tensors["latents"]) or {},
+                **given,
+            )
+            return output.images, more(latents[-1])
+
+    pipe = tiny_pipeline()
+    pipe.__class__ = Tells
+    wear(pipe, always, "reject")
+    assert len(pipe(**arguments())) == 2
+    for on_memorized in ("reject", "resample"):
+        wear(pipe, reject_first_pass(1), on_memorized)
+        with pytest.raises(FilterFailedError, match=f"{told}.* no image is returned"):
+            pipe(**arguments())
+
+
+@pytest.mark.parametrize(
+    "more", [{"steps": 2, "loss": torch.ones(())}, ("a", 0.5), [[True, False]] * 4, None]
+)
+def test_what_shows_nothing_is_returned_as_it_is(more: Any) -> None:
+    class Tells(StableDiffusionPipeline):  # type: ignore[misc]
+        def __call__(self, *args: Any, **given: Any) -> Any:
+            return super().__call__(*args, **given).images, more
+
+    pipe = tiny_pipeline()
+    pipe.__class__ = Tells
+    wear(pipe, reject_first_pass(1))
+    assert pipe(**arguments())[1] == more
 
 
 @pytest.mark.parametrize("kind", ["img2img", "inpaint"])
