@@ -56,8 +56,8 @@ def attach(
             ``MemorizationError`` (``"raise"``).
         allow_unindexed: Accept an index that lacks training images which could not be read; copies of those are not
             found. An index that was loaded so is accepted as it is.
-        allow_partial_latents: Return latents of a denoising that ends early (``denoising_end``) unjudged: ``accepted``
-            is ``None`` in their decisions. The pipeline that finishes them must be filtered itself.
+        allow_partial_latents: Return latents of a denoising that ends early (``denoising_end``, ``sigmas``) unjudged:
+            ``accepted`` is ``None`` in their decisions. The pipeline that finishes them must be filtered itself.
         early_stop: Stop denoising samples that are certainly copies: an ``EarlyStop`` calibrated for this index and the
             pipeline's scheduler, or the file of one. Pipelines that cannot be stopped are named in a warning.
 

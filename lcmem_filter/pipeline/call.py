@@ -7,7 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from .policy import Policy
 from .rows import BoundCall, draw_seed, generator_for
 from .rungs import Redraw
 from .spaces import decoder_space, drawn_size
+from .unfinished import Ending, refuse_early_end, too_early, unjudged
 from .watch import STOPPED_EARLY, Watch
 
 if TYPE_CHECKING:
@@ -59,10 +60,12 @@ class MemorizationWarning(UserWarning):
 
 @dataclass
 class Drawn:
-    """What was drawn so far: the pipeline's output and one decision a row."""
+    """What was drawn so far: the pipeline's output and one decision a row; ``partial`` where its denoising ended early,
+    and nobody has judged it."""
 
     output: Any
     decisions: list[Decision]
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,9 +180,10 @@ def filtered_call(
         ) from None
     drawing = Drawing(pipe, original, policy, exempt)
     with turn(decoder_of(pipe)):
-        if call.arguments.get("denoising_end") not in (None, 1):
-            return _hand_out_unjudged(drawing, call)
+        refuse_early_end(original, call.arguments, call.output_type, allowed=policy.allow_partial_latents)
         drawn = _draw(drawing, call)
+        if drawn.partial:
+            return _hand_out_unjudged(drawn, policy)
         if policy.on_memorized == "resample":
             _draw_again(drawing, call, drawn)
     return _hand_out(drawn, call, policy)
@@ -188,13 +192,14 @@ def filtered_call(
 def _draw(drawing: Drawing, call: BoundCall) -> Drawn:
     vae, policy = decoder_of(drawing.pipe), drawing.policy
     policy.decoders.check(drawing.pipe, vae, policy.filter)
-    watch = drawing.watch(vae)
+    ending = Ending(drawing.pipe, call.arguments)
+    watch = None if ending.may_be_early else drawing.watch(vae)
     judge = drawing.judging_again(drawing.judge if watch is None else watch.judge)
-    watching: AbstractContextManager[None] = nullcontext() if watch is None else watch.watching()
-    judge = _only_finished(drawing.pipe, judge)
+    watching: AbstractContextManager[None] = ending.seen() if watch is None else watch.watching()
+    judge = _only_finished(drawing.pipe, judge, ending, call.output_type)
     gate = Gate(judge, withhold=drawing.withhold)
     if call.output_type == "latent":
-        return _draw_latents(drawing, call, vae, judge, watching)
+        return _draw_latents(drawing, call, vae, judge, watching, ending)
     with gated(vae, gate), watching:
         output = call.run(drawing.original, drawing.pipe)
     check_one_decision_an_image(output, gate.decisions)
@@ -210,12 +215,15 @@ def _withheld(drawing: Drawing, drawn: Drawn, *, images: bool) -> Drawn:
     return drawn
 
 
-def _only_finished(pipe: Any, judge: Judge) -> Judge:
-    """``judge``, but for a call that its caller interrupted: a half-denoised copy would be taken for no copy."""
+def _only_finished(pipe: Any, judge: Judge, ending: Ending, output_type: str | None) -> Judge:
+    """``judge``, but for a call that its caller interrupted or that ends early: a half-denoised copy would be taken for
+    no copy."""
 
     def finished(latents: torch.Tensor) -> Sequence[Decision]:
         if _is_interrupted(pipe):
             return [_INTERRUPTED] * latents.shape[0]
+        if found := ending.why_early():
+            raise too_early(found, output_type)
         return judge(latents)
 
     return finished
@@ -236,40 +244,32 @@ _INTERRUPTED = Decision(
 
 
 def _draw_latents(
-    drawing: Drawing, call: BoundCall, vae: Any, judge: Judge, watching: AbstractContextManager[None]
+    drawing: Drawing,
+    call: BoundCall,
+    vae: Any,
+    judge: Judge,
+    watching: AbstractContextManager[None],
+    ending: Ending,
 ) -> Drawn:
     """Draw latents that are returned undecoded, and judge them in the decoder's space."""
     pipe = drawing.pipe
     with gated(vae, Gate(judge, withhold=drawing.withhold)), drawn_size(pipe) as sizes, watching:
         output = call.run(drawing.original, pipe)
+    if drawing.policy.allow_partial_latents and (found := ending.why_early()):
+        return Drawn(output, [unjudged(found)] * (count_rows(images_of(output)) or 0), partial=True)
     latents = decoder_space(pipe, vae, images_of(output), sizes[-1] if sizes else None)
     decisions = list(judge(latents))
     check_one_decision_an_image(output, decisions)
     return _withheld(drawing, Drawn(output, decisions), images=True)
 
 
-def _hand_out_unjudged(drawing: Drawing, call: BoundCall) -> Any:
-    """Draw latents that another pipeline is to finish, where the policy allows it; nobody has judged them."""
-    found = f"the denoising ends early (denoising_end={call.arguments['denoising_end']})"
-    if call.output_type != "latent":
-        raise UnsupportedPipelineError(
-            f"{found}, and images of it show too little to be judged; ask for output_type='latent'"
-        )
-    policy = drawing.policy
-    if not policy.allow_partial_latents:
-        raise UnsupportedPipelineError(
-            f"{found}, and its latents show too little to be judged; attach the filter with allow_partial_latents=True "
-            "to get them unjudged, and filter the pipeline that finishes them too"
-        )
-    with gated(decoder_of(drawing.pipe), Gate(drawing.judge)):
-        output = call.run(drawing.original, drawing.pipe)
-    unknown = Decision(None, math.nan, math.nan, math.nan, reason=f"{found}, so it was not judged")
-    decisions = (unknown,) * (count_rows(images_of(output)) or 0)
-    policy.filter.last_decisions = decisions
-    check_one_decision_an_image(output, decisions)
-    if has_names(output):
-        output.memorization = decisions
-    return output
+def _hand_out_unjudged(drawn: Drawn, policy: Policy) -> Any:
+    """Latents that another pipeline is to finish, where the policy allows it; nobody has judged them."""
+    decisions = policy.filter.last_decisions = tuple(drawn.decisions)
+    check_one_decision_an_image(drawn.output, decisions)
+    if has_names(drawn.output):
+        drawn.output.memorization = decisions
+    return drawn.output
 
 
 def _draw_again(drawing: Drawing, call: BoundCall, drawn: Drawn) -> None:

@@ -23,6 +23,7 @@ from ..types import Decision, OnExhausted
 from .call import MemorizationWarning, decoder_of
 from .gate import withheld_rows
 from .spaces import Weights, decoder_space, identify_space, weights_of
+from .unfinished import ends_noisy
 
 _SHARED_CODE = '''"""Needs the package lcmem-filter."""
 
@@ -95,7 +96,8 @@ class MemorizationFilterStep(ModularPipelineBlocks):
             FilterFailedError: the step has no index, or stands behind the decode step.
             LatentSpaceError: the index's head does not know the pipeline's latent space.
             MemorizationError: see ``on_exhausted``.
-            UnsupportedPipelineError: latents in a layout that is not known, or not yet denoised (``denoising_end``).
+            UnsupportedPipelineError: latents in a layout that is not known, or not yet denoised (``denoising_end``,
+                ``sigmas``).
         """
         block = self.get_block_state(state)
         if block.images is not None:
@@ -104,6 +106,11 @@ class MemorizationFilterStep(ModularPipelineBlocks):
             raise UnsupportedPipelineError(
                 f"the denoising ends early (denoising_end={block.denoising_end}), and such latents show too little to "
                 "be judged; leave it out, and filter the pipeline that finishes them"
+            )
+        if found := ends_noisy(getattr(components, "scheduler", None)):
+            raise UnsupportedPipelineError(
+                f"{found}, and such latents show too little to be judged; let the sigmas end at 0, and filter the "
+                "pipeline that finishes them"
             )
         vae = decoder_of(components)
         size = (int(block.height), int(block.width)) if block.height and block.width else None
