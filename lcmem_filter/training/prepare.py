@@ -22,6 +22,7 @@ from .split import (
     check_held_out,
     count_to_hold_out,
     each_picture_once,
+    grouped_by_pictures,
     some_identities,
     split_by_identity,
     without_identities,
@@ -112,21 +113,29 @@ def prepare_data(
     accelerator.wait_for_everyone()
     data = load_latents(train, beside=validation)
     unreadable, count = dict(data.unreadable), len(data)
-    every_identity = set(data.identities)
-    data = each_picture_once(data)
+    whole, data = data, each_picture_once(data)
     told = [(count - len(data), "images repeat another picture")]
     if not validation:
-        data, held_out = split_by_identity(data, config.validation_fraction, config.seed)
+        data, held_out = split_by_identity(
+            data, config.validation_fraction, config.seed, grouped_by_pictures(whole)
+        )
     else:
         latents = load_latents(held, "validation ", sources)
         unreadable |= {f"validation {name}": why for name, why in latents.unreadable.items()}
-        others = without_identities(latents, every_identity)
-        held_out = each_picture_once(others, data)
+        others = without_identities(latents, set(whole.identities))
+        once = each_picture_once(others, data)
+        groups = grouped_by_pictures(whole, latents)
+        trained = {groups[name] for name in set(whole.identities)}
+        held_out = without_identities(once, [name for name, group in groups.items() if group in trained])
         told += [
             (len(latents) - len(others), "validation images are of identities that are trained on"),
             (
-                len(others) - len(held_out),
+                len(others) - len(once),
                 "validation images repeat a picture that is trained on, or another",
+            ),
+            (
+                len(once) - len(held_out),
+                "validation images are of identities that share another picture with one that is trained on",
             ),
         ]
     if unreadable:

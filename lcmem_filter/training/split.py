@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,15 +12,52 @@ from ..errors import DataError
 from .data import LatentSet
 
 
-def split_by_identity(data: LatentSet, fraction: float, seed: int) -> tuple[LatentSet, LatentSet]:
-    """Training and validation images that share no identity; sides depend on identities and ``seed`` only.
+def split_by_identity(
+    data: LatentSet, fraction: float, seed: int, groups: Mapping[str, str] | None = None
+) -> tuple[LatentSet, LatentSet]:
+    """Training and validation images that share no identity; sides depend on identities, ``groups`` and ``seed`` only.
+
+    Args:
+        groups: Of each identity, which are held out together (``grouped_by_pictures``); each alone by default.
 
     Raises:
         DataError: fewer than two identities would be left to train on, or to validate on.
     """
-    names = _drawn_order(data, seed)
-    held = np.isin(data.identities, names[: count_to_hold_out(len(names), fraction)])
-    return data.take(~held), data.take(held)
+    names, held = _drawn_order(data, seed), set[str]()
+    count = count_to_hold_out(len(names), fraction)
+    members: dict[str, set[str]] = {}
+    for name in names:
+        members.setdefault((groups or {}).get(name, name), set()).add(name)
+    for name in names:
+        group = members[(groups or {}).get(name, name)]
+        if len(held) < count and len(held | group) <= len(names) - 2:
+            held |= group
+    if len(held) < 2:
+        raise DataError(
+            f"of {len(names)} identities so many share pictures with each other, and are one to training, that no two "
+            "can be held out; give one name to those who are one, leave out pictures of nobody, or give validation data"
+        )
+    rows = np.isin(data.identities, list(held))
+    return data.take(~rows), data.take(rows)
+
+
+def grouped_by_pictures(*sets: LatentSet) -> dict[str, str]:
+    """For each identity, one that stands for all that it shares a picture with, or that those do, and so on: a picture
+    that is stored under two names shows that they may be one."""
+    group: dict[str, str] = {}
+
+    def of(name: str) -> str:
+        while group.setdefault(name, name) != name:
+            group[name] = group[group[name]]
+            name = group[name]
+        return name
+
+    first: dict[str, str] = {}
+    for data in sets:
+        pictures = [""] * len(data) if data.pictures is None else data.pictures
+        for name, picture in zip(data.identities, pictures, strict=True):
+            group[of(first.setdefault(picture, name) if picture else name)] = of(name)
+    return {name: of(name) for name in list(group)}
 
 
 def count_to_hold_out(identities: int, fraction: float) -> int:

@@ -17,7 +17,7 @@ from lcmem_filter.images import open_images
 from lcmem_filter.latents import Encoder
 from lcmem_filter.training.data import LatentSet
 from lcmem_filter.training.prepare import prepare_data
-from lcmem_filter.training.split import each_picture_once
+from lcmem_filter.training.split import each_picture_once, grouped_by_pictures, split_by_identity
 from lcmem_filter.training.validation import Validator
 
 from tests.tiny import tiny_vae, write_pictures
@@ -103,3 +103,40 @@ def test_how_many_strangers_a_threshold_rests_on() -> None:
     assert held_out_needed(0.01) == 99 and held_out_needed(0.05) == 19 and held_out_needed(0.03) == 33
     held = latent_set("aabbbcdefg", "0123456789")
     assert Validator(held, held, false_rejection_rate=0.01, seed=0).strangers == 3
+
+
+def test_identities_that_share_a_picture_are_on_one_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One person under two names, by a picture that is stored under both; and by way of a third."""
+    folder = write_pictures(tmp_path / "images", range(24), identities=2)
+    for a, b in ((0, 1), (1, 2), (5, 9)):
+        shutil.copy(folder / f"person{a:03d}" / f"{2 * a:03d}.png", folder / f"person{b:03d}" / "again.png")
+    train, held = prepared(folder)
+    sides = [{*train.identities}, {*held.identities}]
+    together = [{f"person{one:03d}" for one in group} for group in ((0, 1, 2), (5, 9))]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 12
+    assert all(group <= sides[0] or group <= sides[1] for group in together)
+    others = write_pictures(tmp_path / "held", range(50, 62), identities=2)
+    for file in sorted(others.iterdir()):
+        file.rename(others / f"other-{file.name}")
+    shutil.copy(folder / "person003" / "006.png", others / "other-person025" / "again.png")
+    shutil.copy(others / "other-person025" / "050.png", others / "other-person027" / "again.png")
+    train, held = prepared(folder, others, progress=True)
+    assert {*held.identities} == {f"other-person0{number}" for number in (26, 28, 29, 30)}
+    told = capsys.readouterr().err
+    assert (
+        "left out: 4 validation images are of identities that share another picture with one that is" in told
+    )
+
+
+def test_identities_that_all_share_pictures_cannot_be_divided() -> None:
+    whole = latent_set("abbccdef", "xxyy zz ")
+    groups = grouped_by_pictures(whole)
+    assert groups["a"] == groups["c"] == groups["b"] and groups["d"] == groups["e"] != groups["a"]
+    data = each_picture_once(whole)
+    train, held = split_by_identity(data, 0.4, 0, groups)
+    assert not {*train.identities} & {*held.identities}
+    everyone = latent_set("abcde", "01234")
+    with pytest.raises(DataError, match="of 5 identities so many share pictures with each other"):
+        split_by_identity(everyone, 0.4, 0, dict.fromkeys("abcde", "a"))
