@@ -270,6 +270,7 @@ class _Run:
             self._say(f"{self.checkpoints.output} is finished already")
             self._state_terms()
             return SiameseNetwork.load(self.checkpoints.output)
+        self.checkpoints.check_makeable()
         for line in told_of_classes(self.sources) if self.config.method != "dar_unsupervised" else ():
             self._say(line)
         batches = PictureBatches(self.sources, self.config)

@@ -27,7 +27,7 @@ from .distil import apart
 from .extend import given_to_extend, part_is_finished, plan_of_part, save_extended, train_part
 from .losses import nt_xent
 from .prepare import prepare_data
-from .shapes import check_sizes
+from .shapes import check_fineness, check_sizes
 from .validation import MOST_QUERIES, Validator
 from .views import augment_latents, generator_for
 from .weights import extended
@@ -132,8 +132,8 @@ def add_space(
         raise ArtifactError(
             f"the head knows this VAE's space as {same.space!r} (agreement {same.agreement:.2f}); nothing to add"
         )
-    encoder.side_at(config.resolution)  # told before anything is encoded
-    reference.side_at(config.reference_resolution or config.resolution)
+    check_fineness(encoder, config.resolution, initial.grid)  # told before anything is encoded
+    check_fineness(reference, config.reference_resolution or config.resolution, initial.grid)
     check_sizes(initial, {known: reference}, {known: (config.reference_resolution or config.resolution,)})
     encoders = {known: reference, space: encoder}
     plan = plan_of_part(initial, f"stem of {space}", encoders, sources, validation, asdict(config), leave_out)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 
 from ..branches import check_space_name
 from ..errors import ConfigurationError, check_kind
-from ..head import LCMemHead
+from ..head import SIZES, LCMemHead
 from ..images import ImageSource
 from ..latents import Encoder
 from ..processes import make_accelerator, this_process
@@ -17,7 +17,7 @@ from .checkpoint import Checkpoints
 from .config import SIZE, Stage, TrainingConfig
 from .data import check_pairs
 from .names import identities_of
-from .shapes import check_initial, check_known, other_trunk, size_of
+from .shapes import check_fineness, check_initial, check_known, other_trunk, size_of
 
 Sources: TypeAlias = ImageSource | Sequence[ImageSource]
 
@@ -51,9 +51,10 @@ def check_run(
         check_kind(f"the encoder of {space}", encoder, Encoder, "load_encoder(PATH)")
     if config.mixed_precision == "fp16" and this_process().device.type == "cpu":
         raise ConfigurationError("mixed_precision fp16 needs a GPU, and there is none; give bf16 or no")
+    grid = initial.grid if isinstance(initial, LCMemHead) else int(SIZES[config.size or SIZE]["grid"])
     for encoder in encoders.values():
         for resolution in (config.resolution, *config.further_resolutions):
-            encoder.side_at(resolution)
+            check_fineness(encoder, resolution, grid)
     processes = make_accelerator(mixed_precision=config.mixed_precision).num_processes
     for stage in stages:
         config.for_stage(stage).check_batch(processes)

@@ -33,7 +33,7 @@ OF_STAGES: dict[str, tuple[int, ...]] = {
 
 
 def check_numbers(recipe: Any) -> None:
-    """Whether the numbers of a recipe are whole where they count something, and finite.
+    """Whether the numbers of a recipe are whole where they count something, and finite, and its seed one of 64 bits.
 
     Raises:
         ConfigurationError: one is not.
@@ -44,6 +44,8 @@ def check_numbers(recipe: Any) -> None:
             raise ConfigurationError(f"{field.name} must be a whole number, got {value!r}")
         if field.type == "float" and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ConfigurationError(f"{field.name} must be a finite number, got {value!r}")
+    if not -(2**63) <= recipe.seed < 2**64:  # what PyTorch takes
+        raise ConfigurationError(f"seed must be a number of 64 bits, got {recipe.seed}")
 
 
 def check_positive(recipe: Any, *names: str) -> None:

@@ -145,6 +145,20 @@ def check_sizes(
                 )
 
 
+def check_fineness(encoder: Encoder, resolution: int, grid: int) -> None:
+    """Whether latents of pictures of so many pixels a side are not far coarser than a head's grid.
+
+    Raises:
+        ConfigurationError: they are less than half as fine, or there are none.
+    """
+    side = encoder.side_at(resolution)
+    if 2 * side < grid:
+        raise ConfigurationError(
+            f"latents of {resolution} px are {side}x{side}, which is far coarser than the head's grid, {grid}x{grid}; "
+            f"give resolution {resolution * grid // side}"
+        )
+
+
 def check_known(initial: LCMemHead, spaces: Collection[str]) -> None:
     """Whether ``initial`` has a stem for every one of ``spaces``.
 

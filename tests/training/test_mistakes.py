@@ -309,10 +309,16 @@ def test_folders_of_classes_are_trained_on_as_the_index_takes_them(
     assert believed in err and err.count("which is believed: ") == 1
 
 
-def test_an_output_that_cannot_be_made_is_told_before_anything_is_encoded(tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_made_is_told_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"cannot be made: .*file is a file"):
         train(tmp_path / "file" / "head", tmp_path / "cache")
+    recipe = SiameseConfig("dar", resolution=32, widths=(16, 32), depths=(1, 1), steps=1, batch_pairs=2)
+    monkeypatch.setattr("lcmem_filter.baselines.siamese_training.PictureBatches", None)
+    with pytest.raises(ArtifactError, match=r"cannot be made: .*file is a file"):
+        train_siamese(SOURCES, tmp_path / "file" / "head", recipe, progress=False)
     assert not (tmp_path / "cache").exists()
 
 
@@ -429,6 +435,28 @@ def test_a_resolution_at_which_nothing_is_seen(tmp_path: Path) -> None:
         replace(QUICK, resolution=1)
 
 
+def test_latents_that_are_far_coarser_than_the_grid_are_told_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lcmem_filter.training.prepare.encode_plans", None)
+    head, coarse = LCMemHead.create("micro"), replace(QUICK, size="tiny", resolution=30)
+    fine, new = Encoder(tiny_vae(), "sd"), Encoder(tiny_vae(seed=1, latent_channels=6), "new")
+    head.add_probes("sd", fine.vae)
+    beside: dict[str, Any] = {"output": tmp_path / "head", "progress": False}
+    with pytest.raises(ConfigurationError, match=r"30 px are 15x15, .* grid, 32x32; give resolution 64$"):
+        train_head(SOURCES, {"sd": fine}, config=coarse, **beside)
+    further = replace(QUICK, size="tiny", further_resolutions=(16,))
+    with pytest.raises(ConfigurationError, match=r"16 px are 8x8, .* give resolution 64$"):
+        train_head(SOURCES, {"sd": fine}, config=further, **beside)
+    monkeypatch.setattr(Encoder, "side_at", lambda self, resolution: 1 if self is new else resolution // 2)
+    for encoders in ((new, fine), (fine, new)):
+        known = LCMemHead.create("micro", {"sd": 4 if encoders[1] is fine else 6})
+        known.add_probes("sd", encoders[1].vae)
+        with pytest.raises(ConfigurationError, match=r"32 px are 1x1, .* give resolution 512$"):
+            add_space(known, "new", *encoders, SOURCES, config=AddSpaceConfig(resolution=32), **beside)
+    assert not (tmp_path / "head").exists()
+
+
 def test_a_path_in_place_of_what_lies_there_is_told_at_once(tmp_path: Path) -> None:
     head, encoder = LCMemHead.create("micro"), Encoder(tiny_vae(), "sd")
     beside: dict[str, Any] = {"output": tmp_path / "head", "progress": False}
@@ -512,6 +540,11 @@ def test_recipes_take_whole_and_finite_numbers_alone(kind: type, beside: dict[st
             ConfigurationError, match=f"^learning_rate must be a finite number, got {value!r}$"
         ):
             kind(learning_rate=value, **beside)
+
+    for seed in (-(2**63) - 1, 2**64):
+        with pytest.raises(ConfigurationError, match=rf"seed must be a number of 64 bits, got {seed}$"):
+            kind(seed=seed, **beside)
+    assert kind(seed=2**64 - 1, **beside)
 
 
 @pytest.mark.parametrize("name", ["weight_decay", "warmup_steps"])
