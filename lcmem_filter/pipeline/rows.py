@@ -201,7 +201,24 @@ class BoundCall:
 
     def for_all_rows(self, generators: list[torch.Generator]) -> BoundCall:
         """The same call from other generators, one a row; for arguments that cannot be taken apart."""
-        return self._from_other_noise(dict(self.arguments), generators)
+        total = len(generators)
+        changed = {
+            name: _take(value, range(total)) if self._is_too_few(name, value, total) else value
+            for name, value in self.arguments.items()
+        }
+        return self._from_other_noise(changed, generators)
+
+    def _is_too_few(self, name: str, value: Any, total: int) -> bool:
+        """Whether ``value`` has fewer pictures than the ``total`` rows, between which they go round: not every pipeline
+        lets them where each row has a generator."""
+        return (
+            self.roles.get(name) == "cycled"
+            and self.arguments.get("padding_mask_crop")
+            is None  # around a single picture, which may not be a list
+            and _entries_are_rows(value, "cycled", total, total, texts=False)
+            and not _may_be_one(value)
+            and _entries(value) < total
+        )
 
     def _from_other_noise(
         self, arguments: dict[str, Any], generators: list[torch.Generator], images: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Collection
@@ -21,6 +22,7 @@ from lcmem_filter.pipeline import MemorizationWarning, detach
 from lcmem_filter.pipeline.outputs import replace_rows
 from lcmem_filter.types import Decision, Neighbour
 
+from .families import Family, families
 from .families.packed import flux2
 from .families.parts import embeds
 from .planting import spy_on_decode
@@ -612,6 +614,31 @@ def test_a_crop_around_the_mask_is_drawn_again() -> None:
     scripted = wear(pipe, reject_first_pass(0))
     out = pipe(**given, padding_mask_crop=4)
     assert [len(batch) for batch in scripted.seen] == [2, 2] and out.memorization[0].attempts == 2
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize(
+    "family", [one for one in families() if "image" in one.cycled], ids=lambda family: family.name
+)
+@pytest.mark.parametrize("several", [False, True], ids=["one picture", "a list of one"])
+def test_one_picture_for_all_rows_is_drawn_again(family: Family, several: bool) -> None:
+    """All of them, for the sake of the callback."""
+    pipe, given = family.make(), family.arguments()
+    if "callback_on_step_end" not in inspect.signature(type(pipe).__call__).parameters:
+        pytest.skip("its call takes no such callback")
+    for name in (*family.per_prompt, *family.cycled):
+        given[name] = given[name][:1] if several else given[name][0]
+
+    def twice(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": tensors["latents"] * 1.01}
+
+    asked: dict[str, Any] = {"num_images_per_prompt": 3, "num_inference_steps": 3, "output_type": "np"}
+    asked |= {**given, "callback_on_step_end": twice}
+    plain = pipe(**asked, generator=generator()).images
+    scripted = wear(pipe, reject_first_pass(1))
+    out = pipe(**asked, generator=generator())
+    assert [len(batch) for batch in scripted.seen] == [3, 3] and out.memorization[1].attempts == 2
+    assert np.array_equal(out.images[[0, 2]], plain[[0, 2]]) and not np.array_equal(out.images[1], plain[1])
 
 
 OF_EACH_ROW = torch.arange(4.0).view(4, 1, 1, 1)
