@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -46,6 +47,14 @@ AT_ONCE_ELSEWHERE = 32
 
 DESCRIBED_AT_ONCE = 16
 """Training images that are described at once, always so many: what rounding makes of one then depends on no others."""
+
+OUTLYING = 30
+"""A cell that lies so many times further from its channel's median than ``MOST`` cells do is left out, in a second look
+at the sample: it is all that is left of a latent once that is normalised, while the picture that is decoded stays what
+it was. Of real pictures the furthest lay 12 to 23 times as far out, by the data set, at 128 and 256 px."""
+
+MOST = 0.9
+"""Share of a channel's cells, those nearest to its median."""
 
 STATISTIC = (
     "likeness under the best warp, beyond background and runner-up of other identities, known or concluded, in equal "
@@ -170,7 +179,7 @@ class Compared:
 
 @torch.inference_mode()
 def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -> list[Scored]:
-    """Embed, search, verify.
+    """Embed, search, verify; latents with outlying cells both as they are and without these, whichever is more alike.
 
     Args:
         latents: (B, C, h, w) of latent space ``space``, of any positive per-channel scale and any shift.
@@ -186,10 +195,33 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
     if not len(latents):
         return []
     with torch.autocast(latents.device.type, enabled=False):  # another precision is another threshold
-        kind = compared_by(index, space)
-        query = Query.of(index.head, index.head.canonical(latents, space), space, kind)
-        rows = shortlisted(index, query.asking)
-        compared = compare(query, _stored(index, rows, kind))
+        scored = _score(index, latents, space)
+        calm, rows = without_outliers(latents)
+        again = _score(index, calm[rows], space) if rows else []
+    for row, other in zip(rows, again, strict=True):
+        scored[row] = max(scored[row], other, key=lambda one: one.score)
+    return scored
+
+
+def without_outliers(latents: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """Latents (B, C, h, w), finite, with the median of their channel in place of cells that are ``OUTLYING``, float32;
+    and the rows that have such."""
+    cells = latents.float().flatten(2)
+    median = cells.sort(-1).values[..., cells.shape[-1] // 2, None]
+    away = (cells - median).abs()
+    nearest = away.sort(-1).values[..., : math.ceil(MOST * cells.shape[-1])]
+    usual = nearest.square().mean(-1, keepdim=True).sqrt()
+    outlying = (away > OUTLYING * usual) & (usual > 0)
+    calm = torch.where(outlying, median, cells).view(latents.shape)
+    return calm, outlying.flatten(1).any(1).nonzero()[:, 0].tolist()
+
+
+def _score(index: MemorizationIndex, latents: torch.Tensor, space: str) -> list[Scored]:
+    """As ``score_latents``, as they are."""
+    kind = compared_by(index, space)
+    query = Query.of(index.head, index.head.canonical(latents, space), space, kind)
+    rows = shortlisted(index, query.asking)
+    compared = compare(query, _stored(index, rows, kind))
     if not torch.isfinite(compared.score).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")
     rows, compared = rows.cpu(), compared.cpu()  # at once: each number that a GPU is asked for takes a wait

@@ -61,6 +61,7 @@ from lcmem_filter.verification import (
     describe_parts,
     parts_between,
     score_latents,
+    without_outliers,
 )
 
 from tests.index.material import build, head, pictures, saved_encoder
@@ -539,6 +540,38 @@ def test_of_no_samples_nothing_is_said(tmp_path):
     pictures(tmp_path / "train", range(4))
     index = build(tmp_path, images=4)
     assert score_latents(index, index.latents(torch.arange(0)), "sd") == []
+
+
+@pytest.mark.parametrize("cells", [1, 12])
+@pytest.mark.parametrize("value", [100.0, -1e4, 1e12])
+def test_a_copy_is_found_whatever_a_few_of_its_cells_hold(tmp_path, value, cells):
+    index = build(tmp_path)
+    copies = index.latents(torch.arange(3)) + 0.02 * smooth(3, seed=1)
+    expected = score_latents(index, copies, "sd")
+    hot = copies.clone()
+    for row in (0, 2):
+        hot[row].view(4, -1)[:, 40 : 40 + cells] = value
+    found = score_latents(index, hot, "sd")
+    assert found[1] == expected[1]
+    for row in (0, 2):
+        assert found[row].neighbours[0].id == expected[row].neighbours[0].id
+        assert found[row].score == pytest.approx(expected[row].score, abs=0.1)
+
+
+def test_cells_are_outlying_by_what_most_others_are_like():
+    latents = smooth(6, seed=4)
+    latents[1, 2, 3, 4] = 80
+    latents[2, 0] = 1 + 1e-4 * latents[2, 0]  # almost constant
+    latents[3, 0] = 0
+    latents[3, 0, :5, :5] = 9  # 25 of 256 cells, of a channel that is constant elsewhere
+    latents[4, 1, 8:] *= 1e-5  # half of it
+    latents[5, :, 0, :12] = 3e8
+    calm, rows = without_outliers(latents)
+    assert rows == [1, 5]
+    assert calm[1, 2, 3, 4] == latents[1, 2].flatten().sort().values[128]
+    changed = (calm != latents).nonzero()[:, 0].tolist()
+    assert changed == [1] + [5] * 48
+    assert without_outliers(latents.half())[0].dtype == torch.float32
 
 
 def test_what_cannot_be_judged_raises(tmp_path):
