@@ -19,28 +19,27 @@ CHOICES = {
     "trunk_type": tuple(TRUNKS),
 }
 
-LOADING = frozenset(
-    {
-        *("cache_dir", "device_map", "disable_mmap", "dtype", "force_download", "ignore_mismatched_sizes"),
-        *(
-            "local_files_only",
-            "low_cpu_mem_usage",
-            "max_memory",
-            "offload_folder",
-            "offload_state_dict",
-            "proxies",
-        ),
-        *(
-            "quantization_config",
-            "revision",
-            "subfolder",
-            "token",
-            "torch_dtype",
-            "use_safetensors",
-            "variant",
-        ),
-    }
-)
+LOADING = {
+    "cache_dir",
+    "device_map",
+    "disable_mmap",
+    "dtype",
+    "force_download",
+    "ignore_mismatched_sizes",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "proxies",
+    "quantization_config",
+    "revision",
+    "subfolder",
+    "token",
+    "torch_dtype",
+    "use_safetensors",
+    "variant",
+}
 """Options of ``from_pretrained`` that are of diffusers, and not of a head's configuration."""
 
 LATER: dict[str, Any] = {
