@@ -86,7 +86,7 @@ def calibrate(
     index = index if isinstance(index, MemorizationIndex) else MemorizationIndex.load(index)
     encoder = index.load_encoder() if encoder is None else encoder
     check_kind("encoder", encoder, Encoder, "load_encoder(PATH)")
-    space = index.head.identify_space(encoder.vae).space
+    space = index.head.identify_space(encoder.vae).told()
     rows, dropped = _usable_rows(index, held_out, leave_out)
     rows = _new_files(index, held_out, rows, dropped)
     _check_number(len(rows), false_rejection_rate, dropped)  # before the hours that encoding may take

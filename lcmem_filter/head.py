@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from .errors import (
 from .hub import check_reachable
 from .latents import canonical, channel_agreement, check_latents, normalise, probe_latents, weights_sha256
 from .shipped import folder_of, shipped_heads
+from .space_match import MINIMUM_AGREEMENT, SpaceMatch
 from .trunks import TRUNKS
 
 Size = Literal["tiny", "small", "small32", "resnet", "micro"]
@@ -78,18 +78,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "layer_scale": 0.1,
     },
 }
-
-MINIMUM_AGREEMENT = 0.6
-"""Two encoders speak one latent space where their probe latents agree at least so much (``channel_agreement``)."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceMatch:
-    """Which latent space a VAE speaks, and how well it agrees with each that the head knows, in [-1, 1]."""
-
-    space: str
-    agreement: float
-    agreements: Mapping[str, float]
 
 
 class LCMemHead(ModelMixin, ConfigMixin):

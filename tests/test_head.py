@@ -26,7 +26,7 @@ from lcmem_filter.training import TrainingConfig
 from lcmem_filter.training.card import write_card
 from lcmem_filter.training.weights import with_descriptors
 
-from tests.tiny import tiny_vae
+from tests.tiny import tiny_vae, turned_vae
 
 
 def tiny_head(seed: int = 0, **changes: Any) -> LCMemHead:
@@ -237,6 +237,18 @@ def test_spaces_are_known_by_behaviour(head: LCMemHead) -> None:
         for parameter in other.encoder.parameters():
             parameter += 0.02 * parameter.std().nan_to_num() * torch.randn_like(parameter)
     assert head.identify_space(other).space == "sd"  # nearly the same encoder
+
+
+def test_a_space_that_is_not_certain_is_told_with_a_warning(head: LCMemHead) -> None:
+    head.add_probes("sd", tiny_vae())
+    assert head.identify_space(tiny_vae()).told() == "sd"
+    turned = turned_vae()
+    match = head.identify_space(turned)
+    assert 0.6 < match.agreement < 0.85, match
+    with pytest.warns(
+        UserWarning, match=rf"'sd' by {match.agreement:.2f} only.*copies may be missed.*--add-space"
+    ):
+        assert match.told() == "sd"
 
 
 def test_probes_are_saved(head: LCMemHead, tmp_path: Path) -> None:

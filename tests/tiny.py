@@ -59,6 +59,14 @@ def tiny_vae(kind: str = "AutoencoderKL", seed: int = 0, latent_channels: int = 
     return vae.eval()
 
 
+def turned_vae() -> Any:
+    """``tiny_vae``, with channels that hold three quarters of their neighbour too: it agrees by about 0.8."""
+    vae = tiny_vae()
+    with torch.no_grad():
+        vae.quant_conv.weight[:4] += 0.75 * vae.quant_conv.weight[[1, 2, 3, 0]]
+    return vae
+
+
 def tiny_pipeline(kind: str = "text-to-image", vae: str = "AutoencoderKL", seed: int = 0) -> Any:
     """A random Stable Diffusion pipeline for 32 px pictures; the same weights for the same arguments."""
     decoder = tiny_vae(vae, seed)

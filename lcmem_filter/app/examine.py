@@ -28,7 +28,7 @@ class Examiner:
 
     def __init__(self, index: MemorizationIndex, encoder: Encoder | None = None) -> None:
         self.encoder = encoder or index.load_encoder()
-        space = index.head.identify_space(self.encoder.vae).space
+        space = index.head.identify_space(self.encoder.vae).told()
         self.filter = MemorizationFilter(index, space=space)
 
     def examine(self, file: str | os.PathLike[str]) -> Finding:

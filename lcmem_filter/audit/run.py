@@ -95,7 +95,7 @@ def audit_images(
         check_training(index, training)
     encoder = index.load_encoder() if encoder is None else encoder
     check_kind("encoder", encoder, Encoder, "load_encoder(PATH)")
-    space = index.head.identify_space(encoder.vae).space
+    space = index.head.identify_space(encoder.vae).told()
     judge = Judge(MemorizationFilter(index, space=space), encoder, progress)
     samples, canonical = _examine(judge, images)
     samples, entries = apply_allow_list(samples, allow_list)

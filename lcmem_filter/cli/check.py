@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     index, encoder = open_index(args)
     source = open_source(args, args.images)
-    space = index.head.identify_space(encoder.vae).space
+    space = index.head.identify_space(encoder.vae).told()
     judge = MemorizationFilter(index, space=space)
     counts = {"clean": 0, "matches": 0, "not checked": 0}
     for one in judge_images(index, source, range(len(source)), encoder, space, description="checking"):

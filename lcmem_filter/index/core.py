@@ -114,7 +114,7 @@ class MemorizationIndex:
         check_kind("head", head, LCMemHead, "LCMemHead.from_pretrained(NAME)")
         if reuse is not None:
             check_kind("reuse", reuse, MemorizationIndex, "MemorizationIndex.load(PATH)")
-        space = head.identify_space(encoder.vae).space
+        space = head.identify_space(encoder.vae).told()
         side = default_resolution(encoder) if resolution is None else resolution
         if side < MIN_RESOLUTION:
             raise ConfigurationError(

@@ -32,7 +32,7 @@ def identify_space(pipe: Any, vae: Any, index: MemorizationIndex) -> str:
         UnsupportedPipelineError: ``vae`` does not encode pictures.
     """
     try:
-        return index.head.identify_space(vae).space
+        return index.head.identify_space(vae).told()
     except LatentSpaceError as error:
         raise LatentSpaceError(
             f"{error}. Index {index.path} was built with {index.encoder_source.path}: is it of this pipeline's "

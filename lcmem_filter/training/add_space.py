@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 
 from ..branches import check_space_name
 from ..errors import ArtifactError, LatentSpaceError
-from ..head import LCMemHead, SpaceMatch
+from ..head import LCMemHead
 from ..latents import Encoder, canonical
 from ..processes import make_accelerator
+from ..space_match import SpaceMatch
 from .checkpoint import LATENTS
 from .checks import Sources
 from .config import TrainingConfig, check_fractions, check_numbers, check_positive, check_resolutions
@@ -202,9 +203,10 @@ def add_space(
 
 def _known_as(initial: LCMemHead, encoder: Encoder) -> SpaceMatch | None:
     try:
-        return initial.identify_space(encoder.vae)
+        match = initial.identify_space(encoder.vae)
     except LatentSpaceError:
         return None
+    return match if match.certain else None
 
 
 def _told(found: Mapping[str, Any]) -> str:

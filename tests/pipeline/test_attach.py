@@ -27,7 +27,7 @@ from lcmem_filter.errors import (
 from lcmem_filter.latents import Encoder
 from lcmem_filter.pipeline import MemorizationWarning, attachment
 
-from tests.tiny import RESOLUTION, tiny_pipeline, tiny_vae, write_pictures
+from tests.tiny import RESOLUTION, tiny_pipeline, tiny_vae, turned_vae, write_pictures
 
 PROMPTS = ["a cat", "a dog", "a cat", "a dog"]
 
@@ -140,6 +140,37 @@ def test_a_vae_of_another_space_is_refused(memorised):
     with pytest.raises(LatentSpaceError, match=built_with):
         pipe.with_memorization_filter(memorised / "index")
     assert "memorization_filter" not in pipe.__dict__
+
+
+def test_a_vae_whose_space_is_not_certain_is_told_of_at_every_step(memorised, tmp_path):
+    def warns():
+        return pytest.warns(UserWarning, match=r"latent space 'sd' by 0\.\d\d only.*copies may be missed")
+
+    index = MemorizationIndex.load(memorised / "index")
+    encoder = Encoder(turned_vae(), str(tmp_path / "vae"))
+    encoder.vae.save_pretrained(tmp_path / "vae")
+    with warns():
+        MemorizationIndex.build(
+            open_images(memorised / "train"),
+            encoder,
+            index.head,
+            tmp_path / "index",
+            resolution=RESOLUTION,
+            progress=False,
+        )
+    built = MemorizationIndex.load(tmp_path / "index")
+    with warns():
+        calibrate(
+            built,
+            open_images(memorised / "held"),
+            encoder=encoder,
+            false_rejection_rate=0.05,
+            progress=False,
+        )
+    pipe = tiny_pipeline()
+    pipe.vae = turned_vae()
+    with warns():
+        pipe.with_memorization_filter(built)
 
 
 def by_attribute(pipe, vae):

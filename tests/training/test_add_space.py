@@ -17,10 +17,11 @@ from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import to_pixels
 from lcmem_filter.latents import Encoder, canonical
 from lcmem_filter.training import AddSpaceConfig, add_space, train_head, training_record
+from lcmem_filter.training.add_space import _known_as
 from lcmem_filter.training.prepare import prepare_data
 from lcmem_filter.training.weights import with_descriptors
 
-from tests.tiny import picture, tiny_vae
+from tests.tiny import picture, tiny_vae, turned_vae
 from tests.training.pictures import QUICK, Pictures
 
 SOURCES: list[Any] = [Pictures("twice", 12, 2), Pictures("once", 12, 1, first=100)]
@@ -174,3 +175,11 @@ def test_each_encoder_has_its_own_resolution(tmp_path: Path, known: Encoder, oth
     for space, encoder, side in (("sd", known, 64), ("other", other, 32)):
         encoded = canonical(encoder.encode(to_pixels(image, side)[None]), train.latents[space].shape[-1])
         assert torch.allclose(train.latents[space][0, :1].float(), encoded, atol=2e-3), space
+
+
+def test_a_space_that_is_not_certain_counts_as_unknown() -> None:
+    head = LCMemHead.create("micro", {"sd": 4})
+    head.add_probes("sd", tiny_vae())
+    assert head.identify_space(turned_vae()).space == "sd"
+    assert _known_as(head, Encoder(turned_vae(), "vae")) is None
+    assert _known_as(head, Encoder(tiny_vae(), "vae")).space == "sd"
