@@ -143,7 +143,7 @@ def _load_autoencoder(path: str, revision: str | None, subfolder: str | None, tr
         options["subfolder"] = subfolder
     config_file = Path(path) / (subfolder or "") / "config.json"
     if config_file.exists():
-        config = json.loads(config_file.read_text())
+        config = json.loads(config_file.read_text(encoding="utf-8"))
         named = getattr(diffusers, config.get("_class_name", ""), None)
         if named is not None and "auto_map" not in config:
             return named.from_pretrained(path, **options)

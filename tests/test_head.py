@@ -244,7 +244,7 @@ def test_a_space_that_is_not_certain_is_told_with_a_warning(head: LCMemHead) -> 
     assert head.identify_space(tiny_vae()).told() == "sd"
     turned = turned_vae()
     match = head.identify_space(turned)
-    assert 0.6 < match.agreement < 0.85, match
+    assert 0.6 < match.agreement < 0.8, match
     with pytest.warns(
         UserWarning, match=rf"'sd' by {match.agreement:.2f} only.*copies may be missed.*--add-space"
     ):

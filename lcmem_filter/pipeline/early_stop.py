@@ -100,7 +100,7 @@ class EarlyStop:
             CorruptArtifactError: it holds something else.
         """
         try:
-            found = json.loads(Path(path).read_text())
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
             if found.pop("format") != FORMAT:
                 raise ValueError("another format")
             stages = tuple(_stage(stage) for stage in found.pop("stages"))

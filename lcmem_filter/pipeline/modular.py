@@ -125,7 +125,7 @@ class MemorizationFilterStep(ModularPipelineBlocks):
     def save_config(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{__name__.rpartition('.')[2]}.py").write_text(_SHARED_CODE)
+        (folder / f"{__name__.rpartition('.')[2]}.py").write_text(_SHARED_CODE, encoding="utf-8")
         super().save_config(save_directory, **options)
 
     def _filter_of(self, components: Any, vae: Any) -> MemorizationFilter:
