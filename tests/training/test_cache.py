@@ -136,7 +136,7 @@ def test_an_image_is_encoded_as_soon_as_it_can_be_read(tmp_path: Path) -> None:
     source = Pictures("p", 5, 2, broken=(1, 9))
     one = plan(tmp_path, source)
     assert encode_plans([one], progress=False) == 3 and encode_plans([one], progress=False) == 0
-    assert list(read_plan(one).unreadable) == [1, 9] and "row 9; mend" in read_plan(one).unreadable[9]
+    assert list(read_plan(one).unreadable) == [1, 9] and "row 9; repair" in read_plan(one).unreadable[9]
     source.broken = (9,)
     assert encode_plans([one], progress=False) == 1
     assert list(read_plan(one).unreadable) == [9]
