@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._data import (
     DATA,
@@ -17,6 +18,10 @@ from ._data import (
     read_ids,
     tell_that_nobody_is_named,
 )
+
+if TYPE_CHECKING:
+    from ..images import ImageSource
+    from ..index import MemorizationIndex
 
 NAME = "calibrate"
 HELP = "Set an index's threshold on real images that the pipeline never saw"
@@ -64,23 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, and print what came of it as one JSON object; 1 where the threshold misses training images."""
-    from ..audit.certificate import check_training
     from ..calibration import LOOKED_AT, calibrate
     from ..errors import ConfigurationError
-    from ..report.pages import check_file
-    from ..report.pairs import write_pairs
-    from ..report.pictures import Pictures
     from ..types import OWN_FOUND_AT_LEAST, WHY_MISSED
 
     if args.training and not args.pairs:
         raise ConfigurationError("--training is shown on a page; name it with --pairs FILE")
     index, encoder = open_index(args)
     held_out = open_source(args, args.held_out)
-    training = open_source(args, args.training, []) if args.training else None
-    if training is not None:
-        check_training(index, training)
-    if args.pairs:
-        check_file(Path(args.pairs))
+    training = _open_page(args, index) if args.pairs else None
     found = calibrate(
         index,
         held_out,
@@ -123,8 +120,22 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     if args.pairs:
+        from ..report import Pictures, write_pairs
+
         shown = Pictures(held_out.image_of, index.pictures_in(training) if training else None)
         print(f"lcmem-filter: to look at: {write_pairs(found, args.pairs, shown)}", file=sys.stderr)
     summary = {key: value for key, value in found.to_dict().items() if key not in ("scores", "statistic")}
     print(json.dumps({"index": args.index, "n": found.n, **summary}))
     return 1 if found.doubt(OWN_FOUND_AT_LEAST) else 0
+
+
+def _open_page(args: argparse.Namespace, index: MemorizationIndex) -> ImageSource | None:
+    """The images that a page is to show beside held-out ones, if they are named; the page can be written."""
+    from ..audit.certificate import check_training
+    from ..report.pages import check_file
+
+    training = open_source(args, args.training, []) if args.training else None
+    if training is not None:
+        check_training(index, training)
+    check_file(Path(args.pairs))
+    return training
