@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,14 +17,31 @@ from PIL import Image
 
 from .decoding import decode_image
 from .dicom import attribute_of
-from .digests import sha256
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
 from .folders import images_in, is_image, stats
-from .tables import CSV_READING, NOT_AVAILABLE, is_csv, is_utf8, matching, names_of, read_table, text_of
+from .tables import (
+    CSV_READING,
+    NOT_AVAILABLE,
+    Table,
+    check_one_table,
+    columns_for,
+    holds_pictures,
+    is_in_memory,
+    is_utf8,
+    labels_of,
+    matching,
+    names_of,
+    parts_at,
+    read_table,
+    table_in_memory,
+    table_of,
+    text_of,
+)
+
+if TYPE_CHECKING:
+    import datasets
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-IMAGE_COLUMNS = ("image", "file_name", "path", "file")
-"""Columns that are taken for the images where none is named, the first that there is."""
 CANNOT_BE_READ = "cannot be read"
 """Part of what is said of an image that is missing or broken, in distinction to one that the encoder cannot take."""
 
@@ -148,14 +165,14 @@ def _why(error: Exception) -> str:
 
 
 def open_images(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | datasets.Dataset,
     *,
     image_column: str | None = None,
     identity_column: str | None = None,
     id_column: str | None = None,
     where: Mapping[str, str] | None = None,
 ) -> ImageSource:
-    """Open a folder of images, a folder of identities, or a table.
+    """Open a folder of images, a folder of identities, a table, or a ``datasets.Dataset``.
 
     In a folder, images are known by their suffix or their first bytes; those that cannot be read here, and compressed
     ones, are images that cannot be read.
@@ -166,6 +183,8 @@ def open_images(
             every image of the folder. Or a table's file: JSON lines and Parquet are read by ``datasets``, whose copy is
             removed when the process ends; what stands in CSV is text, so that an identity ``007`` stays that. An
             identity is the same text in each: ``7.0`` is ``7`` where all are whole numbers, and a day has no time.
+            Or the parts of one table, which ``datasets`` writes: a folder of Parquet files without images, a pattern
+            that names some of them, or the folder of ``Dataset.save_to_disk``; or such a data set itself.
         image_column: Column of images, or of paths relative to the table; ``image``, ``file_name``, ``path`` or
             ``file`` by default, in small or capital letters.
         identity_column: Column of identities; ``identity`` where there is one, else no image's is known. Of a folder
@@ -175,17 +194,19 @@ def open_images(
         where: Only rows of a table whose columns have these values, compared as text.
 
     Raises:
-        DataError: nothing lies at ``path``, or it cannot be read as a table; or a folder's table does not name some of
-            its images; or all DICOM files say the same of that attribute.
+        DataError: nothing lies at ``path``, or it cannot be read as a table, or as one; or a folder's table does not
+            name some of its images; or all DICOM files say the same of that attribute.
         EmptyDataError: no images.
         MissingColumnError: a table without a column that was named, or a folder in which no file has that attribute.
         MissingExtraError: an attribute of DICOM files was named, and pydicom is not installed.
     """
+    asked = (image_column, identity_column, id_column, dict(where or {}))
+    if is_in_memory(path):
+        return _open_table(table_in_memory(path), *asked)
     path = Path(path)
-    table = _table_at(path)
-    if table is not None:
-        columns = (image_column, identity_column, id_column)
-        return _open_table(table, *columns, dict(where or {}), whole_folder=table != path)
+    if files := _files_of_table(path):
+        metadata = path if files[0].name in METADATA_FILES and path.is_dir() else None
+        return _open_table(table_of(files), *asked, folder=metadata)
     alone = path.is_file()
     if not alone and not path.is_dir():
         raise DataError(f"no images at {path}: no such folder or table; give one that exists")
@@ -209,22 +230,31 @@ def can_be_read(source: ImageSource, row: int) -> bool:
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether ``open_images`` reads a table there: a table's file, or a folder's ``metadata``."""
-    return _table_at(Path(path)) is not None
+    """Whether ``open_images`` reads a table there: a table's file, a folder's ``metadata``, or parts of a table."""
+    return bool(_files_of_table(Path(path)))
 
 
 def columns_of(path: str | os.PathLike[str]) -> list[str]:
     """Columns of the table that ``open_images`` reads at ``path``; none where that is a folder without one."""
-    table = _table_at(Path(path))
-    return [] if table is None else list(read_table(table).column_names)
+    files = _files_of_table(Path(path))
+    return list(read_table(*files).column_names) if files else []
 
 
-def _table_at(path: Path) -> Path | None:
-    return path if path.is_file() and not is_image(path) else _metadata_of(path)
-
-
-def _metadata_of(folder: Path) -> Path | None:
-    return next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
+def _files_of_table(path: Path) -> list[Path]:
+    if path.is_file():
+        return [] if is_image(path) else [path]
+    if metadata := [path / name for name in METADATA_FILES if (path / name).is_file()]:
+        return metadata[:1]
+    parts = parts_at(path)
+    if parts and path.is_dir() and (images := images_in(path)):
+        if holding := next(filter(holds_pictures, parts), None):
+            raise DataError(
+                f"{path} has images ({images[0].relative_to(path)}) and tables that hold images "
+                f"({holding.relative_to(path)}); give the folder, table or pattern in quotes of one or the other"
+            )
+        return []
+    check_one_table(path, parts)
+    return parts
 
 
 def to_pixels(image: Image.Image, resolution: int) -> torch.Tensor:
@@ -268,57 +298,48 @@ def _open_files(path: Path, files: list[Path], attribute: str | None) -> ImageSo
 
 
 def _open_table(
-    path: Path,
+    table: Table,
     image_column: str | None,
     identity_column: str | None,
     id_column: str | None,
     where: dict[str, str],
     *,
-    whole_folder: bool,
+    folder: Path | None = None,
 ) -> ImageSource:
-    table = read_table(path)
-    found = list(table.column_names)
-    spelled = {**{name.strip().lower(): name for name in reversed(found)}, **{name: name for name in found}}
-    image_column = image_column or next((spelled[name] for name in IMAGE_COLUMNS if name in spelled), None)
-    identity_column = identity_column or spelled.get("identity")
-    if image_column is None:
-        raise MissingColumnError(
-            f"{path} has no column {', '.join(IMAGE_COLUMNS[:-1])} or {IMAGE_COLUMNS[-1]}; it has {', '.join(found)}; "
-            "name the one that says where the images are (--image-column), and separate columns by commas"
-        )
-    for name in (image_column, identity_column, id_column, *where):
-        if name is not None and name not in found:
-            raise MissingColumnError(f"{path} has no column {name!r}; it has {', '.join(found)}")
-    label_column = spelled.get("labels", spelled.get("label"))
-    rows = matching(table, where)
+    """Images of a table, which has to name every one of ``folder``."""
+    columns = columns_for(table, image_column, identity_column, id_column, where)
+    rows = matching(table.rows, where)
     if not rows:
-        raise EmptyDataError(f"{path} has no rows{f' with {where}; it has {len(table)}' if where else ''}")
+        lacks = f" with {where}; it has {len(table.rows)}" if where else ""
+        raise EmptyDataError(f"{table.told} has no rows{lacks}")
     identities, ids, labels = (
-        table[name][:] if name else None for name in (identity_column, id_column, label_column)
+        table.rows[name][:] if name else None for name in (columns.identity, columns.id, columns.labels)
     )
     unknown = (None, *NOT_AVAILABLE)
     try:
         names = names_of(identities or ())
     except ValueError as error:
         raise DataError(
-            f"{path}: of its column {identity_column!r}, {error}; write whole numbers as text"
+            f"{table.told}: of its column {columns.identity!r}, {error}; write whole numbers as text"
         ) from error
-    images = table[image_column]
+    images = table.rows[columns.image]
     first = next((image for row in rows if (image := images[row])), None)
     in_files = isinstance(first, str)
     images = images[:] if in_files else images  # pictures stay where they are
-    if whole_folder and (in_files or (isinstance(first, dict) and first.get("bytes") is None)):
-        _check_all_named(path, table)
+    if folder is not None and (in_files or (isinstance(first, dict) and first.get("bytes") is None)):
+        _check_all_named(folder, table)
     records, used = [], set()
     for row in rows:
-        own = images[row] if in_files and images[row] else f"{path.stem}/{row}"
+        own = images[row] if in_files and images[row] else f"{table.name}/{row}"
         own = f"{own}#{row}" if own in used else own  # listed again, as with a row for each finding
         used.add(own)
         id_ = own if ids is None else text_of(ids[row])
         if id_ is None:
-            raise DataError(f"{path}: row {row} has no {id_column}; fill it in, or leave the column out")
+            raise DataError(
+                f"{table.told}: row {row} has no {id_column}; fill it in, or leave the column out"
+            )
         identity = names[row] if names else None
-        known = _labels(labels[row]) if labels is not None else ""
+        known = labels_of(labels[row]) if labels is not None else ""
         records.append(
             ImageRecord(
                 id_,
@@ -330,50 +351,42 @@ def _open_table(
     def read(row: int) -> bytes | Path:
         value = images[rows[row]]
         if not value:
-            raise ValueError(f"row {rows[row]} of {path.name} names no image")
+            raise ValueError(f"row {rows[row]} of the table names no image")
         if isinstance(value, dict):
-            return value["bytes"] if value.get("bytes") is not None else path.parent / value["path"]
-        return value if isinstance(value, bytes) else path.parent / value
+            return value["bytes"] if value.get("bytes") is not None else table.folder / value["path"]
+        return value if isinstance(value, bytes) else table.folder / value
 
     if isinstance(first, dict) and first.get("bytes") is None:
-        files = [stats(path.parent, [str((images[row] or {}).get("path")) for row in rows])]
+        files = [stats(table.folder, [str((images[row] or {}).get("path")) for row in rows])]
     else:
-        files = [stats(path.parent, [images[row] or "" for row in rows])] if in_files else []
-    reading: list[Any] = [CSV_READING] if is_csv(path) else []
+        files = [stats(table.folder, [images[row] or "" for row in rows])] if in_files else []
+    reading: list[Any] = [CSV_READING] if table.is_csv else []
     # releases that knew no capitals, or nothing but labels, read none there: theirs was another source
-    reading += [name for name in (label_column,) if name not in (None, "labels")]
-    told = () if is_csv(path) else (*(identities or ()), *(labels or ()))  # which stood for themselves before
+    reading += [name for name in (columns.labels,) if name not in (None, "labels")]
+    told = () if table.is_csv else (*(identities or ()), *(labels or ()))  # which stood for themselves before
     reading += ["unknown"] if any(isinstance(one, str) and one in NOT_AVAILABLE for one in told) else []
     reading += ["names"] if names != [text_of(one) for one in identities or ()] else []
-    plan = (image_column, identity_column, id_column, sorted(where.items()), *files, *reading)
+    plan = (columns.image, columns.identity, columns.id, sorted(where.items()), *files, *reading)
     return ImageSource(
-        path.parent.name if path.name in METADATA_FILES else path.stem,
-        records,
-        read,
-        sha256(path, prefix=repr(plan).encode()),
+        table.name if folder is None else folder.name, records, read, table.digest(repr(plan).encode())
     )
 
 
-def _check_all_named(path: Path, table: Any) -> None:
+def _check_all_named(folder: Path, table: Table) -> None:
     """
     Raises:
         DataError: images of the table's folder are in none of its columns, and copies of them would pass.
     """
     known: set[str] = set()
-    for name in table.column_names:
-        values = (one.get("path") if isinstance(one, dict) else one for one in table[name][:])
-        known |= {os.path.normpath(path.parent / one) for one in values if isinstance(one, str) and one}
-    found = [file for file in images_in(path.parent) if os.path.normpath(file) not in known]
+    for name in table.rows.column_names:
+        values = (one.get("path") if isinstance(one, dict) else one for one in table.rows[name][:])
+        known |= {os.path.normpath(folder / one) for one in values if isinstance(one, str) and one}
+    found = [file for file in images_in(folder) if os.path.normpath(file) not in known]
     real = {os.path.realpath(one) for one in known} if found else set()  # which takes long
-    others = [file.relative_to(path.parent) for file in found if os.path.realpath(file) not in real]
+    others = [file.relative_to(folder) for file in found if os.path.realpath(file) not in real]
     unnamed = [file for file in others if not any(part.startswith(".") for part in file.parts)]
     if unnamed:
         raise DataError(
-            f"{path} does not name {len(unnamed)} of the images in its folder (the first: {unnamed[0]}); add them to "
-            "it, or move them away, or give the table's own path to use only what it names"
+            f"{table.told} does not name {len(unnamed)} of the images in its folder (the first: {unnamed[0]}); add "
+            "them to it, or move them away, or give the table's own path to use only what it names"
         )
-
-
-def _labels(value: Any) -> str:
-    several = value if isinstance(value, list) else [value]
-    return "|".join(text for one in several if (text := text_of(one)) is not None)

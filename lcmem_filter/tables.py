@@ -5,17 +5,26 @@ from __future__ import annotations
 import atexit
 import datetime
 import glob
+import hashlib
 import math
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
-from .errors import DataError
+from .digests import sha256
+from .errors import DataError, MissingColumnError
 
+if TYPE_CHECKING:
+    import datasets
+
+IMAGE_COLUMNS = ("image", "file_name", "path", "file")
+"""Columns that are taken for the images where none is named, the first that there is."""
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 NOT_AVAILABLE = ("NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None")
 """What R, pandas and spreadsheets write into CSV where an identity or label is not known."""
@@ -27,12 +36,196 @@ CSV_READING = 4
 """Part of a CSV's fingerprint; another one for each way in which its cells were ever read."""
 
 
-def read_table(path: Path) -> Any:
-    """A ``datasets.Dataset`` of its rows; images that it holds are not decoded.
+PART = re.compile(r"[-_.]?\d+(-of-\d+(-[0-9a-f]{16})?)?$")
+"""How names of the parts of a table end, before their suffix."""
+SAVED, SEVERAL_SAVED = "state.json", "dataset_dict.json"
+"""What ``datasets`` leaves where it saved a table to disk, and where several."""
+ROWS_AT_ONCE = 64
+"""Of a table in memory, that are hashed at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows that hold images, or say where they are.
+
+    Attributes:
+        rows: A ``datasets.Dataset``; images that it holds are not decoded.
+        told: What messages call it.
+        name: What its images are called together; rows are numbered under it.
+        folder: What paths are relative to.
+        is_csv: Its cells are text, whatever stands in them.
+        digest: SHA-256 of some bytes and of all that the table holds, in hexadecimal.
+    """
+
+    rows: Any
+    told: str
+    name: str
+    folder: Path
+    is_csv: bool
+    digest: Callable[[bytes], str]
+
+
+def table_of(files: Sequence[Path]) -> Table:
+    """The table that one file holds, or that several are the parts of.
 
     Raises:
         DataError: it is no table, or a broken one.
     """
+    first, rows = files[0], read_table(*files)
+    is_csv = KINDS.get(first.suffix.lower()) == "csv"
+
+    def digest(begins: bytes) -> str:
+        if len(files) == 1:
+            return sha256(first, begins)
+        return hashlib.sha256(begins + "".join(sha256(file) for file in files).encode()).hexdigest()
+
+    if first.suffix == ".arrow":
+        return Table(rows, str(first.parent), first.parent.name, first.parent, is_csv, digest)
+    if len(files) == 1:
+        return Table(rows, str(first), first.stem, first.parent, is_csv, digest)
+    told = f"{first} to {files[-1].name}"
+    return Table(rows, told, _name_of_parts(first), first.parent, is_csv, digest)
+
+
+def table_in_memory(rows: datasets.Dataset) -> Table:
+    """A table that was loaded already; paths in it are relative to the working directory."""
+    rows = _without_decoding(rows)
+
+    def digest(begins: bytes) -> str:
+        import pyarrow as pa
+
+        found = hashlib.sha256(begins)
+        for some in rows.with_format("arrow").iter(ROWS_AT_ONCE):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, some.schema.remove_metadata()) as stream:
+                stream.write_table(some.combine_chunks().replace_schema_metadata())
+            found.update(sink.getvalue())
+        return found.hexdigest()
+
+    return Table(rows, "the data set", "dataset", Path(), False, digest)
+
+
+def is_in_memory(data: object) -> TypeGuard[datasets.Dataset]:
+    """Whether it is a ``datasets.Dataset``.
+
+    Raises:
+        DataError: several of them, or one that cannot be asked for its rows by their number.
+    """
+    datasets = sys.modules.get("datasets")  # who has one has imported it
+    if datasets is None:
+        return False
+    if isinstance(data, dict) and isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+        raise DataError(
+            f"these are several data sets; give one of them, such as dataset[{next(iter(data))!r}]"
+        )
+    if isinstance(data, datasets.IterableDataset):
+        raise DataError(
+            "rows of an IterableDataset have no numbers; load it without streaming, and give the Dataset"
+        )
+    return isinstance(data, datasets.Dataset)
+
+
+def parts_at(path: Path) -> list[Path]:
+    """The files that a table may be divided into: of a folder, those that ``Dataset.save_to_disk`` left there, or else
+    all Parquet files in it and below; of a pattern, the tables that it names. None where there are none.
+
+    Raises:
+        DataError: several data sets were saved to disk there.
+    """
+    if not path.is_dir():
+        named = [] if path.exists() else map(Path, glob.glob(str(path)))
+        return sorted(one for one in named if one.suffix.lower() in KINDS)
+    if (path / SEVERAL_SAVED).is_file():
+        saved = sorted(one.parent.name for one in path.glob(f"*/{SAVED}"))
+        raise DataError(f"{path} holds several data sets ({', '.join(saved)}); give the folder of one")
+    if (path / SAVED).is_file():
+        return sorted(path.glob("*.arrow"))
+    below = ((one, one.relative_to(path).parts) for one in path.rglob("*.parquet"))
+    return sorted(one for one, parts in below if not any(part.startswith(".") for part in parts))
+
+
+def check_one_table(path: Path, parts: Sequence[Path]) -> None:
+    """
+    Raises:
+        DataError: what lies in the folder ``path`` are several tables, as of several splits; or what the pattern names
+            lies in several folders, or is of several kinds.
+    """
+    if not path.is_dir() and len({(one.parent, one.suffix.lower()) for one in parts}) > 1:
+        raise DataError(f"{path} names tables of several folders or kinds; give those of one")
+    tables = sorted({str(one.parent / _name_of_parts(one)) for one in parts if one.suffix != ".arrow"})
+    if path.is_dir() and len(tables) > 1:
+        first = parts[0].parent / PART.sub("", parts[0].stem)
+        raise DataError(
+            f"{path} holds several tables ({', '.join(tables)}); give one of them, its parts as a pattern in quotes: "
+            f"'{first}*.parquet'"
+        )
+
+
+def holds_pictures(part: Path) -> bool:
+    """Whether images lie in a part of a table, and not only where they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if part.suffix == ".arrow":
+        return True
+    try:
+        kinds = [field.type for field in pq.read_schema(part)]
+    except (OSError, pa.ArrowInvalid):
+        return False
+    kinds += [field.type for kind in kinds if pa.types.is_struct(kind) for field in kind]
+    return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
+
+
+def _name_of_parts(part: Path) -> str:
+    return PART.sub("", part.stem) or part.parent.name
+
+
+def read_table(*files: Path) -> Any:
+    """A ``datasets.Dataset`` of the rows of all files, in their order; images that they hold are not decoded.
+
+    Raises:
+        DataError: one is no table, or a broken one, or they have other columns than the first.
+    """
+    import datasets
+
+    if files[0].suffix == ".arrow":
+        return _without_decoding(_saved(files[0].parent))
+    tables = [_without_decoding(_read(file)) for file in files]
+    if len(tables) == 1:
+        return tables[0]
+    for file, table in zip(files, tables, strict=True):
+        if set(table.column_names) != set(tables[0].column_names):
+            raise DataError(
+                f"{file} has the columns {', '.join(table.column_names)}, and {files[0]} "
+                f"{', '.join(tables[0].column_names)}; parts of one table have the same"
+            )
+    try:
+        return datasets.concatenate_datasets(tables)
+    except ValueError as error:
+        raise DataError(f"{files[0]} to {files[-1].name} are not parts of one table: {error}") from error
+
+
+def _without_decoding(table: Any) -> Any:
+    import datasets
+
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
+
+
+def _saved(folder: Path) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever is wrong with it
+        raise DataError(
+            f"{folder} cannot be read as a data set that was saved to disk: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read(path: Path) -> Any:
     import datasets
 
     kind = KINDS.get(path.suffix.lower())
@@ -59,9 +252,6 @@ def read_table(path: Path) -> Any:
     finally:
         if shown:
             datasets.enable_progress_bars()
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
     return table
 
 
@@ -118,11 +308,6 @@ def is_utf8(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def is_csv(path: Path) -> bool:
-    """Whether a table's cells are text, whatever stands in them."""
-    return KINDS.get(path.suffix.lower()) == "csv"
-
-
 def text_of(value: Any) -> str | None:
     """A cell as text, ``None`` where nothing is known. Whole numbers have no point: a column of them holds floats as
     soon as one is missing."""
@@ -151,6 +336,45 @@ def names_of(values: Sequence[Any]) -> list[str | None]:
     if all(isinstance(one, str) and re.fullmatch(r"\s*-?\d+\.0\s*", one) for one in known):
         texts = [None if one is None else one.removesuffix(".0") for one in texts]
     return texts
+
+
+class Columns(NamedTuple):
+    """What columns of a table are called; ``None`` where there is none, or none is asked for."""
+
+    image: str
+    identity: str | None
+    id: str | None
+    labels: str | None
+
+
+def columns_for(
+    table: Table, image: str | None, identity: str | None, id_: str | None, where: Mapping[str, str]
+) -> Columns:
+    """The columns that were named, or that are found by their usual names, in small or capital letters.
+
+    Raises:
+        MissingColumnError: one that was named, or that of the images, is missing.
+    """
+    found = list(table.rows.column_names)
+    spelled = {**{name.strip().lower(): name for name in reversed(found)}, **{name: name for name in found}}
+    image = image or next((spelled[name] for name in IMAGE_COLUMNS if name in spelled), None)
+    identity = identity or spelled.get("identity")
+    if image is None:
+        raise MissingColumnError(
+            f"{table.told} has no column {', '.join(IMAGE_COLUMNS[:-1])} or {IMAGE_COLUMNS[-1]}; it has "
+            f"{', '.join(found)}; name the one that says where the images are (--image-column), and separate columns "
+            "by commas"
+        )
+    for name in (image, identity, id_, *where):
+        if name is not None and name not in found:
+            raise MissingColumnError(f"{table.told} has no column {name!r}; it has {', '.join(found)}")
+    return Columns(image, identity, id_, spelled.get("labels", spelled.get("label")))
+
+
+def labels_of(value: Any) -> str:
+    """A cell of labels, which may be a list, as text with ``|`` between them."""
+    several = value if isinstance(value, list) else [value]
+    return "|".join(text for one in several if (text := text_of(one)) is not None)
 
 
 def matching(table: Any, where: Mapping[str, str]) -> list[int]:

@@ -250,7 +250,7 @@ def test_a_row_without_an_image_is_one_that_cannot_be_read(tmp_path, empty):
     names[empty] = ""
     source = open_images(write_csv(tmp_path / "t.csv", ["path", "who"], [[name, "a"] for name in names]))
     assert [record.id for record in source.records] == [name or f"t/{row}" for row, name in enumerate(names)]
-    with pytest.raises(UnreadableImageError, match=f"row {empty} of t.csv names no image"):
+    with pytest.raises(UnreadableImageError, match=f"row {empty} of the table names no image"):
         source.image(empty)
     assert source.image(1 - empty).size and not can_be_read(source, empty)
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from ..index import MemorizationIndex
     from ..latents import Encoder
 
-DATA = "image folder, folder of identities, or CSV, JSONL or Parquet file"
+DATA = (
+    "image folder, folder of identities, CSV, JSONL or Parquet file, folder of a table's Parquet files or pattern in "
+    "quotes that names them, or folder of Dataset.save_to_disk"
+)
 
 EXITS = (
     "Exits with 0 (no match), 1 (matches, whether or not all could be checked) or 2 (error, or no match but not all "

@@ -1,0 +1,168 @@
+"""Tables that are divided into parts, saved to disk or held in memory, as ``datasets`` has them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from lcmem_filter.errors import DataError, MissingColumnError
+from lcmem_filter.images import ImageRecord, columns_of, is_table, open_images
+from lcmem_filter.tables import PART
+
+from tests.tiny import picture, write_pictures
+
+
+def rows_of(numbers: list[int]) -> datasets.Dataset:
+    pictures = []
+    for number in numbers:
+        buffer = io.BytesIO()
+        picture(number).save(buffer, "PNG")
+        pictures.append({"bytes": buffer.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image(), "who": datasets.Value("string")})
+    people = [f"p{number // 2}" for number in numbers]
+    return datasets.Dataset.from_dict({"image": pictures, "who": people}, features=features)
+
+
+def write_parts(folder: Path, split: str = "train") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, numbers in enumerate(([0, 1, 2], [3, 4])):
+        rows_of(numbers).to_parquet(folder / f"{split}-{part:05}-of-00002.parquet")
+    return folder
+
+
+def given(kind: str, folder: Path) -> tuple[object, str]:
+    """The same five images in one way, and what they are called together."""
+    if kind == "memory":
+        return rows_of([0, 1, 2, 3, 4]), "dataset"
+    if kind == "saved":
+        rows_of([0, 1, 2, 3, 4]).save_to_disk(folder / "set", num_shards=2)
+        return folder / "set", "set"
+    write_parts(folder / "set" / "data")
+    return {
+        "folder": folder / "set",
+        "folder of the parts": folder / "set" / "data",
+        "pattern": folder / "set" / "data" / "train-*.parquet",
+    }[kind], "train"
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder of the parts", "pattern", "saved", "memory"])
+def test_parts_are_one_table(tmp_path, kind):
+    data, name = given(kind, tmp_path)
+    source = open_images(data, identity_column="who")
+    assert source.name == name
+    assert source.records == [ImageRecord(f"{name}/{row}", f"p{row // 2}") for row in range(5)]
+    for row in range(5):
+        assert np.array_equal(np.asarray(source.image(row)), np.asarray(picture(row)))
+    assert open_images(data, identity_column="who").fingerprint == source.fingerprint
+    assert open_images(data).fingerprint != source.fingerprint
+    some = open_images(data, where={"who": "p1"})
+    assert [record.id for record in some.records] == [f"{name}/2", f"{name}/3"]
+    assert np.array_equal(np.asarray(some.image(1)), np.asarray(picture(3)))
+    with pytest.raises(MissingColumnError, match="has no column 'patient'; it has image, who"):
+        open_images(data, identity_column="patient")
+    if kind != "memory":
+        assert is_table(data) and columns_of(data) == ["image", "who"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "saved", "memory"])
+def test_a_fingerprint_is_of_every_part(tmp_path, kind):
+    data, _ = given(kind, tmp_path)
+    before = open_images(data).fingerprint
+    changed = rows_of([3, 5])
+    if kind == "folder":
+        changed.to_parquet(tmp_path / "set" / "data" / "train-00001-of-00002.parquet")
+    elif kind == "saved":
+        datasets.concatenate_datasets([rows_of([0, 1, 2]), changed]).save_to_disk(
+            tmp_path / "other" / "set", num_shards=2
+        )
+        data = tmp_path / "other" / "set"
+    else:
+        assert open_images(data.select([0, 1, 2, 4, 3])).fingerprint != before
+        assert (
+            open_images(datasets.concatenate_datasets([rows_of([0, 1]), rows_of([2, 3, 4])])).fingerprint
+            == before
+        )
+        data = datasets.concatenate_datasets([rows_of([0, 1, 2]), changed])
+    assert open_images(data).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train-00000-of-00002", "train-00000-of-00001-b513d9e388d56453", "train_3", "train.007", "train12"],
+)
+def test_how_parts_are_called(name):
+    assert PART.sub("", name) == "train"
+
+
+def test_parts_that_are_numbered_alone_are_called_as_their_folder(tmp_path):
+    for part in range(2):
+        (tmp_path / "faces").mkdir(exist_ok=True)
+        rows_of([part]).to_parquet(tmp_path / "faces" / f"{part:04}.parquet")
+    assert [record.id for record in open_images(tmp_path).records] == ["faces/0", "faces/1"]
+
+
+def test_several_tables_are_not_taken_for_one(tmp_path):
+    write_parts(tmp_path / "set")
+    write_parts(tmp_path / "set", "test")
+    with pytest.raises(
+        DataError, match=r"several tables \(.*test, .*train\); .* in quotes: '.*/set/test\*\.parquet'"
+    ):
+        open_images(tmp_path / "set")
+    assert len(open_images(tmp_path / "set" / "train*.parquet")) == 5
+    with pytest.raises(DataError, match="tables of several folders or kinds"):
+        write_parts(tmp_path / "set2")
+        open_images(tmp_path / "set*" / "train*.parquet")
+    splits = datasets.DatasetDict(train=rows_of([0]), test=rows_of([1]))
+    splits.save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"several data sets \(test, train\)"):
+        open_images(tmp_path / "saved")
+    assert len(open_images(tmp_path / "saved" / "train")) == 1
+    with pytest.raises(DataError, match=r"such as dataset\['train'\]"):
+        open_images(splits)
+    with pytest.raises(DataError, match="without streaming"):
+        open_images(rows_of([0]).to_iterable_dataset())
+
+
+def test_parts_with_other_columns_are_told(tmp_path):
+    write_parts(tmp_path)
+    rows_of([3]).rename_column("who", "identity").to_parquet(tmp_path / "train-00001-of-00002.parquet")
+    with pytest.raises(DataError, match="parts of one table have the same"):
+        open_images(tmp_path)
+
+
+def test_a_saved_data_set_that_is_broken_is_told(tmp_path):
+    rows_of([0]).save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / "data-00000-of-00001.arrow").write_bytes(b"broken")
+    with pytest.raises(DataError, match="cannot be read as a data set that was saved to disk"):
+        open_images(tmp_path / "set")
+
+
+def test_a_folder_of_images_stays_one_beside_tables_of_what_is_in_it(tmp_path):
+    write_pictures(tmp_path, [0, 1])
+    for name in ("ages", "sizes"):
+        datasets.Dataset.from_dict({"file_name": ["000.png"], name: [3]}).to_parquet(
+            tmp_path / f"{name}.parquet"
+        )
+    assert [record.id for record in open_images(tmp_path).records] == ["000.png", "001.png"]
+    assert not is_table(tmp_path)
+
+
+def test_images_beside_tables_that_hold_images_are_told(tmp_path):
+    write_pictures(tmp_path / "set", [0])
+    write_parts(tmp_path / "set" / "data")
+    with pytest.raises(
+        DataError, match=r"has images \(000\.png\) and tables that hold images \(data/train-00000"
+    ):
+        open_images(tmp_path / "set")
+    assert len(open_images(tmp_path / "set" / "data")) == 5
+
+
+def test_a_pattern_that_names_nothing_is_told(tmp_path):
+    write_pictures(tmp_path, [0])
+    for pattern in ("*.parquet", "*.png"):
+        with pytest.raises(DataError, match="no such folder or table"):
+            open_images(tmp_path / pattern)
