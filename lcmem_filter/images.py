@@ -19,19 +19,19 @@ from .decoding import decode_image
 from .dicom import attribute_of
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
 from .folders import images_in, is_image, stats
+from .table_files import check_one_table, holds_pictures, parts_at
 from .tables import (
     CSV_READING,
     NOT_AVAILABLE,
     Table,
-    check_one_table,
+    cells,
+    classes_in,
     columns_for,
-    holds_pictures,
     is_in_memory,
     is_utf8,
     labels_of,
     matching,
     names_of,
-    parts_at,
     read_table,
     table_in_memory,
     table_of,
@@ -313,7 +313,7 @@ def _open_table(
         lacks = f" with {where}; it has {len(table.rows)}" if where else ""
         raise EmptyDataError(f"{table.told} has no rows{lacks}")
     identities, ids, labels = (
-        table.rows[name][:] if name else None for name in (columns.identity, columns.id, columns.labels)
+        cells(table.rows, name) if name else None for name in (columns.identity, columns.id, columns.labels)
     )
     unknown = (None, *NOT_AVAILABLE)
     try:
@@ -365,6 +365,8 @@ def _open_table(
     reading += [name for name in (columns.labels,) if name not in (None, "labels")]
     told = () if table.is_csv else (*(identities or ()), *(labels or ()))  # which stood for themselves before
     reading += ["unknown"] if any(isinstance(one, str) and one in NOT_AVAILABLE for one in told) else []
+    # whose numbers were read before
+    reading += [f"classes in {name}" for name in columns[1:] if name and classes_in(table.rows, name)]
     reading += ["names"] if names != [text_of(one) for one in identities or ()] else []
     plan = (columns.image, columns.identity, columns.id, sorted(where.items()), *files, *reading)
     return ImageSource(

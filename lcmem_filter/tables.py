@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from .digests import sha256
 from .errors import DataError, MissingColumnError
+from .table_files import KINDS, name_of_parts
 
 if TYPE_CHECKING:
     import datasets
 
 IMAGE_COLUMNS = ("image", "file_name", "path", "file")
 """Columns that are taken for the images where none is named, the first that there is."""
-KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 NOT_AVAILABLE = ("NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None")
 """What R, pandas and spreadsheets write into CSV where an identity or label is not known."""
 COPIES = "lcmem-table-"
@@ -36,10 +36,6 @@ CSV_READING = 4
 """Part of a CSV's fingerprint; another one for each way in which its cells were ever read."""
 
 
-PART = re.compile(r"[-_.]?\d+(-of-\d+(-[0-9a-f]{16})?)?$")
-"""How names of the parts of a table end, before their suffix."""
-SAVED, SEVERAL_SAVED = "state.json", "dataset_dict.json"
-"""What ``datasets`` leaves where it saved a table to disk, and where several."""
 ROWS_AT_ONCE = 64
 """Of a table in memory, that are hashed at once."""
 
@@ -84,7 +80,7 @@ def table_of(files: Sequence[Path]) -> Table:
     if len(files) == 1:
         return Table(rows, str(first), first.stem, first.parent, is_csv, digest)
     told = f"{first} to {files[-1].name}"
-    return Table(rows, told, _name_of_parts(first), first.parent, is_csv, digest)
+    return Table(rows, told, name_of_parts(first), first.parent, is_csv, digest)
 
 
 def table_in_memory(rows: datasets.Dataset) -> Table:
@@ -123,61 +119,6 @@ def is_in_memory(data: object) -> TypeGuard[datasets.Dataset]:
             "rows of an IterableDataset have no numbers; load it without streaming, and give the Dataset"
         )
     return isinstance(data, datasets.Dataset)
-
-
-def parts_at(path: Path) -> list[Path]:
-    """The files that a table may be divided into: of a folder, those that ``Dataset.save_to_disk`` left there, or else
-    all Parquet files in it and below; of a pattern, the tables that it names. None where there are none.
-
-    Raises:
-        DataError: several data sets were saved to disk there.
-    """
-    if not path.is_dir():
-        named = [] if path.exists() else map(Path, glob.glob(str(path)))
-        return sorted(one for one in named if one.suffix.lower() in KINDS)
-    if (path / SEVERAL_SAVED).is_file():
-        saved = sorted(one.parent.name for one in path.glob(f"*/{SAVED}"))
-        raise DataError(f"{path} holds several data sets ({', '.join(saved)}); give the folder of one")
-    if (path / SAVED).is_file():
-        return sorted(path.glob("*.arrow"))
-    below = ((one, one.relative_to(path).parts) for one in path.rglob("*.parquet"))
-    return sorted(one for one, parts in below if not any(part.startswith(".") for part in parts))
-
-
-def check_one_table(path: Path, parts: Sequence[Path]) -> None:
-    """
-    Raises:
-        DataError: what lies in the folder ``path`` are several tables, as of several splits; or what the pattern names
-            lies in several folders, or is of several kinds.
-    """
-    if not path.is_dir() and len({(one.parent, one.suffix.lower()) for one in parts}) > 1:
-        raise DataError(f"{path} names tables of several folders or kinds; give those of one")
-    tables = sorted({str(one.parent / _name_of_parts(one)) for one in parts if one.suffix != ".arrow"})
-    if path.is_dir() and len(tables) > 1:
-        first = parts[0].parent / PART.sub("", parts[0].stem)
-        raise DataError(
-            f"{path} holds several tables ({', '.join(tables)}); give one of them, its parts as a pattern in quotes: "
-            f"'{first}*.parquet'"
-        )
-
-
-def holds_pictures(part: Path) -> bool:
-    """Whether images lie in a part of a table, and not only where they are."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if part.suffix == ".arrow":
-        return True
-    try:
-        kinds = [field.type for field in pq.read_schema(part)]
-    except (OSError, pa.ArrowInvalid):
-        return False
-    kinds += [field.type for kind in kinds if pa.types.is_struct(kind) for field in kind]
-    return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
-
-
-def _name_of_parts(part: Path) -> str:
-    return PART.sub("", part.stem) or part.parent.name
 
 
 def read_table(*files: Path) -> Any:
@@ -371,6 +312,27 @@ def columns_for(
     return Columns(image, identity, id_, spelled.get("labels", spelled.get("label")))
 
 
+def classes_in(table: Any, column: str) -> Any:
+    """The ``datasets.ClassLabel`` of a column's cells, or of what their lists hold; ``None`` where they are of none."""
+    import datasets
+
+    feature = table.features[column]
+    classes = getattr(feature, "feature", feature)
+    return classes if isinstance(classes, datasets.ClassLabel) else None
+
+
+def cells(table: Any, column: str) -> list[Any]:
+    """A column's cells; of classes their names, not the numbers that ``datasets`` keeps for them."""
+    classes, values = classes_in(table, column), list(table[column][:])
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(one) for one in value]
+        return None if value is None or value < 0 else classes.int2str(value)
+
+    return values if classes is None else [named(value) for value in values]
+
+
 def labels_of(value: Any) -> str:
     """A cell of labels, which may be a list, as text with ``|`` between them."""
     several = value if isinstance(value, list) else [value]
@@ -378,9 +340,9 @@ def labels_of(value: Any) -> str:
 
 
 def matching(table: Any, where: Mapping[str, str]) -> list[int]:
-    """Rows whose columns have these values, compared as text."""
+    """Rows whose columns have these values, compared as text; a class by its number or its name."""
     rows = list(range(len(table)))
     for name, wanted in where.items():
-        values = table[name][:]
-        rows = [row for row in rows if wanted in (str(values[row]), text_of(values[row]))]
+        values, named = table[name][:], cells(table, name)
+        rows = [row for row in rows if wanted in (str(values[row]), text_of(values[row]), named[row])]
     return rows

@@ -11,7 +11,7 @@ import pytest
 
 from lcmem_filter.errors import DataError, MissingColumnError
 from lcmem_filter.images import ImageRecord, columns_of, is_table, open_images
-from lcmem_filter.tables import PART
+from lcmem_filter.table_files import PART
 
 from tests.tiny import picture, write_pictures
 
@@ -134,11 +134,45 @@ def test_parts_with_other_columns_are_told(tmp_path):
         open_images(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["memory", "parquet"])
+def test_classes_are_read_by_their_names(tmp_path, kind):
+    classes = datasets.ClassLabel(names=["Anna", "Ben"])
+    rows = rows_of([0, 1, 2])
+    for name, values in {"identity": [1, 0, None], "label": [0, -1, 1]}.items():
+        rows = rows.add_column(name, values).cast_column(name, classes)
+    rows = rows.add_column("labels", [[0, 1], [], [1]])
+    several = type(rows.features["labels"])(classes)
+    rows = rows.cast_column("labels", several)
+    data = rows
+    if kind == "parquet":
+        data = tmp_path / "t.parquet"
+        rows.to_parquet(data)
+    records = open_images(data).records
+    assert [one.identity for one in records] == ["Ben", "Anna", None]
+    assert [one.labels for one in records] == ["Anna|Ben", "", "Ben"]
+    assert (
+        len(open_images(data, where={"label": "Anna"})) == len(open_images(data, where={"label": "0"})) == 1
+    )
+    known = [one.labels for one in open_images(rows.remove_columns("labels")).records]
+    assert known == ["Anna", "", "Ben"]
+
+
 def test_a_saved_data_set_that_is_broken_is_told(tmp_path):
     rows_of([0]).save_to_disk(tmp_path / "set")
     (tmp_path / "set" / "data-00000-of-00001.arrow").write_bytes(b"broken")
     with pytest.raises(DataError, match="cannot be read as a data set that was saved to disk"):
         open_images(tmp_path / "set")
+    (tmp_path / "set" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match=r"does not say which files .* KeyError"):
+        open_images(tmp_path / "set")
+
+
+def test_what_was_made_of_a_saved_data_set_is_no_part_of_it(tmp_path):
+    data, _ = given("saved", tmp_path)
+    before = open_images(data)
+    made = datasets.load_from_disk(str(data)).map(lambda row: {"age": 3})
+    assert len(made) == 5 and list(data.glob("cache-*.arrow"))
+    assert open_images(data).fingerprint == before.fingerprint
 
 
 def test_a_folder_of_images_stays_one_beside_tables_of_what_is_in_it(tmp_path):

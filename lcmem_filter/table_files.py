@@ -1,0 +1,85 @@
+"""Which files a table lies in: one, or the parts that ``datasets`` divides it into."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import DataError
+
+KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+PART = re.compile(r"[-_.]?\d+(-of-\d+(-[0-9a-f]{16})?)?$")
+"""How names of the parts of a table end, before their suffix."""
+SAVED, SEVERAL_SAVED = "state.json", "dataset_dict.json"
+"""What ``datasets`` leaves where it saved a table to disk, and where several."""
+
+
+def parts_at(path: Path) -> list[Path]:
+    """The files that a table may be divided into: of a folder, those that ``Dataset.save_to_disk`` left there, or else
+    all Parquet files in it and below; of a pattern, the tables that it names. None where there are none.
+
+    Raises:
+        DataError: several data sets were saved to disk there, or what was saved is broken.
+    """
+    if not path.is_dir():
+        named = [] if path.exists() else map(Path, glob.glob(str(path)))
+        return sorted(one for one in named if one.suffix.lower() in KINDS)
+    if (path / SEVERAL_SAVED).is_file():
+        saved = sorted(one.parent.name for one in path.glob(f"*/{SAVED}"))
+        raise DataError(f"{path} holds several data sets ({', '.join(saved)}); give the folder of one")
+    if (path / SAVED).is_file():
+        return _saved_in(path)
+    below = ((one, one.relative_to(path).parts) for one in path.rglob("*.parquet"))
+    return sorted(one for one, parts in below if not any(part.startswith(".") for part in parts))
+
+
+def _saved_in(folder: Path) -> list[Path]:
+    """Without those that ``datasets`` keeps beside them of what was made of the data set."""
+    try:
+        state = json.loads((folder / SAVED).read_text(encoding="utf-8"))
+        return [folder / one["filename"] for one in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / SAVED} does not say which files a saved data set lies in: {type(error).__name__}: {error}; "
+            "save it again"
+        ) from error
+
+
+def check_one_table(path: Path, parts: Sequence[Path]) -> None:
+    """
+    Raises:
+        DataError: what lies in the folder ``path`` are several tables, as of several splits; or what the pattern names
+            lies in several folders, or is of several kinds.
+    """
+    if not path.is_dir() and len({(one.parent, one.suffix.lower()) for one in parts}) > 1:
+        raise DataError(f"{path} names tables of several folders or kinds; give those of one")
+    tables = sorted({str(one.parent / name_of_parts(one)) for one in parts if one.suffix != ".arrow"})
+    if path.is_dir() and len(tables) > 1:
+        first = parts[0].parent / PART.sub("", parts[0].stem)
+        raise DataError(
+            f"{path} holds several tables ({', '.join(tables)}); give one of them, its parts as a pattern in quotes: "
+            f"'{first}*.parquet'"
+        )
+
+
+def holds_pictures(part: Path) -> bool:
+    """Whether images lie in a part of a table, and not only where they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if part.suffix == ".arrow":
+        return True
+    try:
+        kinds = [field.type for field in pq.read_schema(part)]
+    except (OSError, pa.ArrowInvalid):
+        return False
+    kinds += [field.type for kind in kinds if pa.types.is_struct(kind) for field in kind]
+    return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
+
+
+def name_of_parts(part: Path) -> str:
+    """What a table is called that a file is a part of."""
+    return PART.sub("", part.stem) or part.parent.name
