@@ -84,7 +84,7 @@ def table_of(files: Sequence[Path]) -> Table:
 
 
 def table_in_memory(rows: datasets.Dataset) -> Table:
-    """A table that was loaded already; paths in it are relative to the working directory."""
+    """A table that was loaded already, called as its split; paths in it are relative to the working directory."""
     rows = _without_decoding(rows)
 
     def digest(begins: bytes) -> str:
@@ -98,7 +98,7 @@ def table_in_memory(rows: datasets.Dataset) -> Table:
             found.update(sink.getvalue())
         return found.hexdigest()
 
-    return Table(rows, "the data set", "dataset", Path(), False, digest)
+    return Table(rows, "the data set", str(rows.split or "dataset"), Path(), False, digest)
 
 
 def is_in_memory(data: object) -> TypeGuard[datasets.Dataset]:

@@ -98,6 +98,15 @@ def test_how_parts_are_called(name):
     assert PART.sub("", name) == "train"
 
 
+def test_a_split_is_called_as_its_parts_are(tmp_path):
+    write_parts(tmp_path)
+    files = str(tmp_path / "train-*.parquet")
+    loaded = datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert open_images(loaded).records == open_images(files).records
+
+
 def test_parts_that_are_numbered_alone_are_called_as_their_folder(tmp_path):
     for part in range(2):
         (tmp_path / "faces").mkdir(exist_ok=True)
