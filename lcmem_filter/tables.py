@@ -85,7 +85,7 @@ def table_of(files: Sequence[Path]) -> Table:
 
 def table_in_memory(rows: datasets.Dataset) -> Table:
     """A table that was loaded already, called as its split; paths in it are relative to the working directory."""
-    rows = _without_decoding(rows)
+    rows = _without_decoding(rows.with_format(None))  # as it is stored, whatever training makes of it
 
     def digest(begins: bytes) -> str:
         import pyarrow as pa

@@ -98,6 +98,17 @@ def test_how_parts_are_called(name):
     assert PART.sub("", name) == "train"
 
 
+def test_what_training_makes_of_rows_is_not_looked_at():
+    plain = open_images(rows_of([0, 1]), identity_column="who")
+    for shown in (
+        rows_of([0, 1]).with_format("numpy"),
+        rows_of([0, 1]).with_transform(lambda rows: {"x": [0] * 2}),
+    ):
+        source = open_images(shown, identity_column="who")
+        assert source.records == plain.records and source.fingerprint == plain.fingerprint
+        assert np.array_equal(np.asarray(source.image(1)), np.asarray(picture(1)))
+
+
 def test_a_split_is_called_as_its_parts_are(tmp_path):
     write_parts(tmp_path)
     files = str(tmp_path / "train-*.parquet")
