@@ -56,7 +56,18 @@ class Shards:
             here = which == shard
             array = self._open(int(shard))
             taken[here] = array[rows[here] - (self._ends[shard] - len(array))]
+            self._check_not_written_over(int(shard))  # an open array shows what is written to its file
         return taken
+
+    def _check_not_written_over(self, shard: int) -> None:
+        """
+        Raises:
+            CorruptArtifactError: an open file was written to; one that was put in its place, or taken away, does not
+                change what is open.
+        """
+        state, loaded = _state(self._files[shard]), self._loaded[shard]
+        if state and loaded and state != loaded and state[0] == loaded[0]:
+            raise _has_changed(self._files[shard])
 
     def _read(self, shard: int) -> np.ndarray:
         file = self._files[shard]
@@ -64,8 +75,12 @@ class Shards:
         if state is None:
             raise CorruptArtifactError(f"{file} is missing; restore it or build the index again")
         if state != self._loaded[shard]:
-            raise CorruptArtifactError(f"{file} has changed since the index was loaded; load it again")
+            raise _has_changed(file)
         return files.read_array(file)
+
+
+def _has_changed(file: Path) -> CorruptArtifactError:
+    return CorruptArtifactError(f"{file} has changed since the index was loaded; load it again")
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:

@@ -125,6 +125,29 @@ def test_latents_that_are_gone_are_missing(tmp_path):
         index.latents(torch.arange(4))
 
 
+def test_latents_that_are_written_over_while_they_are_open_are_not_read(tmp_path):
+    build(tmp_path, images=4)
+    file, rows = tmp_path / "index" / files.shard_folder(0) / files.LATENTS, torch.arange(4)
+    os.utime(file, ns=(0, 0))  # a coarse clock could give what is written next the time of what was
+    index = MemorizationIndex.load(tmp_path / "index")
+    expected = index.latents(rows)
+    with file.open("r+b") as opened:  # as cp does from another index
+        opened.seek(-100, os.SEEK_END)
+        opened.write(bytes(100))
+    with pytest.raises(CorruptArtifactError, match="has changed since the index was loaded; load it again"):
+        index.latents(rows)
+    file.unlink()
+    build(tmp_path, images=4)
+    index = MemorizationIndex.load(tmp_path / "index")
+    assert torch.equal(index.latents(rows), expected)
+    aside = file.with_name("other.npy")
+    aside.write_bytes(file.read_bytes()[:-100] + bytes(100))
+    os.replace(aside, file)
+    assert torch.equal(index.latents(rows), expected)  # what is open stays what it was
+    file.unlink()
+    assert torch.equal(index.latents(rows), expected)
+
+
 @pytest.mark.parametrize("harm", [cut, Path.unlink])
 def test_the_same_build_mends_a_damaged_index(tmp_path, capsys, harm: Callable[[Path], None]):
     index, folder = build(tmp_path), tmp_path / "index"
