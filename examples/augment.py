@@ -35,5 +35,7 @@ for path in sorted(Path(images).rglob("*.png")):
         allowed_ids=[name],
     )
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for number in range(2):  # of an earlier run, which may have been without the filter
+        (folder / f"{name[:-4]}-{number}.png").unlink(missing_ok=True)
     for number, variant in enumerate(out.images):
         variant.save(folder / f"{name[:-4]}-{number}.png")

@@ -26,5 +26,7 @@ numbered = list(enumerate(Path(prompts).read_text().splitlines()))
 with state.split_between_processes(numbered) as mine:
     for number, prompt in mine:
         generator = torch.Generator().manual_seed(number)
+        path = folder / f"{number:06d}.png"
+        path.unlink(missing_ok=True)  # of an earlier run, which may have been without the filter
         for image in pipe(prompt, num_inference_steps=25, generator=generator).images:
-            image.save(folder / f"{number:06d}.png")
+            image.save(path)

@@ -17,6 +17,8 @@ pipe.with_memorization_filter(index, on_exhausted="drop")
 
 folder = Path(output)
 folder.mkdir(parents=True, exist_ok=True)
+for left in folder.glob("[0-9].png"):  # of an earlier run, which may have been without the filter
+    left.unlink()
 generator = torch.Generator().manual_seed(0)
 out = pipe(prompt, num_images_per_prompt=8, num_inference_steps=25, generator=generator)
 for number, image in enumerate(out.images):
