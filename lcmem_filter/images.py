@@ -352,8 +352,14 @@ def _open_table(
         value = images[rows[row]]
         if not value:
             raise ValueError(f"row {rows[row]} of the table names no image")
-        if isinstance(value, dict):
-            return value["bytes"] if value.get("bytes") is not None else table.folder / value["path"]
+        if isinstance(value, dict) and value.get("bytes") is not None:
+            if not isinstance(value["bytes"], bytes):
+                raise ValueError(
+                    f"row {rows[row]} of the table has text or numbers for bytes, as JSON does: write Parquet, or name "
+                    "files"
+                )
+            return value["bytes"]
+        value = value["path"] if isinstance(value, dict) else value
         return value if isinstance(value, bytes) else table.folder / value
 
     if isinstance(first, dict) and first.get("bytes") is None:

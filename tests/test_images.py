@@ -112,6 +112,18 @@ def test_parquet_with_images_in_it(tmp_path):
     assert np.array_equal(np.asarray(source.image(1)), np.asarray(picture(1)))
 
 
+@pytest.mark.parametrize("content", ["aVZCT1J3MEtHZ28=", [137, 80, 78, 71]])
+def test_bytes_that_are_text_or_numbers_are_an_image_that_cannot_be_read(tmp_path, content):
+    """As libraries write pictures into JSON."""
+    write_pictures(tmp_path, [0])
+    rows = [{"bytes": content, "path": "000.png"}, {"bytes": None, "path": "000.png"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"image": row}) for row in rows))
+    source = open_images(tmp_path / "t.jsonl")
+    with pytest.raises(UnreadableImageError, match=r"row 0 of the table has text or numbers for bytes"):
+        source.image(0)
+    assert source.digest(0) is None and can_be_read(source, 1)
+
+
 def test_imagefolder_with_metadata(tmp_path):
     write_pictures(tmp_path, [0, 1])
     (tmp_path / "metadata.jsonl").write_text(
