@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .dicom import is_dicom, read_dicom, scaled, stretched
+from .dicom import is_dicom, lacks_preamble, read_dicom, scaled, stretched
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that cameras, scanners and detectors give; files of 16 bits often hold fewer."""
@@ -28,12 +28,15 @@ def decode_image(encoded: bytes) -> Image.Image:
 
     Raises:
         MissingExtraError: DICOM, and pydicom is not installed.
-        ValueError: nothing, or nothing that Pillow knows; several pages or frames, of which one alone would be looked
-            at (of MPO that one alone is); a picture that shows in its transparency alone; or EPS, which is a program.
+        ValueError: nothing, or nothing that Pillow knows; DICOM without its preamble; several pages or frames, of which
+            one alone would be looked at (of MPO that one alone is); a picture that shows in its transparency alone; or
+            EPS, which is a program.
         Exception: whatever decoders raise for files that they cannot read; there is no end of it.
     """
     if is_dicom(encoded):
         return Image.fromarray(read_dicom(encoded)).convert("RGB")
+    if lacks_preamble(encoded):
+        raise ValueError("it is DICOM without the preamble that files begin with; write it anew, with one")
     with _opened(encoded) as opened:
         if opened.format == "EPS":  # Pillow would have Ghostscript run it
             raise ValueError("it is EPS, a program that draws a picture; export it as PNG")

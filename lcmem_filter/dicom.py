@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 PREAMBLE = 132
 """Bytes after which a DICOM file's data begin; the last four are ``DICM``."""
+BARE = re.compile(
+    rb"\x02\0[\0-\x02]\0[A-Z]{2}"
+    rb"|\x08\0\0\0(?:UL\x04\0|\x04\0\0\0).{4}\x08\0"
+    rb"|\x08\0[\x01\x05\x08\x12-\x18]\0(?:[A-Z]{2}|.\0\0\0)",
+    re.DOTALL,
+)
+"""How DICOM begins that lacks its preamble: with an element of group 2, or of group 8, its length or one of the first."""
 STRETCH = (0.5, 99.5)
 """Percentiles that become black and white where nothing says how values are to be shown."""
 
@@ -24,6 +32,12 @@ STRETCH = (0.5, 99.5)
 def is_dicom(first_bytes: bytes) -> bool:
     """Whether a file that begins with at least ``PREAMBLE`` bytes like these is DICOM."""
     return first_bytes[PREAMBLE - 4 : PREAMBLE] == b"DICM"
+
+
+def lacks_preamble(first_bytes: bytes) -> bool:
+    """Whether a file that begins so is DICOM without the preamble that others are known by, as older archives and
+    scanners write it."""
+    return BARE.match(first_bytes) is not None
 
 
 def attribute_of(file: Path, keyword: str) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from .dicom import DICOM_SUFFIXES, PREAMBLE, is_dicom
+from .dicom import DICOM_SUFFIXES, PREAMBLE, is_dicom, lacks_preamble
 from .errors import DataError
 
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".ps", ".mpg", ".mpeg", ".h5"}
@@ -106,6 +106,7 @@ def _begins_so(file: Path) -> bool:
         return True
     return (
         is_dicom(begins)
+        or lacks_preamble(begins)
         or begins.startswith(SIGNATURES)
         or begins[:4] + begins[8:12] == b"RIFFWEBP"
         or begins[:2] + begins[6:10] == b"BM\0\0\0\0"

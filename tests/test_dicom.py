@@ -188,6 +188,39 @@ def test_files_are_known_by_their_first_bytes_too(tmp_path):
     assert names == ["1.2.840.10008.55", "IM000001", "a.dcm", "b.DCM", "notes.txt"]
 
 
+def without_preamble(path: Path) -> dict[str, bytes]:
+    """What may be left of a file: all but the preamble, or the data alone, which may begin with their length."""
+    content = write(path).read_bytes()
+    dataset = pydicom.dcmread(io.BytesIO(content))
+    found = {"header": content[132:]}
+    for kind in ("explicit", "implicit"):
+        data = pydicom.Dataset(dataset)
+        data.set_original_encoding(is_implicit_vr=False, is_little_endian=True)
+        buffer = io.BytesIO()
+        pydicom.dcmwrite(buffer, data, implicit_vr=kind == "implicit", little_endian=True)
+        how = b"\4\0\0\0" if kind == "implicit" else b"UL\4\0"
+        found[kind] = buffer.getvalue()
+        found[f"{kind}, length"] = b"\x08\0\0\0" + how + b"\x60\0\0\0" + buffer.getvalue()
+    return found
+
+
+def test_files_without_a_preamble_are_images_that_cannot_be_read(tmp_path):
+    """As older archives write them, many without a suffix: nothing else tells what they are."""
+    (tmp_path / "numbers").write_bytes(np.array([2, 3, 4, 8, 8, 8], np.int32).tobytes() * 20)
+    (tmp_path / "more numbers").write_bytes(np.array([8, 4, 4, 2], np.int32).tobytes() * 20)
+    contents = without_preamble(tmp_path / "0.dcm")
+    for kind, content in contents.items():
+        (tmp_path / kind).write_bytes(content)
+        (tmp_path / f"1.2.{kind}").write_bytes(content)
+    source = open_images(tmp_path)
+    bare = {name for kind in contents for name in (kind, f"1.2.{kind}")}
+    assert {record.id for record in source.records} == {"0.dcm", *bare}
+    for row, record in enumerate(source.records):
+        if record.id in bare:
+            with pytest.raises(UnreadableImageError, match="DICOM without the preamble .*; write it anew"):
+                source.image(row)
+
+
 def test_several_frames_are_refused(tmp_path):
     path = write(tmp_path / "a.dcm", np.stack([VALUES, VALUES]), NumberOfFrames=2)
     with pytest.raises(UnreadableImageError, match=r"'a\.dcm'.*2 frames; export each frame"):
