@@ -92,7 +92,7 @@ def is_image(file: Path) -> bool:
     if suffix in IMAGE_SUFFIXES or suffix in DICOM_SUFFIXES or suffix in OTHER_SUFFIXES:
         return True
     # archives name DICOM files IM000001, or by their UID, whose last part looks like a suffix
-    if file.name == "DICOMDIR":
+    if file.name.upper() == "DICOMDIR":  # a disc's contents, which some systems show in small letters
         return False
     return _begins_so(file) or (not file.suffix and _opens(file))
 

@@ -180,7 +180,9 @@ def test_compressed_pixels(tmp_path):
 def test_files_are_known_by_their_first_bytes_too(tmp_path):
     for name in ("a.dcm", "b.DCM", "IM000001", "1.2.840.10008.55"):
         write(tmp_path / name)
-    write(tmp_path / "DICOMDIR")
+    for name in ("disc 1/DICOMDIR", "disc 2/dicomdir"):
+        (tmp_path / name).parent.mkdir()
+        write(tmp_path / name)
     write(tmp_path / "notes.txt")
     (tmp_path / "README").write_text("no picture")
     (tmp_path / "empty").write_bytes(b"")
