@@ -61,6 +61,8 @@ def apply_allow_list(
         position = by_id.get(entry.id)
         if position is None:
             effect = "no such image"
+        elif found[position].accepted is None:
+            effect = "not checked"
         elif entry.sha256 and entry.sha256 != found[position].sha256:
             effect = "another file"
         elif found[position].accepted is False:

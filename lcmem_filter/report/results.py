@@ -255,8 +255,8 @@ class AllowEntry:
         id: Of the sample.
         reason: Why it is accepted.
         sha256: Of the file it was accepted for; empty where the entry holds for any file of that id.
-        effect: What came of it: ``allowed``, ``not needed`` (the sample is no match), ``no such image``,
-            ``another file`` (its SHA-256 is another, so the entry was ignored).
+        effect: What came of it: ``allowed``, ``not needed`` (the sample is no match), ``no such image``, ``not
+            checked`` (neither was the sample), ``another file`` (its SHA-256 is another, so the entry was ignored).
     """
 
     id: str

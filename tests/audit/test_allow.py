@@ -7,8 +7,9 @@ import json
 import pytest
 
 from lcmem_filter.audit import read_allow_list
+from lcmem_filter.audit.allow import apply_allow_list
 from lcmem_filter.errors import DataError, MissingColumnError
-from lcmem_filter.report import AllowEntry
+from lcmem_filter.report import AllowEntry, Sample
 
 ENTRIES = [AllowEntry("007.png", "a test chart, ours", "ab12" * 16), AllowEntry("a/b.png", 'seen by "M"')]
 
@@ -21,6 +22,16 @@ def test_csv_and_json_lines_give_the_same(tmp_path):
     lines = [{"id": one.id, "reason": one.reason, "sha256": one.sha256} for one in ENTRIES]
     (tmp_path / "allow.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     assert read_allow_list(tmp_path / "allow.csv") == read_allow_list(tmp_path / "allow.jsonl") == ENTRIES
+
+
+def test_an_entry_for_an_image_that_was_not_checked_says_so():
+    """Of one that cannot be read there is no digest, and nobody knows whether it would match."""
+    samples = [Sample("broken.png", None, problem="cannot be read"), Sample("odd.png", None, sha256="cd" * 32)]
+    entries = [AllowEntry("broken.png", "ours"), AllowEntry("odd.png", "ours", "cd" * 32)]
+    entries.append(AllowEntry("broken.png", "ours", "ab" * 32))
+    found, applied = apply_allow_list(samples, entries)
+    assert found == samples
+    assert [one.effect for one in applied] == ["not checked"] * 3
 
 
 def test_an_id_may_be_zero(tmp_path):
