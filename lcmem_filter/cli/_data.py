@@ -382,7 +382,7 @@ def _make_salt(path: Path) -> None:
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(secrets.token_hex(32) + "\n")
+            file.write(secrets.token_hex(32))  # without a line's end, so that all of the file is the salt
         os.link(aside, path)
     except FileExistsError:
         pass

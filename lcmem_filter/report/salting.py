@@ -20,6 +20,7 @@ def salted_id(id_: str, salt: bytes, kind: Kind = "sample") -> str:
     else whoever knows the samples' names would know the training images'.
 
     Args:
+        salt: Of a file, all that it holds but the white space around that.
         kind: What the id is of: an examined image, a training image, or an image's bytes.
     """
     text = f"{kind}\0{id_}".encode("utf-8", "surrogatepass")

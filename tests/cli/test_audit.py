@@ -10,6 +10,7 @@ import pytest
 from lcmem_filter.cli import audit as command
 from lcmem_filter.cli.main import main
 from lcmem_filter.index import MemorizationIndex
+from lcmem_filter.report import salted_id
 
 from ..audit.material import material, planted
 from ..tiny import RESOLUTION, write_pictures
@@ -71,7 +72,8 @@ def test_patients_are_neither_shown_nor_named(audit, tmp_path):
     for content in (page, json.dumps(numbers), json.dumps(printed)):
         assert "exact000" not in content and "000.png" not in content and "image/jpeg" not in content
     salt = (tmp_path / "salt").read_text()
-    assert len(salt) == 65 and (tmp_path / "salt").stat().st_mode & 0o77 == 0
+    assert salted_id("exact000.png", salt.encode()) in {one["id"] for one in numbers["samples"]}
+    assert len(salt) == 64 and (tmp_path / "salt").stat().st_mode & 0o77 == 0
     _, _, err = audit("set", "--index", "index", *options[1:])
     assert "shows pictures, without their names; leave them out with --no-thumbnails" in err
     assert "image/jpeg" in read(tmp_path / "out")[0]
