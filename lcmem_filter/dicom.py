@@ -24,7 +24,7 @@ BARE = re.compile(
     rb"|\x08\0[\x01\x05\x08\x12-\x18]\0(?:[A-Z]{2}|.\0\0\0)",
     re.DOTALL,
 )
-"""How DICOM begins that lacks its preamble: with an element of group 2, or of group 8, its length or one of the first."""
+"""How DICOM begins that lacks its preamble: with an element of group 2, or one of the first of group 8."""
 STRETCH = (0.5, 99.5)
 """Percentiles that become black and white where nothing says how values are to be shown."""
 

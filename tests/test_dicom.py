@@ -219,7 +219,7 @@ def test_files_without_a_preamble_are_images_that_cannot_be_read(tmp_path):
     assert {record.id for record in source.records} == {"0.dcm", *bare}
     for row, record in enumerate(source.records):
         if record.id in bare:
-            with pytest.raises(UnreadableImageError, match="DICOM without the preamble .*; write it anew"):
+            with pytest.raises(UnreadableImageError, match=r"DICOM without the preamble .*; write it anew"):
                 source.image(row)
 
 

@@ -26,7 +26,10 @@ def test_csv_and_json_lines_give_the_same(tmp_path):
 
 def test_an_entry_for_an_image_that_was_not_checked_says_so():
     """Of one that cannot be read there is no digest, and nobody knows whether it would match."""
-    samples = [Sample("broken.png", None, problem="cannot be read"), Sample("odd.png", None, sha256="cd" * 32)]
+    samples = [
+        Sample("broken.png", None, problem="cannot be read"),
+        Sample("odd.png", None, sha256="cd" * 32),
+    ]
     entries = [AllowEntry("broken.png", "ours"), AllowEntry("odd.png", "ours", "cd" * 32)]
     entries.append(AllowEntry("broken.png", "ours", "ab" * 32))
     found, applied = apply_allow_list(samples, entries)
