@@ -185,13 +185,14 @@ def _misuse(args: argparse.Namespace) -> str:
 
 def _open(args: argparse.Namespace, path: str, where: list[str]) -> ImageSource:
     """The images at ``path``. A column that is named is that of the training data and other real images that are
-    tables: folders have none but an attribute of DICOM files, and the examined images need not have it."""
+    tables: folders have none but an attribute of DICOM files, and neither the examined images nor the unseen ones, of
+    which it does not matter whose they are, need have it."""
     from ..images import columns_of, is_table
 
     others = [data for data in (args.training, args.unseen, args.held_out) if data and data != path]
     named = {name: getattr(args, name) for name in ("image_column", "identity_column", "id_column")}
-    if others and path == args.images and not is_table(path):
-        named["identity_column"] = None  # an attribute of the real images' files
+    if others and path not in (args.training, args.held_out) and not is_table(path):
+        named["identity_column"] = None  # an attribute of the training and held-out images' files
     if any(named.values()) and any(is_table(data) for data in others):
         if not is_table(path):
             named = dict.fromkeys(named)

@@ -180,19 +180,21 @@ def test_a_table_beside_folders_has_its_columns_alone(audit, folder, tmp_path):
     assert status == 2 and "unseen.csv has no column 'picture'" in err
 
 
-def test_an_attribute_of_dicom_files_is_that_of_the_real_images(tmp_path):
+def test_an_attribute_of_dicom_files_is_that_of_the_training_images(tmp_path):
     pytest.importorskip("pydicom")
     from ..test_dicom import write
 
     (tmp_path / "train").mkdir()
     write(tmp_path / "train" / "a.dcm", PatientID="p7")
-    write_pictures(tmp_path / "set", [0])
+    for name in ("set", "unseen"):
+        write_pictures(tmp_path / name, [0])
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     options = ["--training", str(tmp_path / "train"), "--identity-column", "PatientID", "--output", "report"]
+    options += ["--unseen", str(tmp_path / "unseen")]
     args = parser.parse_args([str(tmp_path / "set"), *options])
     known = [
         [record.identity for record in command._open(args, path, []).records]
-        for path in (args.images, args.training)
+        for path in (args.images, args.unseen, args.training)
     ]
-    assert known == [[None], ["p7"]]
+    assert known == [[None], [None], ["p7"]]
