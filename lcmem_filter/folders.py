@@ -39,11 +39,20 @@ NO_PICTURES = frozenset({"EPS", "HDF5", "MPEG"})
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Images in a folder and all below it, behind links too; a folder that is reached twice counts once. A link that
-    leads nowhere, as to storage that is not there today, is an image that cannot be read.
+    """Images in a folder and all below it, as ``files_in`` finds them. A link that leads nowhere, as to storage that is
+    not there today, is an image that cannot be read.
 
     Raises:
         DataError: a folder cannot be listed, and what is in it would be missed.
+    """
+    return [file for file in files_in(folder) if is_image(file)]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Files in a folder and all below it, behind links too, in order; a folder that is reached twice counts once.
+
+    Raises:
+        DataError: a folder cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -59,7 +68,7 @@ def images_in(folder: Path) -> list[Path]:
         seen.add(real)
         folders.sort()
         found += (Path(where, name) for name in names)
-    return sorted(file for file in found if is_image(file))
+    return sorted(found)
 
 
 def stats(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import DataError
+from .folders import files_in
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 PART = re.compile(r"[-_.]?\d+(-of-\d+(-[0-9a-f]{16})?)?$")
@@ -22,7 +23,7 @@ def parts_at(path: Path) -> list[Path]:
     all Parquet files in it and below; of a pattern, the tables that it names. None where there are none.
 
     Raises:
-        DataError: several data sets were saved to disk there, or what was saved is broken.
+        DataError: several data sets were saved to disk there, what was saved is broken, or a folder cannot be listed.
     """
     if not path.is_dir():
         named = [] if path.exists() else map(Path, glob.glob(str(path)))
@@ -32,8 +33,8 @@ def parts_at(path: Path) -> list[Path]:
         raise DataError(f"{path} holds several data sets ({', '.join(saved)}); give the folder of one")
     if (path / SAVED).is_file():
         return _saved_in(path)
-    below = ((one, one.relative_to(path).parts) for one in path.rglob("*.parquet"))
-    return sorted(one for one, parts in below if not any(part.startswith(".") for part in parts))
+    below = ((one, one.relative_to(path).parts) for one in files_in(path) if one.suffix == ".parquet")
+    return [one for one, parts in below if not any(part.startswith(".") for part in parts)]
 
 
 def _saved_in(folder: Path) -> list[Path]:

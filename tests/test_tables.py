@@ -118,6 +118,13 @@ def test_a_split_is_called_as_its_parts_are(tmp_path):
     assert open_images(loaded).records == open_images(files).records
 
 
+def test_parts_behind_links_are_found_and_hidden_ones_are_not(tmp_path):
+    write_parts(tmp_path / "storage")
+    write_parts(tmp_path / "set" / ".cache", "old")
+    (tmp_path / "set" / "data").symlink_to(tmp_path / "storage")
+    assert len(open_images(tmp_path / "set")) == 5
+
+
 def test_parts_that_are_numbered_alone_are_called_as_their_folder(tmp_path):
     for part in range(2):
         (tmp_path / "faces").mkdir(exist_ok=True)
