@@ -17,6 +17,8 @@ from PIL import Image
 import lcmem_filter  # noqa: F401 - gives pipelines their two methods
 
 pipeline, index, output, images, prompt = sys.argv[1:]
+if Path(output).resolve() == Path(images).resolve():
+    sys.exit("OUTPUT is the folder of IMAGES, where variants would take the place of images; give another")
 pipe = StableDiffusionImg2ImgPipeline.from_pretrained(pipeline)
 pipe.with_memorization_filter(index, on_exhausted="drop")
 

@@ -87,6 +87,12 @@ def test_augmentation(run, folder, index, tmp_path_factory, monkeypatch):
     assert len(names) == 0 if index == "everything-matches" else 1 <= len(names) <= 4
 
 
+def test_variants_do_not_take_the_place_of_images(run, tmp_path):
+    with pytest.raises(SystemExit, match="OUTPUT is the folder of IMAGES"):
+        run("augment.py", "index", str(tmp_path), "a cat", left="000-1.png")
+    assert pictures(tmp_path) == ["000-1.png"]
+
+
 @pytest.mark.filterwarnings("default::lcmem_filter.pipeline.MemorizationWarning")
 @everything
 def test_batch_job_in_one_process(run, folder, index):
