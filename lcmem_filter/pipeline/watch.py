@@ -68,13 +68,15 @@ class Watch:
         score: Judges what is seen.
 
     Attributes:
-        run: Denoising steps so far.
+        run: Denoising steps so far; a pipeline that takes several at one timestep, one for each part of a picture, has
+            taken one.
         total: Denoising steps of the whole call; 0 before the first.
     """
 
     def __init__(self, pipe: Any, vae: Any, fractions: Sequence[float], score: Score) -> None:
         self.pipe, self.vae, self.fractions, self.score = pipe, vae, fractions, score
         self.run = self.total = 0
+        self._last: float | None = None
         self._sizes: list[Size] = []
 
     @contextmanager
@@ -102,6 +104,9 @@ class Watch:
     ) -> Any:
         if not self.run:
             self.total = _steps_ahead(self.pipe.scheduler, timestep)
+        if float(timestep) == self._last:
+            return step(output, timestep, sample, *rest, **options)
+        self._last = float(timestep)
         self.run += 1
         for place, fraction in enumerate(self.fractions):
             if self.run == math.ceil(fraction * self.total - 1e-9) < self.total:
@@ -225,8 +230,10 @@ def _early_decision(sample: Scored, stage: Stage, allowed_ids: tuple[str, ...]) 
 
 
 def _steps_ahead(scheduler: Any, timestep: Any) -> int:
-    """How many of the scheduler's steps are left from ``timestep`` on, its own step included."""
+    """How many of the scheduler's timesteps are left from ``timestep`` on, this one included."""
     if getattr(scheduler, "begin_index", None) is not None:
-        return len(scheduler.timesteps) - int(scheduler.begin_index)
-    places = (scheduler.timesteps == timestep).nonzero()
-    return len(scheduler.timesteps) - (int(places[0]) if len(places) else 0)
+        first = int(scheduler.begin_index)
+    else:
+        places = (scheduler.timesteps == timestep).nonzero()
+        first = int(places[0]) if len(places) else 0
+    return len(torch.unique_consecutive(scheduler.timesteps[first:]))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPanoramaPipeline
 
 from lcmem_filter import EarlyStop
 from lcmem_filter.index import MemorizationIndex
@@ -17,6 +18,7 @@ from lcmem_filter.pipeline import MemorizationWarning, attach
 from .families.packed import flux
 from .families.parts import PROMPTS
 from .planting import FIT, SCHEDULERS, SETTINGS, STEPS, call, is_untouched, made, planted, spy_on_decode
+from tests.tiny import tiny_pipeline
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn.t accept a copy:DeprecationWarning"),
@@ -80,6 +82,31 @@ def test_a_pipeline_that_does_not_stop_is_judged_by_what_it_ended_with(
         out = call(pipe)
     assert len(calls) == STEPS
     assert [(d.accepted, d.stopped) for d in out.memorization] == [(False, False)] * 2
+
+
+def test_a_pipeline_that_finishes_the_parts_of_a_step_is_stopped_after_it(
+    index: MemorizationIndex, early: Any
+) -> None:
+    """Of a panorama each timestep takes a step for each view, and the next timestep is not begun."""
+    pipe = StableDiffusionPanoramaPipeline(**tiny_pipeline().components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    low = tuple(
+        replace(stage, calibration=replace(stage.calibration, threshold=-1)) for stage in early().stages
+    )
+    attach(pipe, index, on_memorized="reject", early_stop=replace(early(), stages=low))
+    begun: list[int] = []
+
+    def note(pipe: Any, step: int, timestep: Any, tensors: Any) -> Any:
+        begun.append(step)
+        return tensors
+
+    assert len(pipe.get_views(32, 640)) == 3
+    with pytest.warns(MemorizationWarning, match="2 of 2"):
+        out = call(pipe, width=640, callback_on_step_end=note)
+    assert begun == [0, 1]
+    assert [(d.accepted, d.stopped, d.flagged_at) for d in out.memorization] == [(False, True, 0.3)] * 2
+    assert [(d.steps_run, d.steps_saved) for d in out.memorization] == [(2, 4)] * 2
+    assert not out.images.any()
 
 
 def test_who_cancels_in_the_step_in_which_it_stops_gets_no_further_draw(
