@@ -26,7 +26,8 @@ BY_SIGMA = frozenset({"EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler
 """Samples are x0 + sigma noise, by place in ``sigmas``."""
 
 FLOW = frozenset({"FlowMatchEulerDiscreteScheduler"})
-"""Samples are (1 - sigma) x0 + sigma noise, by place in ``sigmas``; the model predicts noise - x0."""
+"""Samples are (1 - sigma) x0 + sigma noise, by place in ``sigmas``; the model predicts noise - x0. Where the scheduler
+inverts its sigmas, they are sigma x0 + (1 - sigma) noise, and the model predicts x0 - noise."""
 
 TAPPABLE = BY_ALPHA | BY_ALPHA_AND_SIGMA | BY_SIGMA | FLOW
 
@@ -77,7 +78,8 @@ def predict_clean(
     if kind == "sample":
         return Prediction(output, 1.0, noise)
     if kind == "flow":
-        return Prediction(noisy - sigma * output, -sigma, noise)
+        slope = sigma if getattr(scheduler.config, "invert_sigmas", False) else -sigma
+        return Prediction(noisy + slope * output, slope, noise)
     if kind == "epsilon":
         return Prediction((noisy - sigma * output) / alpha, -sigma / alpha, noise)
     scale = alpha * alpha + sigma * sigma  # 1, but for Euler's samples, which are 1 / alpha as large
@@ -106,6 +108,8 @@ def _alpha_and_sigma(scheduler: Any, timestep: Any) -> tuple[float, float]:
     if scheduler.step_index is None:
         scheduler._init_step_index(timestep)  # as its step would do first
     sigma = scheduler.sigmas[scheduler.step_index]
+    if getattr(scheduler.config, "invert_sigmas", False):
+        sigma = 1 - sigma
     if name in BY_ALPHA_AND_SIGMA:
         alpha_t, sigma_t = scheduler._sigma_to_alpha_sigma_t(sigma)
         return float(alpha_t), float(sigma_t)

@@ -89,6 +89,21 @@ def test_a_perfect_model_predicts_the_latent_that_was_noised(
     torch.testing.assert_close(found.clean, clean, atol=1e-3, rtol=0)
 
 
+def test_inverted_sigmas_lead_from_noise_to_the_clean_latent() -> None:
+    """As OmniGen's do."""
+    scheduler = made("FlowMatchEulerDiscreteScheduler", invert_sigmas=True)
+    clean, noise = draw(0), draw(1)
+    sample, output = noise, clean - noise
+    for timestep in scheduler.timesteps:
+        found = predict_clean(scheduler, output, timestep, sample)
+        moved = predict_clean(scheduler, output + 0.5, timestep, sample)
+        torch.testing.assert_close(found.clean, clean, atol=1e-5, rtol=0)
+        shift = torch.full_like(clean, found.slope * 0.5)
+        torch.testing.assert_close(moved.clean - found.clean, shift, atol=1e-5, rtol=0)
+        sample = scheduler.step(output, timestep, sample).prev_sample
+    torch.testing.assert_close(sample, clean, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "TCDScheduler"])
 def test_others_are_refused(name: str) -> None:
     scheduler = made(name)
