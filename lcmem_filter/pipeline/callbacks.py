@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,15 +18,22 @@ class Watched:
         self.callback, self.changed = callback, False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = (*args, *kwargs.values())
-        tensors = [*given, *(one for each in given if isinstance(each, dict) for one in each.values())]
-        before = [(one, _state_of(one)) for one in tensors if isinstance(one, torch.Tensor)]
+        given = (args, kwargs)
+        before = [(one, _state_of(one)) for one in _tensors(given)]
         found = self.callback(*args, **kwargs)
         kept = {id(one) for one, _ in before}
-        returned = found.values() if isinstance(found, dict) else ()
-        self.changed |= any(isinstance(one, torch.Tensor) and id(one) not in kept for one in returned)
+        self.changed |= any(id(one) not in kept for one in _tensors((given, found)))
         self.changed |= any(not _is_in_state(one, state) for one, state in before)
         return found
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in ``value``, however deep they lie: some pipelines have a list of embeddings, one a prompt."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
 
 
 def _state_of(tensor: torch.Tensor) -> Any:

@@ -23,8 +23,9 @@ from lcmem_filter.pipeline.outputs import replace_rows
 from lcmem_filter.types import Decision, Neighbour
 
 from .families import Family, families
+from .families.flow import z_image
 from .families.packed import flux2
-from .families.parts import embeds
+from .families.parts import embeds, prompts
 from .planting import spy_on_decode
 from .scripted import always, reject_first_pass, wear
 from tests.tiny import KINDS, VAES, call_arguments, tiny_pipeline
@@ -675,6 +676,31 @@ def test_a_callback_that_changes_rows_has_all_of_them_in_each_draw(callback: Any
         2,
         2,
     ]
+
+
+def with_another_embedding(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    first, second = tensors["prompt_embeds"]
+    return {"prompt_embeds": [first, torch.zeros_like(second)]}
+
+
+def with_another_embedding_in_place(
+    pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
+) -> dict[str, Any]:
+    tensors["prompt_embeds"][1] = torch.zeros_like(tensors["prompt_embeds"][1])
+    return {}
+
+
+@pytest.mark.parametrize("callback", [with_another_embedding, with_another_embedding_in_place])
+def test_a_callback_that_changes_a_list_has_all_rows_in_each_draw(callback: Any) -> None:
+    pipe = z_image()
+    given = {**prompts(), "num_inference_steps": 2, "output_type": "np", "guidance_scale": 0.0}
+    scripted = wear(pipe, reject_first_pass(0))
+    pipe(
+        **given,
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+    )
+    assert [len(batch) for batch in scripted.seen] == [2, 2]
 
 
 @pytest.mark.parametrize(
