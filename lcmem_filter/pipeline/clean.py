@@ -113,4 +113,6 @@ def _alpha_and_sigma(scheduler: Any, timestep: Any) -> tuple[float, float]:
     if name in BY_ALPHA_AND_SIGMA:
         alpha_t, sigma_t = scheduler._sigma_to_alpha_sigma_t(sigma)
         return float(alpha_t), float(sigma_t)
+    if name in FLOW:
+        return max(0.0, 1 - float(sigma)), float(sigma)  # Cosmos begins far above 1, with noise alone
     return 1.0, float(sigma)

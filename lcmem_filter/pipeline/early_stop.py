@@ -19,7 +19,8 @@ from .early_fit import check_fractions, fit_stages
 from .policy import attached_policy
 from .watch import Stage, Stopper, why_not_early
 
-FORMAT = 1
+FORMAT = 2
+"""In 1 the shares of noise in flow matching were others."""
 
 FRACTIONS = (0.3, 0.5)
 """After which shares of the steps predicted clean latents are judged, unless told otherwise."""

@@ -104,6 +104,25 @@ def test_inverted_sigmas_lead_from_noise_to_the_clean_latent() -> None:
     torch.testing.assert_close(sample, clean, atol=1e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        *((name, {}) for name in sorted(TAPPABLE)),
+        *((name, FLOWING) for name in sorted(BY_ALPHA_AND_SIGMA)),
+        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}),
+    ],
+)
+def test_the_share_of_noise_falls_from_nearly_all(name: str, config: dict[str, Any]) -> None:
+    scheduler, sample = made(name, **config), draw(0)
+    shares = []
+    for timestep in scheduler.timesteps:
+        shares.append(predict_clean(scheduler, draw(1), timestep, sample).noise)
+        sample = scheduler.step(draw(1), timestep, sample).prev_sample
+    assert 0.95 < shares[0] <= 1
+    assert sorted(shares, reverse=True) == shares and shares[-1] < 0.7
+
+
 @pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "TCDScheduler"])
 def test_others_are_refused(name: str) -> None:
     scheduler = made(name)

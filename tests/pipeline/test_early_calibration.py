@@ -167,7 +167,7 @@ def test_saved_and_loaded(index: MemorizationIndex, early: Any, tmp_path: Path) 
     for harmed in (
         path.read_text()[:-40],
         "[]",
-        json.dumps({**stored, "format": 2}),
+        json.dumps({**stored, "format": 1}),
         json.dumps({**stored, "x": 1}),
     ):
         path.write_text(harmed)
