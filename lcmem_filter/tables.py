@@ -85,7 +85,7 @@ def table_of(files: Sequence[Path]) -> Table:
 
 def table_in_memory(rows: datasets.Dataset) -> Table:
     """A table that was loaded already, called as its split; paths in it are relative to the working directory."""
-    rows = _without_decoding(rows.with_format(None))  # as it is stored, whatever training makes of it
+    rows = _as_stored(rows)
 
     def digest(begins: bytes) -> str:
         import pyarrow as pa
@@ -130,8 +130,8 @@ def read_table(*files: Path) -> Any:
     import datasets
 
     if files[0].suffix == ".arrow":
-        return _without_decoding(_saved(files[0].parent))
-    tables = [_without_decoding(_read(file)) for file in files]
+        return _as_stored(_saved(files[0].parent))
+    tables = [_as_stored(_read(file)) for file in files]
     if len(tables) == 1:
         return tables[0]
     for file, table in zip(files, tables, strict=True):
@@ -146,9 +146,11 @@ def read_table(*files: Path) -> Any:
         raise DataError(f"{files[0]} to {files[-1].name} are not parts of one table: {error}") from error
 
 
-def _without_decoding(table: Any) -> Any:
+def _as_stored(table: Any) -> Any:
+    """Whatever training makes of its rows, as a format and a transform do, and with images not decoded."""
     import datasets
 
+    table = table.with_format(None)
     for name, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))

@@ -109,6 +109,17 @@ def test_what_training_makes_of_rows_is_not_looked_at():
         assert np.array_equal(np.asarray(source.image(1)), np.asarray(picture(1)))
 
 
+def test_a_format_that_was_saved_with_a_data_set_is_not_looked_at(tmp_path):
+    rows = rows_of([0, 1]).remove_columns("who").add_column("who", [7, 8])
+    rows.save_to_disk(tmp_path / "plain" / "set")
+    plain = open_images(tmp_path / "plain" / "set", identity_column="who")
+    for kind, columns in {"torch": ["who"], "numpy": None, "arrow": None}.items():
+        rows.with_format(kind, columns=columns).save_to_disk(tmp_path / kind / "set")
+        source = open_images(tmp_path / kind / "set", identity_column="who")
+        assert source.records == plain.records and source.fingerprint == plain.fingerprint
+        assert np.array_equal(np.asarray(source.image(1)), np.asarray(picture(1)))
+
+
 def test_a_split_is_called_as_its_parts_are(tmp_path):
     write_parts(tmp_path)
     files = str(tmp_path / "train-*.parquet")
