@@ -14,6 +14,8 @@ from .folders import files_in
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 PART = re.compile(r"[-_.]?\d+(-of-\d+(-[0-9a-f]{16})?)?$")
 """How names of the parts of a table end, before their suffix."""
+NUMBERED = re.compile(r"(.*?)(\d{5,})-of-(\d{5,})(-[0-9a-f]{16})?")
+"""How parts are called whose names say how many there are."""
 SAVED, SEVERAL_SAVED = "state.json", "dataset_dict.json"
 """What ``datasets`` leaves where it saved a table to disk, and where several."""
 
@@ -23,17 +25,22 @@ def parts_at(path: Path) -> list[Path]:
     all Parquet files in it and below; of a pattern, the tables that it names. None where there are none.
 
     Raises:
-        DataError: several data sets were saved to disk there, what was saved is broken, or a folder cannot be listed.
+        DataError: several data sets were saved to disk there, what was saved is broken, or a folder cannot be listed;
+            or a pattern names something else too.
     """
     if not path.is_dir():
-        named = [] if path.exists() else map(Path, glob.glob(str(path)))
-        return sorted(one for one in named if one.suffix.lower() in KINDS)
+        named = [] if path.exists() else sorted(map(Path, glob.glob(str(path))))
+        tables = [one for one in named if one.suffix.lower() in KINDS]
+        if tables and len(tables) < len(named):
+            other = next(one for one in named if one not in tables)
+            raise DataError(f"{path} names what is no table too ({other}); give a pattern that names tables alone")
+        return tables
     if (path / SEVERAL_SAVED).is_file():
         saved = sorted(one.parent.name for one in path.glob(f"*/{SAVED}"))
         raise DataError(f"{path} holds several data sets ({', '.join(saved)}); give the folder of one")
     if (path / SAVED).is_file():
         return _saved_in(path)
-    below = ((one, one.relative_to(path).parts) for one in files_in(path) if one.suffix == ".parquet")
+    below = ((one, one.relative_to(path).parts) for one in files_in(path) if one.suffix.lower() == ".parquet")
     return [one for one, parts in below if not any(part.startswith(".") for part in parts)]
 
 
@@ -53,7 +60,7 @@ def check_one_table(path: Path, parts: Sequence[Path]) -> None:
     """
     Raises:
         DataError: what lies in the folder ``path`` are several tables, as of several splits; or what the pattern names
-            lies in several folders, or is of several kinds.
+            lies in several folders, or is of several kinds; or parts are missing.
     """
     if not path.is_dir() and len({(one.parent, one.suffix.lower()) for one in parts}) > 1:
         raise DataError(f"{path} names tables of several folders or kinds; give those of one")
@@ -64,6 +71,23 @@ def check_one_table(path: Path, parts: Sequence[Path]) -> None:
             f"{path} holds several tables ({', '.join(tables)}); give one of them, its parts as a pattern in quotes: "
             f"'{first}*.parquet'"
         )
+    _check_all_there(parts)
+
+
+def _check_all_there(parts: Sequence[Path]) -> None:
+    """
+    Raises:
+        DataError: parts that others tell of do not lie beside them, as after a download that did not end.
+    """
+    told = {(one.parent, *found.group(1, 3)) for one in parts if (found := NUMBERED.fullmatch(one.stem))}
+    for folder, name, number in sorted(told):
+        beside = [NUMBERED.fullmatch(one.stem) for one in folder.iterdir()]
+        there = {one[2] for one in beside if one and one.group(1, 3) == (name, number)}
+        if len(there) < int(number):
+            raise DataError(
+                f"{folder} has {len(there)} of the {int(number)} parts {name}*-of-{number}; get the others, or where "
+                "some alone are meant, load them in Python and give the Dataset"
+            )
 
 
 def holds_pictures(part: Path) -> bool:

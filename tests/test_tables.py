@@ -136,6 +136,34 @@ def test_parts_behind_links_are_found_and_hidden_ones_are_not(tmp_path):
     assert len(open_images(tmp_path / "set")) == 5
 
 
+def test_parts_with_their_suffix_in_capitals_are_found(tmp_path):
+    write_parts(tmp_path)
+    (tmp_path / "train-00001-of-00002.parquet").rename(tmp_path / "train-00001-of-00002.PARQUET")
+    assert len(open_images(tmp_path)) == 5
+
+
+def test_missing_parts_are_told(tmp_path):
+    """As where a download did not end; some of those that are there may be meant, in a pattern or as one file."""
+    write_parts(tmp_path)
+    assert len(open_images(tmp_path / "train-*1-of-00002.parquet")) == 2
+    (tmp_path / "train-00001-of-00002.parquet").unlink()
+    for data in (tmp_path, tmp_path / "train-*.parquet"):
+        with pytest.raises(DataError, match=r"has 1 of the 2 parts train-\*-of-00002; get the others"):
+            open_images(data)
+    assert len(open_images(tmp_path / "train-00000-of-00002.parquet")) == 3
+    rows_of([0, 1]).save_to_disk(tmp_path / "saved", num_shards=2)
+    (tmp_path / "saved" / "data-00000-of-00002.arrow").unlink()
+    with pytest.raises(DataError, match=r"has 1 of the 2 parts data-\*-of-00002"):
+        open_images(tmp_path / "saved")
+
+
+def test_what_a_pattern_names_beside_tables_is_told(tmp_path):
+    write_pictures(tmp_path, [0, 1])
+    (tmp_path / "metadata.csv").write_text("file_name\n000.png\n")
+    with pytest.raises(DataError, match=r"names what is no table too \(.*000\.png\)"):
+        open_images(tmp_path / "*")
+
+
 def test_parts_that_are_numbered_alone_are_called_as_their_folder(tmp_path):
     for part in range(2):
         (tmp_path / "faces").mkdir(exist_ok=True)
