@@ -16,7 +16,7 @@ PART = re.compile(r"[-_.]?\d+(-of-\d+(-[0-9a-f]{16})?)?$")
 """How names of the parts of a table end, before their suffix."""
 NUMBERED = re.compile(r"(.*?)(\d{5,})-of-(\d{5,})(-[0-9a-f]{16})?")
 """How parts are called whose names say how many there are."""
-SAVED, SEVERAL_SAVED = "state.json", "dataset_dict.json"
+SAVED, SAVED_WITH, SEVERAL_SAVED = "state.json", "dataset_info.json", "dataset_dict.json"
 """What ``datasets`` leaves where it saved a table to disk, and where several."""
 
 
@@ -26,7 +26,7 @@ def parts_at(path: Path) -> list[Path]:
 
     Raises:
         DataError: several data sets were saved to disk there, what was saved is broken, or a folder cannot be listed;
-            or a pattern names something else too.
+            or one lies further below, or a pattern names something else too.
     """
     if not path.is_dir():
         named = [] if path.exists() else sorted(map(Path, glob.glob(str(path))))
@@ -38,10 +38,16 @@ def parts_at(path: Path) -> list[Path]:
     if (path / SEVERAL_SAVED).is_file():
         saved = sorted(one.parent.name for one in path.glob(f"*/{SAVED}"))
         raise DataError(f"{path} holds several data sets ({', '.join(saved)}); give the folder of one")
-    if (path / SAVED).is_file():
+    if (path / SAVED).is_file() and (path / SAVED_WITH).is_file():
         return _saved_in(path)
-    below = ((one, one.relative_to(path).parts) for one in files_in(path) if one.suffix.lower() == ".parquet")
-    return [one for one, parts in below if not any(part.startswith(".") for part in parts)]
+    below = ((one, one.relative_to(path)) for one in files_in(path) if one.suffix.lower() in (".arrow", ".parquet"))
+    found = {one: name for one, name in below if not any(part.startswith(".") for part in name.parts)}
+    if arrow := next((name for one, name in found.items() if one.suffix.lower() == ".arrow"), None):
+        raise DataError(
+            f"{path} holds a data set that datasets keeps ({arrow}), but is not the folder of one; give the folder that "
+            "save_to_disk wrote, or else load it in Python and give the Dataset; or move it away from the rest"
+        )
+    return list(found)
 
 
 def _saved_in(folder: Path) -> list[Path]:
@@ -91,18 +97,25 @@ def _check_all_there(parts: Sequence[Path]) -> None:
 
 
 def holds_pictures(part: Path) -> bool:
-    """Whether images lie in a part of a table, and not only where they are."""
+    """Whether images lie in a part of a table, and not only where they are.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if part.suffix == ".arrow":
         return True
     try:
-        kinds = [field.type for field in pq.read_schema(part)]
-    except (OSError, pa.ArrowInvalid):
-        return False
-    kinds += [field.type for kind in kinds if pa.types.is_struct(kind) for field in kind]
-    return any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in kinds)
+        schema = pq.read_metadata(part).schema
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{part} lies in a folder of images and cannot be read as parquet, so it may hold others: {error}; repair "
+            "it, or move it away"
+        ) from error
+    leaves = [schema.column(number) for number in range(len(schema))]  # however deep they lie
+    return any(leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "NONE" for leaf in leaves)
 
 
 def name_of_parts(part: Path) -> str:

@@ -261,6 +261,40 @@ def test_images_beside_tables_that_hold_images_are_told(tmp_path):
     assert len(open_images(tmp_path / "set" / "data")) == 5
 
 
+def write_lists(path: Path) -> None:
+    pictures = rows_of([0]).cast_column("image", datasets.Image(decode=False))["image"][:]
+    datasets.Dataset.from_dict({"several": [pictures]}).to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "what"),
+    [
+        ("t.parquet", write_lists, r"tables that hold images \(t\.parquet"),
+        ("T.PARQUET", lambda path: rows_of([0]).to_parquet(path), r"tables that hold images \(T\.PARQUET"),
+        ("t.parquet", lambda path: path.write_text("oid sha256:"), r"t\.parquet .* cannot be read as parquet"),
+        ("saved", lambda path: rows_of([0]).save_to_disk(path), r"datasets keeps \(saved/data-00000"),
+    ],
+)
+def test_images_that_lie_elsewhere_in_a_folder_of_images_are_told(tmp_path, name, write, what):
+    write_pictures(tmp_path, [0])
+    write(tmp_path / name)
+    with pytest.raises(DataError, match=what):
+        open_images(tmp_path)
+
+
+def test_a_data_set_below_another_is_told(tmp_path):
+    write_parts(tmp_path)
+    rows_of([5]).save_to_disk(tmp_path / "more" / "train")
+    with pytest.raises(DataError, match=r"more/train/data-00000-of-00001\.arrow\), but is not the folder of one"):
+        open_images(tmp_path)
+
+
+def test_a_file_that_is_called_as_one_of_a_saved_data_set_makes_none(tmp_path):
+    write_pictures(tmp_path, [0])
+    (tmp_path / "state.json").write_text('{"step": 3}')
+    assert len(open_images(tmp_path)) == 1
+
+
 def test_a_pattern_that_names_nothing_is_told(tmp_path):
     write_pictures(tmp_path, [0])
     for pattern in ("*.parquet", "*.png"):
