@@ -90,6 +90,26 @@ def test_a_fingerprint_is_of_every_part(tmp_path, kind):
     assert open_images(data).fingerprint != before
 
 
+def test_a_fingerprint_in_memory_is_of_the_rows_however_they_came_together(tmp_path):
+    def some(first: int, last: int) -> datasets.Dataset:
+        names = [None if number % 3 == 0 else f"p{number}" for number in range(first, last)]
+        pictures = rows_of([number % 4 for number in range(first, last)]).remove_columns("who")
+        return pictures.add_column("who", names).add_column("ages", [[name] for name in names])
+
+    rows, more = some(0, 70), some(0, 90)
+    rows.to_parquet(tmp_path / "t.parquet")
+    expected = open_images(rows).fingerprint
+    for same in (
+        datasets.concatenate_datasets([some(0, 11), some(11, 70)]),
+        more.select(range(70)),
+        more.filter(lambda row, number: number < 70, with_indices=True),
+        more.select([*range(69, -1, -1)]).select([*range(69, -1, -1)]),
+        datasets.Dataset.from_parquet(str(tmp_path / "t.parquet"), cache_dir=str(tmp_path)),
+    ):
+        assert open_images(same).fingerprint == expected
+    assert open_images(more.select(range(1, 71))).fingerprint != expected
+
+
 @pytest.mark.parametrize(
     "name",
     ["train-00000-of-00002", "train-00000-of-00001-b513d9e388d56453", "train_3", "train.007", "train12"],
