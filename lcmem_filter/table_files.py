@@ -118,6 +118,19 @@ def holds_pictures(part: Path) -> bool:
     return any(leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "NONE" for leaf in leaves)
 
 
+def is_empty(file: Path) -> bool:
+    """Whether it is Parquet without rows, as some parts of what was filtered are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if KINDS.get(file.suffix.lower()) != "parquet":
+        return False
+    try:
+        return bool(pq.read_metadata(file).num_rows == 0)
+    except (OSError, pa.ArrowInvalid):  # who reads it says what is wrong
+        return False
+
+
 def name_of_parts(part: Path) -> str:
     """What a table is called that a file is a part of."""
     return PART.sub("", part.stem) or part.parent.name

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from .digests import sha256
-from .errors import DataError, MissingColumnError
-from .table_files import KINDS, name_of_parts
+from .errors import DataError, EmptyDataError, MissingColumnError
+from .table_files import KINDS, is_empty, name_of_parts
 
 if TYPE_CHECKING:
     import datasets
@@ -127,18 +127,22 @@ def read_table(*files: Path) -> Any:
 
     Raises:
         DataError: one is no table, or a broken one, or they have other columns than the first.
+        EmptyDataError: none has rows.
     """
     import datasets
 
     if files[0].suffix == ".arrow":
         return _as_stored(_saved(files[0].parent))
-    tables = [_as_stored(_read(file)) for file in files]
+    filled = [file for file in files if not is_empty(file)]  # datasets would not read it
+    if not filled:
+        raise EmptyDataError(f"{files[0]} has no rows")
+    tables = [_as_stored(_read(file)) for file in filled]
     if len(tables) == 1:
         return tables[0]
-    for file, table in zip(files, tables, strict=True):
+    for file, table in zip(filled, tables, strict=True):
         if set(table.column_names) != set(tables[0].column_names):
             raise DataError(
-                f"{file} has the columns {', '.join(table.column_names)}, and {files[0]} "
+                f"{file} has the columns {', '.join(table.column_names)}, and {filled[0]} "
                 f"{', '.join(tables[0].column_names)}; parts of one table have the same"
             )
     try:

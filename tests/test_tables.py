@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
-from lcmem_filter.errors import DataError, MissingColumnError
+from lcmem_filter.errors import DataError, EmptyDataError, MissingColumnError
 from lcmem_filter.images import ImageRecord, columns_of, is_table, open_images
 from lcmem_filter.table_files import PART
 
@@ -175,6 +175,17 @@ def test_missing_parts_are_told(tmp_path):
     (tmp_path / "saved" / "data-00000-of-00002.arrow").unlink()
     with pytest.raises(DataError, match=r"has 1 of the 2 parts data-\*-of-00002"):
         open_images(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_parts_without_rows_are_no_harm(tmp_path, empty):
+    for part in range(2):
+        rows_of([] if part == empty else [3]).to_parquet(tmp_path / f"train-{part:05}-of-00002.parquet")
+    source = open_images(tmp_path)
+    assert [record.id for record in source.records] == ["train/0"]
+    assert np.array_equal(np.asarray(source.image(0)), np.asarray(picture(3)))
+    with pytest.raises(EmptyDataError, match="has no rows"):
+        open_images(tmp_path / f"train-{empty:05}-of-00002.parquet")
 
 
 def test_what_a_pattern_names_beside_tables_is_told(tmp_path):
