@@ -27,11 +27,13 @@ from .tables import (
     cells,
     classes_in,
     columns_for,
+    image_in,
     is_in_memory,
     is_utf8,
     labels_of,
     matching,
     names_of,
+    one_by_one,
     read_table,
     table_in_memory,
     table_of,
@@ -322,15 +324,15 @@ def _open_table(
         raise DataError(
             f"{table.told}: of its column {columns.identity!r}, {error}; write whole numbers as text"
         ) from error
-    images = table.rows[columns.image]
-    first = next((image for row in rows if (image := images[row])), None)
+    images = one_by_one(table.rows, columns.image)  # pictures stay where they are
+    first = next((image for row in rows if (image := images(row))), None)
     in_files = isinstance(first, str)
-    images = images[:] if in_files else images  # pictures stay where they are
+    images = table.rows[columns.image][:].__getitem__ if in_files else images
     if folder is not None and (in_files or (isinstance(first, dict) and first.get("bytes") is None)):
         _check_all_named(folder, table)
     records, used = [], set()
     for row in rows:
-        own = images[row] if in_files and images[row] else f"{table.name}/{row}"
+        own = images(row) if in_files and images(row) else f"{table.name}/{row}"
         own = f"{own}#{row}" if own in used else own  # listed again, as with a row for each finding
         used.add(own)
         id_ = own if ids is None else text_of(ids[row])
@@ -349,23 +351,16 @@ def _open_table(
         )
 
     def read(row: int) -> bytes | Path:
-        value = images[rows[row]]
-        if not value:
-            raise ValueError(f"row {rows[row]} of the table names no image")
-        if isinstance(value, dict) and value.get("bytes") is not None:
-            if not isinstance(value["bytes"], bytes):
-                raise ValueError(
-                    f"row {rows[row]} of the table has text or numbers for bytes, as JSON does: write Parquet, or name "
-                    "files"
-                )
-            return value["bytes"]
-        value = value["path"] if isinstance(value, dict) else value
-        return value if isinstance(value, bytes) else table.folder / value
+        try:
+            found = image_in(images(rows[row]))
+        except ValueError as error:
+            raise ValueError(f"row {rows[row]} of the table {error}") from error
+        return found if isinstance(found, bytes) else table.folder / found
 
     if isinstance(first, dict) and first.get("bytes") is None:
-        files = [stats(table.folder, [str((images[row] or {}).get("path")) for row in rows])]
+        files = [stats(table.folder, [str((images(row) or {}).get("path")) for row in rows])]
     else:
-        files = [stats(table.folder, [images[row] or "" for row in rows])] if in_files else []
+        files = [stats(table.folder, [images(row) or "" for row in rows])] if in_files else []
     reading: list[Any] = [CSV_READING] if table.is_csv else []
     # releases that knew no capitals, or nothing but labels, read none there: theirs was another source
     reading += [name for name in (columns.labels,) if name not in (None, "labels")]

@@ -33,19 +33,23 @@ def parts_at(path: Path) -> list[Path]:
         tables = [one for one in named if one.suffix.lower() in KINDS]
         if tables and len(tables) < len(named):
             other = next(one for one in named if one not in tables)
-            raise DataError(f"{path} names what is no table too ({other}); give a pattern that names tables alone")
+            raise DataError(
+                f"{path} names what is no table too ({other}); give a pattern that names tables alone"
+            )
         return tables
     if (path / SEVERAL_SAVED).is_file():
         saved = sorted(one.parent.name for one in path.glob(f"*/{SAVED}"))
         raise DataError(f"{path} holds several data sets ({', '.join(saved)}); give the folder of one")
     if (path / SAVED).is_file() and (path / SAVED_WITH).is_file():
         return _saved_in(path)
-    below = ((one, one.relative_to(path)) for one in files_in(path) if one.suffix.lower() in (".arrow", ".parquet"))
+    below = (
+        (one, one.relative_to(path)) for one in files_in(path) if one.suffix.lower() in (".arrow", ".parquet")
+    )
     found = {one: name for one, name in below if not any(part.startswith(".") for part in name.parts)}
     if arrow := next((name for one, name in found.items() if one.suffix.lower() == ".arrow"), None):
         raise DataError(
-            f"{path} holds a data set that datasets keeps ({arrow}), but is not the folder of one; give the folder that "
-            "save_to_disk wrote, or else load it in Python and give the Dataset; or move it away from the rest"
+            f"{path} holds a data set that datasets keeps ({arrow}), but is not the folder of one; give the folder "
+            "that save_to_disk wrote, or else load it in Python and give the Dataset; or move it away from the rest"
         )
     return list(found)
 
@@ -85,7 +89,7 @@ def _check_all_there(parts: Sequence[Path]) -> None:
     Raises:
         DataError: parts that others tell of do not lie beside them, as after a download that did not end.
     """
-    told = {(one.parent, *found.group(1, 3)) for one in parts if (found := NUMBERED.fullmatch(one.stem))}
+    told = {(one.parent, found[1], found[3]) for one in parts if (found := NUMBERED.fullmatch(one.stem))}
     for folder, name, number in sorted(told):
         beside = [NUMBERED.fullmatch(one.stem) for one in folder.iterdir()]
         there = {one[2] for one in beside if one and one.group(1, 3) == (name, number)}

@@ -93,7 +93,9 @@ def table_in_memory(rows: datasets.Dataset) -> Table:
         found = hashlib.sha256(begins)
         for some in rows.with_format("arrow").iter(ROWS_AT_ONCE):
             sink = pa.BufferOutputStream()
-            alone = some.combine_chunks().take(pa.array(range(len(some))))  # as rows that lie in larger chunks do not
+            alone = some.combine_chunks().take(
+                pa.array(range(len(some)))
+            )  # as rows that lie in larger chunks do not
             with pa.ipc.new_stream(sink, some.schema.remove_metadata()) as stream:
                 stream.write_table(alone.replace_schema_metadata())
             found.update(sink.getvalue())
@@ -338,6 +340,32 @@ def cells(table: Any, column: str) -> list[Any]:
         return None if value is None or value < 0 else classes.int2str(value)
 
     return values if classes is None else [named(value) for value in values]
+
+
+def one_by_one(table: Any, column: str) -> Callable[[int], Any]:
+    """Row to a column's cell, read when it is asked for: before version 4, ``table[column]`` reads all of them."""
+    alone = table.select_columns([column])
+    return lambda row: alone[row][column]
+
+
+def image_in(cell: Any) -> bytes | str:
+    """An image's bytes, or the name of its file.
+
+    Raises:
+        ValueError: the cell holds neither; says what it does.
+    """
+    if isinstance(cell, dict) and cell.get("bytes") is not None:
+        if not isinstance(cell["bytes"], bytes):
+            raise ValueError("has text or numbers for bytes, as JSON does: write Parquet, or name files")
+        return cell["bytes"]
+    found = cell.get("path") if isinstance(cell, dict) else cell
+    if not found:
+        raise ValueError("names no image")
+    if not isinstance(found, (bytes, str)):
+        raise ValueError(
+            f"has a {type(found).__name__} for an image: give a row for each image, with a file's bytes or its name"
+        )
+    return found
 
 
 def labels_of(value: Any) -> str:

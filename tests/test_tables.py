@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
-from lcmem_filter.errors import DataError, EmptyDataError, MissingColumnError
+from lcmem_filter.errors import DataError, EmptyDataError, MissingColumnError, UnreadableImageError
 from lcmem_filter.images import ImageRecord, columns_of, is_table, open_images
 from lcmem_filter.table_files import PART
 
@@ -138,6 +138,32 @@ def test_a_format_that_was_saved_with_a_data_set_is_not_looked_at(tmp_path):
         source = open_images(tmp_path / kind / "set", identity_column="who")
         assert source.records == plain.records and source.fingerprint == plain.fingerprint
         assert np.array_equal(np.asarray(source.image(1)), np.asarray(picture(1)))
+
+
+def test_pictures_are_read_one_by_one(monkeypatch):
+    rows, asked = rows_of([0, 1, 2]), []
+    read = datasets.Dataset.__getitem__
+
+    def counted(self, key):
+        found = read(self, key)
+        asked.append(key if "image" in self.column_names else None)
+        return found
+
+    source = open_images(rows)
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", counted)
+    source.encoded(1)
+    assert asked == [1]
+
+
+@pytest.mark.parametrize("kind", ["several", "array"])
+def test_what_is_no_image_in_a_row_is_told(kind):
+    pixels = np.zeros((2, 2, 3), np.uint8).tolist()
+    several = rows_of([0]).cast_column("image", datasets.Image(decode=False))["image"][:]
+    source = open_images(datasets.Dataset.from_dict({"image": [several if kind == "several" else pixels]}))
+    with pytest.raises(
+        UnreadableImageError, match="row 0 of the table has a list for an image: give a row for each"
+    ):
+        source.image(0)
 
 
 def test_a_split_is_called_as_its_parts_are(tmp_path):
@@ -302,7 +328,11 @@ def write_lists(path: Path) -> None:
     [
         ("t.parquet", write_lists, r"tables that hold images \(t\.parquet"),
         ("T.PARQUET", lambda path: rows_of([0]).to_parquet(path), r"tables that hold images \(T\.PARQUET"),
-        ("t.parquet", lambda path: path.write_text("oid sha256:"), r"t\.parquet .* cannot be read as parquet"),
+        (
+            "t.parquet",
+            lambda path: path.write_text("oid sha256:"),
+            r"t\.parquet .* cannot be read as parquet",
+        ),
         ("saved", lambda path: rows_of([0]).save_to_disk(path), r"datasets keeps \(saved/data-00000"),
     ],
 )
@@ -316,7 +346,9 @@ def test_images_that_lie_elsewhere_in_a_folder_of_images_are_told(tmp_path, name
 def test_a_data_set_below_another_is_told(tmp_path):
     write_parts(tmp_path)
     rows_of([5]).save_to_disk(tmp_path / "more" / "train")
-    with pytest.raises(DataError, match=r"more/train/data-00000-of-00001\.arrow\), but is not the folder of one"):
+    with pytest.raises(
+        DataError, match=r"more/train/data-00000-of-00001\.arrow\), but is not the folder of one"
+    ):
         open_images(tmp_path)
 
 
