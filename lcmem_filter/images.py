@@ -196,8 +196,9 @@ def open_images(
         where: Only rows of a table whose columns have these values, compared as text.
 
     Raises:
-        DataError: nothing lies at ``path``, or it cannot be read as a table, or as one; or a folder's table does not
-            name some of its images; or all DICOM files say the same of that attribute.
+        DataError: nothing lies at ``path``, or it cannot be read as a table, or as one, or parts of it are missing; or
+            a folder's table does not name some of its images, or others lie in tables beside them; or all DICOM files
+            say the same of that attribute.
         EmptyDataError: no images.
         MissingColumnError: a table without a column that was named, or a folder in which no file has that attribute.
         MissingExtraError: an attribute of DICOM files was named, and pydicom is not installed.
