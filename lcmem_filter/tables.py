@@ -34,8 +34,6 @@ EXACT = 2.0**53
 """From here on a float is not every whole number."""
 CSV_READING = 4
 """Part of a CSV's fingerprint; another one for each way in which its cells were ever read."""
-
-
 ROWS_AT_ONCE = 16
 """Of a table in memory, that are hashed at once."""
 
@@ -76,11 +74,12 @@ def table_of(files: Sequence[Path]) -> Table:
         return hashlib.sha256(begins + "".join(sha256(file) for file in files).encode()).hexdigest()
 
     if first.suffix == ".arrow":
-        return Table(rows, str(first.parent), first.parent.name, first.parent, is_csv, digest)
-    if len(files) == 1:
-        return Table(rows, str(first), first.stem, first.parent, is_csv, digest)
-    told = f"{first} to {files[-1].name}"
-    return Table(rows, told, name_of_parts(first), first.parent, is_csv, digest)
+        told, name = str(first.parent), first.parent.name
+    elif len(files) == 1:
+        told, name = str(first), first.stem
+    else:
+        told, name = f"{first} to {files[-1].name}", name_of_parts(first)
+    return Table(rows, told, name, first.parent, is_csv, digest)
 
 
 def table_in_memory(rows: datasets.Dataset) -> Table:
@@ -93,9 +92,8 @@ def table_in_memory(rows: datasets.Dataset) -> Table:
         found = hashlib.sha256(begins)
         for some in rows.with_format("arrow").iter(ROWS_AT_ONCE):
             sink = pa.BufferOutputStream()
-            alone = some.combine_chunks().take(
-                pa.array(range(len(some)))
-            )  # as rows that lie in larger chunks do not
+            # copied, since rows that lie in larger chunks would bring these along
+            alone = some.combine_chunks().take(pa.array(range(len(some))))
             with pa.ipc.new_stream(sink, some.schema.remove_metadata()) as stream:
                 stream.write_table(alone.replace_schema_metadata())
             found.update(sink.getvalue())
@@ -113,7 +111,7 @@ def is_in_memory(data: object) -> TypeGuard[datasets.Dataset]:
     datasets = sys.modules.get("datasets")  # who has one has imported it
     if datasets is None:
         return False
-    if isinstance(data, dict) and isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+    if isinstance(data, (datasets.DatasetDict, datasets.IterableDatasetDict)):
         raise DataError(
             f"these are several data sets; give one of them, such as dataset[{next(iter(data))!r}]"
         )
@@ -378,6 +376,7 @@ def matching(table: Any, where: Mapping[str, str]) -> list[int]:
     """Rows whose columns have these values, compared as text; a class by its number or its name."""
     rows = list(range(len(table)))
     for name, wanted in where.items():
-        values, named = table[name][:], cells(table, name)
-        rows = [row for row in rows if wanted in (str(values[row]), text_of(values[row]), named[row])]
+        classes, values = classes_in(table, name), table[name][:]
+        also = str(classes.str2int(wanted)) if classes and wanted in classes.names else wanted
+        rows = [row for row in rows if {wanted, also} & {str(values[row]), text_of(values[row])}]
     return rows
