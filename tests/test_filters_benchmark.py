@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from lcmem_filter.demo.small_diffusion import tokenise
 from lcmem_filter.head import LCMemHead
 
 from tests.index import material
@@ -39,7 +40,16 @@ def benchmark(monkeypatch):
     names = [path.stem for path in FOLDER.glob("*.py")]
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    wanted = ("copies", "data", "drawing", "filters", "measure", "noise_magnitude", "safety_checker")
+    wanted = (
+        "copies",
+        "data",
+        "drawing",
+        "filters",
+        "measure",
+        "noise_magnitude",
+        "safety_checker",
+        "small_flow",
+    )
     modules = SimpleNamespace(**{name: importlib.import_module(name) for name in wanted})
     monkeypatch.setattr(modules.drawing, "STEPS", STEPS)
     monkeypatch.setattr(modules.drawing, "RESOLUTION", SIDE)
@@ -52,6 +62,23 @@ def pipeline(prediction_type: str = "v_prediction"):
     pipe = tiny_pipeline()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction_type)
     return pipe
+
+
+def flow_pipeline(benchmark, folder: Path):
+    """Of Stable Diffusion 3's kind, untrained, for images of ``SIDE``."""
+    flow, captions = benchmark.small_flow, ["a picture of x", "a picture of y"]
+    recipe = flow.FlowRecipe(width=32, heads=2, layers=1, text_width=16)
+    pipe = flow.build_flow_pipeline(recipe, shifted_vae(), captions, SIDE // 2, folder)
+    torch.nn.init.normal_(pipe.transformer.proj_out.weight)  # zeros as it begins
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def shifted_vae():
+    """A VAE as Stable Diffusion 3's, whose latents are shifted before they are scaled."""
+    vae = tiny_vae()
+    vae.register_to_config(shift_factor=0.25)
+    return vae
 
 
 def some_samples(benchmark, n: int = 3):
@@ -98,6 +125,58 @@ def test_noise_magnitudes_are_those_of_their_definition(benchmark, prediction_ty
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+def test_the_flow_pipeline_is_trained_on_what_it_is_told_when_it_draws(benchmark, tmp_path):
+    pipe, prompts = flow_pipeline(benchmark, tmp_path), ["a picture of y", ""]
+    tokens = tokenise(pipe.tokenizer, prompts, 16)
+    found = benchmark.small_flow.conditioning(pipe, tokens)
+    length = benchmark.drawing.settings(pipe)["max_sequence_length"]
+    told, _, pooled, _ = pipe.encode_prompt(
+        prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=length
+    )
+    torch.testing.assert_close(found, (told, pooled))
+    assert not torch.equal(told[0], told[1])
+
+
+def test_a_flow_pipeline_that_was_trained_is_the_one_that_was_saved(benchmark, tmp_path):
+    flow, latents = benchmark.small_flow, torch.randn(2, 4, SIDE // 2, SIDE // 2)
+    recipe = flow.FlowRecipe(
+        width=32, heads=2, layers=1, text_width=16, steps=2, warmup_steps=1, batch_size=2
+    )
+    captions, samples = ["a picture of x", "a picture of y"], some_samples(benchmark)
+    made = flow.train_flow_pipeline(
+        shifted_vae(), latents, captions, torch.ones(2), tmp_path, recipe, log=str
+    )
+    saved = benchmark.drawing.load_pipeline(tmp_path)
+    made.set_progress_bar_config(disable=True)
+    (one, latents_made), (other, latents_saved) = (benchmark.drawing.call(p, samples) for p in (made, saved))
+    np.testing.assert_array_equal(one.images, other.images)
+    assert latents_made.shape == (3, 4, SIDE // 2, SIDE // 2) and torch.equal(latents_made, latents_saved)
+    decoded = benchmark.drawing.decode(made.vae, latents_made).astype(int)
+    assert abs(decoded - benchmark.drawing.to_uint8(one.images)).max() <= 1
+    assert json.loads((tmp_path / "training.json").read_text())["step"] == 2
+
+
+@torch.no_grad()
+def test_noise_magnitudes_of_flow_are_those_of_the_velocity(benchmark, tmp_path):
+    pipe, samples = flow_pipeline(benchmark, tmp_path), some_samples(benchmark)
+    expected = []
+    for sample in samples:
+        text, empty, pooled, pooled_empty = pipe.encode_prompt(
+            sample.prompt, None, None, max_sequence_length=16
+        )
+        generator = torch.Generator().manual_seed(sample.seed)
+        given = {"hidden_states": torch.randn((1, 4, SIDE // 2, SIDE // 2), generator=generator)}
+        given["timestep"] = torch.tensor([1000.0])
+        with_text, without = (
+            pipe.transformer(**given, encoder_hidden_states=states, pooled_projections=pool).sample
+            for states, pool in ((text, pooled), (empty, pooled_empty))
+        )
+        expected.append([float((with_text - without).square().sum().sqrt())])
+    assert min(map(min, expected)) > 0
+    found = benchmark.noise_magnitude.first_steps(pipe, samples, 1, log=lambda _: None)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 def test_only_the_first_steps_are_run_and_a_full_draw_shows_the_same(benchmark, monkeypatch):
     pipe, samples = pipeline(), some_samples(benchmark)
     noise, calls = benchmark.noise_magnitude, []
@@ -107,15 +186,16 @@ def test_only_the_first_steps_are_run_and_a_full_draw_shows_the_same(benchmark, 
         first = noise.first_steps(pipe, samples, 2, log=lambda _: None)
     assert first.shape == (3, 2) and len(calls) == 2
     with noise.watched_noise(pipe, 2) as seen:
-        pipe(**benchmark.drawing.request(samples))
+        pipe(**benchmark.drawing.request(pipe, samples))
     assert len(calls) == 2 + STEPS
     np.testing.assert_array_equal(torch.stack(seen, 1).numpy(), first)
     assert len(pipe.unet._forward_hooks) == 1, "the watching hook is gone"
 
 
 def test_noise_needs_guidance_and_a_known_prediction(benchmark):
-    noise, request = benchmark.noise_magnitude, benchmark.drawing.request(some_samples(benchmark))
-    with pytest.raises(SystemExit, match="needs guidance"), noise.watched_noise(pipe := pipeline(), 1):
+    noise, pipe = benchmark.noise_magnitude, pipeline()
+    request = benchmark.drawing.request(pipe, some_samples(benchmark))
+    with pytest.raises(SystemExit, match="needs guidance"), noise.watched_noise(pipe, 1):
         pipe(**{**request, "guidance_scale": 1.0})
     with pytest.raises(SystemExit, match="not sample"), noise.watched_noise(pipeline("sample"), 1):
         pass
@@ -298,9 +378,9 @@ def test_the_safety_checker_is_run_in_its_place_and_leaves_nothing_behind(benchm
     pipe, request = pipeline(), benchmark.drawing.request
     checker, calls = benchmark.safety_checker.SafetyChecker(TINY_VISION), []
     checker.checker.register_forward_hook(lambda *_: calls.append(1))
-    plain = pipe(**request(some_samples(benchmark)), output_type="np")
+    plain = pipe(**request(pipe, some_samples(benchmark)), output_type="np")
     with checker.attached(pipe):
-        checked = pipe(**request(some_samples(benchmark)), output_type="np")
+        checked = pipe(**request(pipe, some_samples(benchmark)), output_type="np")
     assert len(calls) == 1 and checked.nsfw_content_detected == [False] * 3
     np.testing.assert_array_equal(checked.images, plain.images)
     assert pipe.safety_checker is None and pipe.feature_extractor is None

@@ -41,9 +41,9 @@ def benchmarks() -> str:
     return _table(["benchmark", "what it answers", "results"], rows)
 
 
-def filters() -> str:
-    """The comparison of filters, from the results file of ``benchmarks/filters``."""
-    path = RESULTS / "filters.json"
+def filters(name: str = "filters") -> str:
+    """The comparison of filters on one pipeline, from a results file of ``benchmarks/filters``."""
+    path = RESULTS / f"{name}.json"
     if not path.exists():
         return "The comparison has not been run yet.\n"
     results = json.loads(path.read_text())
@@ -68,7 +68,7 @@ def filters() -> str:
     note = (
         f"\nCopies among all that the pipeline returns: {before['count']} of {before['n']} without the filter; "
         f"{attached}.\n\n{_by_prompts(results['filters'])}{_named(results['filters'])}"
-        f"From [filters.json](benchmarks/results/filters.json), {results['about']}{_not_run(results)}\n"
+        f"From [{path.name}](benchmarks/results/{path.name}), {results['about']}{_not_run(results)}\n"
     )
     return _table(columns, rows) + note
 
@@ -715,11 +715,15 @@ def _rungs(row: dict[str, Any]) -> str:
 
 
 def early_stop() -> str:
-    """Steps saved and samples lost, from the results file of ``benchmarks/early_stop``."""
-    path = RESULTS / "early_stop.json"
-    if not path.exists():
+    """Steps saved and samples lost, from the results files of ``benchmarks/early_stop``, one for each pipeline."""
+    found = {
+        path: json.loads(path.read_text())
+        for path in (RESULTS / "early_stop.json", RESULTS / "early_stop-sd3.json")
+        if path.exists()
+    }
+    if not found:
         return "Early stop has not been measured yet.\n"
-    results = json.loads(path.read_text())
+    schedulers = [row for results in found.values() for row in results["schedulers"]]
     columns = [
         "scheduler",
         "memorised samples stopped",
@@ -732,12 +736,14 @@ def early_stop() -> str:
         f"| {_mean(row['memorised']['steps_saved'])} "
         f"| {_mean(row['memorised']['steps_saved_if_drawn_one_by_one'])} "
         f"| {_share(row['innocent']['accepted_lost'])} |"
-        for row in results["schedulers"]
+        for row in schedulers
     ]
-    fitted = ", ".join(f"{row['fit']['accepted_samples']} ({row['label']})" for row in results["schedulers"])
+    fitted = ", ".join(f"{row['fit']['accepted_samples']} ({row['label']})" for row in schedulers)
+    files = ", ".join(f"[{path.name}](benchmarks/results/{path.name})" for path in found)
+    about = next(iter(found.values()))["about"]
     note = (
-        f"\nFrom [early_stop.json](benchmarks/results/early_stop.json): {results['about']} Accepted samples that the "
-        f"thresholds rest on, none of those counted above: {fitted}.\n"
+        f"\nFrom {files}: {about} Accepted samples that the thresholds rest on, none of those counted above: "
+        f"{fitted}.\n"
     )
     return _table(columns, rows) + note
 
@@ -847,6 +853,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "detection": detection,
     "early_stop": early_stop,
     "filters": filters,
+    "filters_sd3": partial(filters, "filters-sd3"),
     "found": found,
     "heads": heads,
     "identities": identities,

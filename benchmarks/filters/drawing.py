@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from data import RESOLUTION, Row, own_caption
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 BATCH, STEPS, GUIDANCE = 8, 25, 3.0
 FIRST_NAMED_SEED = 3_000_000  # apart from all others
@@ -54,19 +54,22 @@ def choose_named(held_out: list[Row], count: int) -> list[Sample]:
 
 
 def load_pipeline(folder: Path) -> Any:
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
+    """The pipeline that ``train_pipeline.py`` saved, of whichever model."""
+    parts = DiffusionPipeline.load_config(folder)
+    absent = {name: None for name, kind in parts.items() if kind == [None, None]}  # T5, or a safety checker
+    pipe = DiffusionPipeline.from_pretrained(folder, **absent).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def draw(pipe: Any, samples: list[Sample], log: Callable[[str], None] = print, **settings: Any) -> Drawn:
+def draw(pipe: Any, samples: list[Sample], log: Callable[[str], None] = print, **further: Any) -> Drawn:
     """Draw every sample, batch by batch, each from a generator of its own."""
     latents: list[torch.Tensor] = []
     images: list[np.ndarray] = []
     decisions: list[Any] = []
     start = time.perf_counter()
     for first in range(0, len(samples), BATCH):
-        output, last = call(pipe, samples[first : first + BATCH], **settings)
+        output, last = call(pipe, samples[first : first + BATCH], **further)
         latents.append(last)
         images.append(to_uint8(output.images))
         decisions += getattr(output, "memorization", ())
@@ -75,7 +78,7 @@ def draw(pipe: Any, samples: list[Sample], log: Callable[[str], None] = print, *
     return Drawn(torch.cat(latents), np.concatenate(images), decisions, time.perf_counter() - start)
 
 
-def call(pipe: Any, samples: list[Sample], **settings: Any) -> tuple[Any, Any]:
+def call(pipe: Any, samples: list[Sample], **further: Any) -> tuple[Any, Any]:
     """One call of the pipeline; its output, and the latents after the last step of the first pass, if there was one."""
     seen: list[torch.Tensor] = []
 
@@ -84,20 +87,32 @@ def call(pipe: Any, samples: list[Sample], **settings: Any) -> tuple[Any, Any]:
             seen.append(values["latents"].clone())
         return {}
 
-    output = pipe(**request(samples), output_type="np", callback_on_step_end=look, **settings)
-    return output, seen[0] / pipe.vae.config.scaling_factor if seen else None
+    output = pipe(**request(pipe, samples), output_type="np", callback_on_step_end=look, **further)
+    scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor or 0.0
+    return output, seen[0] / scale + shift if seen else None
 
 
-def request(samples: Sequence[Sample]) -> dict[str, Any]:
+def request(pipe: Any, samples: Sequence[Sample]) -> dict[str, Any]:
     """The arguments of a call that draws ``samples``, each from a generator of its own."""
     return {
         "prompt": [sample.prompt for sample in samples],
         "generator": [torch.Generator().manual_seed(sample.seed) for sample in samples],
+        **settings(pipe),
+    }
+
+
+def settings(pipe: Any) -> dict[str, Any]:
+    """The arguments that all calls of the pipeline share; of Stable Diffusion 3 as many zeros for T5 as it was trained
+    with."""
+    shared: dict[str, Any] = {
         "num_inference_steps": STEPS,
         "guidance_scale": GUIDANCE,
         "height": RESOLUTION,
         "width": RESOLUTION,
     }
+    if "text_encoder_3" in pipe.components:
+        shared["max_sequence_length"] = pipe.tokenizer.model_max_length
+    return shared
 
 
 @torch.no_grad()

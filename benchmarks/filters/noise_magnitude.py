@@ -3,7 +3,8 @@
 The statistic is the mean over the first denoising steps of ||eps(x_t, text) - eps(x_t, "")||_2. Both predictions are
 the two halves of the batch that guidance needs anyway, so reading them costs next to nothing. A network that predicts
 v = sqrt(a_t) eps - sqrt(1 - a_t) x_0 has eps = sqrt(a_t) v + sqrt(1 - a_t) x_t; x_t is the same in both halves, hence
-the difference of eps is that of v times sqrt(a_t).
+the difference of eps is that of v times sqrt(a_t). Of a network that predicts flow the difference of velocities counts
+as it is: in eps it would be none at the first step, where all is noise.
 
 It judges a prompt with its first noise, not an image, so no held-out image can calibrate it. What stands for them are
 the captions of the same held-out images, which the pipeline was not trained on, each drawn with a seed of its own.
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from data import Row
+from diffusers import FlowMatchEulerDiscreteScheduler
 from drawing import BATCH, Sample, request
 from filters import threshold_of
 from measure import Judged, on_samples
@@ -61,11 +63,12 @@ def watched_noise(pipe: Any, steps: int) -> Iterator[list[torch.Tensor]]:
     """A list that gets the magnitudes (B,) of each of the next ``steps`` steps of a pipeline that guides.
 
     Raises:
-        SystemExit: the pipeline draws without guidance, or its network predicts something else than eps or v.
+        SystemExit: the pipeline draws without guidance, or its network predicts something else than eps, v or flow.
     """
-    kind = pipe.scheduler.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise SystemExit(f"the noise magnitude needs a network that predicts epsilon or v, not {kind}")
+    flow = isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+    kind = "flow" if flow else pipe.scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction", "flow"):
+        raise SystemExit(f"the noise magnitude needs a network that predicts epsilon, v or flow, not {kind}")
     seen: list[torch.Tensor] = []
 
     def look(_: Any, given: tuple[Any, ...], output: tuple[torch.Tensor]) -> None:
@@ -81,7 +84,7 @@ def watched_noise(pipe: Any, steps: int) -> Iterator[list[torch.Tensor]]:
             magnitude = magnitude * pipe.scheduler.alphas_cumprod[int(given[1])].sqrt().to(magnitude)
         seen.append(magnitude)
 
-    hook = pipe.unet.register_forward_hook(look)
+    hook = (pipe.transformer if flow else pipe.unet).register_forward_hook(look)
     try:
         yield seen
     finally:
@@ -102,7 +105,8 @@ def first_steps(
     found, start = [], time.perf_counter()
     for first in range(0, len(samples), BATCH):
         with watched_noise(pipe, steps) as seen:
-            pipe(**request(samples[first : first + BATCH]), output_type="latent", callback_on_step_end=stop)
+            chosen = request(pipe, samples[first : first + BATCH])
+            pipe(**chosen, output_type="latent", callback_on_step_end=stop)
         found.append(torch.stack(seen, 1))
         if first // BATCH % 10 == 0:
             log(f"noise of {first + len(found[-1])}/{len(samples)}, {time.perf_counter() - start:.0f} s")

@@ -4,6 +4,9 @@
     python benchmarks/filters/run.py --pipeline CACHE/pipeline --cache CACHE/filters \
         --heads lcmem-small lcmem-reid lcmem-large
 
+With ``LCMEM_VAE=.../taesd3`` and a pipeline that was trained with ``--model sd3`` the same for Stable Diffusion 3, with
+another ``--cache`` and ``--output benchmarks/results/filters-sd3.json``.
+
 Writes ``benchmarks/results/filters.json``; the index, what was drawn and the contact sheets go to ``--cache``, which
 must lie outside the repository. Slow stages are kept there and not repeated. The row of EfficientNet-Lite0 needs
 ``pip install 'lcmem-filter[bench]'``; without it the results say why it was not run.

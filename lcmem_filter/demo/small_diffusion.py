@@ -24,6 +24,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .checkpoints import read_checkpoint, write_checkpoint
 
+BatchLoss = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -141,21 +143,53 @@ def train_small_pipeline(
     pipeline = build_pipeline(recipe, vae, captions, latents.shape[-1], output)
     unet, text_encoder, scheduler = pipeline.unet, pipeline.text_encoder, pipeline.scheduler
     unet.to(memory_format=torch.channels_last)
-    tokens = _tokenise(pipeline.tokenizer, [*captions, ""], recipe.max_tokens)
-    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    tokens = tokenise(pipeline.tokenizer, [*captions, ""], recipe.max_tokens)
+
+    def batch_loss(rows: torch.Tensor, dropped: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        clean = latents[rows].float()
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(rows),), generator=generator)
+        noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        hidden = text_encoder(tokens[torch.where(dropped, len(captions), rows)])[0]
+        predicted = unet(noisy, timesteps, encoder_hidden_states=hidden).sample
+        return torch.nn.functional.mse_loss(predicted, scheduler.get_velocity(clean, noise, timesteps))
+
+    modules = {"unet": unet, "text_encoder": text_encoder}
+    state = train_modules(
+        modules, batch_loss, weights, output, recipe, checkpoint_every=checkpoint_every, log=log
+    )
+    _save(pipeline.to(dtype=torch.float16), output)
+    report = {"recipe": asdict(recipe), "images": len(captions), **state}
+    (output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return pipeline.to(dtype=torch.float32)
+
+
+def train_modules(
+    modules: dict[str, torch.nn.Module],
+    batch_loss: BatchLoss,
+    weights: torch.Tensor,
+    output: Path,
+    recipe: Any,
+    *,
+    checkpoint_every: int = 500,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train ``modules`` together on ``batch_loss`` (row numbers (B,), which of them lose their captions (B,), the
+    generator), rows drawn in proportion to ``weights`` (N,), and leave them with the averaged weights.
+
+    Resumes from ``output/checkpoint.pt``. Returns the step, the seconds and the losses, each the mean of 100 steps.
+
+    Raises:
+        ArtifactError: a run of another recipe was interrupted there.
+    """
+    parameters = [parameter for module in modules.values() for parameter in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_cosine(recipe.warmup_steps, recipe.steps))
     ema = EMAModel(parameters, decay=recipe.ema_decay, use_ema_warmup=True, power=0.75)
     generator = torch.Generator().manual_seed(recipe.seed)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "losses": []}
     checkpoint = output / "checkpoint.pt"
-    parts = {
-        "unet": unet,
-        "text_encoder": text_encoder,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "ema": ema,
-    }
+    parts = {**modules, "optimizer": optimizer, "schedule": schedule, "ema": ema}
     if saved := read_checkpoint(checkpoint, recipe):
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -164,19 +198,12 @@ def train_small_pipeline(
         log(f"resuming at step {state['step']}")
 
     start, running = time.monotonic() - state["seconds"], []
-    unet.train(), text_encoder.train()
+    for module in modules.values():
+        module.train()
     for step in range(state["step"] + 1, recipe.steps + 1):
         rows = torch.multinomial(weights, recipe.batch_size, replacement=True, generator=generator)
         dropped = torch.rand(recipe.batch_size, generator=generator) < recipe.caption_dropout
-        clean = latents[rows].float()
-        noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(
-            0, scheduler.config.num_train_timesteps, (recipe.batch_size,), generator=generator
-        )
-        noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        hidden = text_encoder(tokens[torch.where(dropped, len(captions), rows)])[0]
-        predicted = unet(noisy, timesteps, encoder_hidden_states=hidden).sample
-        loss = torch.nn.functional.mse_loss(predicted, scheduler.get_velocity(clean, noise, timesteps))
+        loss = batch_loss(rows, dropped, generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -193,12 +220,8 @@ def train_small_pipeline(
         if step % checkpoint_every == 0 or step == recipe.steps:
             state |= {"step": step, "seconds": time.monotonic() - start}
             write_checkpoint(checkpoint, recipe, parts, generator=generator.get_state(), state=state)
-
     ema.copy_to(parameters)
-    _save(pipeline.to(dtype=torch.float16), output)
-    report = {"recipe": asdict(recipe), "images": len(captions), **state}
-    (output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return pipeline.to(dtype=torch.float32)
+    return state
 
 
 def _save(pipeline: Any, output: Path) -> None:
@@ -215,7 +238,8 @@ def _save(pipeline: Any, output: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def _tokenise(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> torch.Tensor:
+def tokenise(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> torch.Tensor:
+    """Token ids (N, max_tokens) of the captions, padded or cut off."""
     encoded = tokenizer(
         list(captions), padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
     )
