@@ -143,7 +143,7 @@ def _check_plan(build: Build) -> dict[str, Any] | None:
     """Whether ``output`` is empty, or holds what this build left; returns the plan that lies there."""
     plan_file = build.output / files.PLAN
     if not plan_file.exists():
-        if build.output.exists() and any(path.name != files.LOCK for path in build.output.iterdir()):
+        if not files.is_free(build.output):
             raise ArtifactError(f"{build.output} is not empty and holds no index; give another --output")
         return None
     try:

@@ -156,6 +156,14 @@ def _lies_at(path: Path, file: TextIO) -> bool:
         return False
 
 
+def is_free(folder: Path) -> bool:
+    """Whether nothing lies there but what a start that came to nothing leaves: the lock, or half of a plan."""
+    return not folder.exists() or all(
+        path.name == LOCK or (path.name.startswith(f"{PLAN}.") and ASIDE.fullmatch(path.name))
+        for path in folder.iterdir()
+    )
+
+
 def commit(folder: Path, manifest: dict[str, Any]) -> bool:
     """Put the manifest of what was built in force, with the calibration of the one before where that still holds;
     returns whether there is one."""

@@ -70,7 +70,7 @@ def _halving(head: LCMemHead, space: str) -> str | None:
 
 
 def _is_done(output: Path, plan: dict[str, Any]) -> bool:
-    if not output.exists() or not any(output.iterdir()):
+    if files.is_free(output):
         return False
     plan_file = output / files.PLAN
     try:

@@ -229,6 +229,20 @@ def test_killed_at_any_write_the_same_build_ends_in_the_same_bytes(tmp_path, mon
     assert shards[0] == {name: value for name, value in shards[1].items() if not name.endswith(".tmp")}
 
 
+def test_killed_while_the_plan_is_written_the_same_command_begins_anew(tmp_path):
+    (tmp_path / "index").mkdir()
+    half, thesis = (tmp_path / "index" / name for name in (f"plan.json.{'0' * 16}.tmp", "thesis.tmp"))
+    half.write_text('{"source": "')
+    thesis.write_text("precious")
+    with pytest.raises(ArtifactError, match="not empty and holds no index"):
+        build(tmp_path, images=4)
+    thesis.unlink()
+    index = build(tmp_path, images=4)
+    (tmp_path / "again").mkdir()
+    half.rename(tmp_path / "again" / half.name)
+    assert len(index) == len(index.reembed(head(), tmp_path / "again")) == 4
+
+
 def test_a_harmed_shard_of_an_unfinished_build_is_made_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(building, "_commit", lambda given: None)
