@@ -10,6 +10,7 @@ import torch
 from ..errors import LcmemFilterError, MemorizationError
 from ..index import MemorizationIndex
 from ..pipeline import attach
+from ..types import OWN_FOUND_AT_LEAST
 from .finding import Finding
 
 MAX_RESAMPLES = 4
@@ -51,4 +52,5 @@ class Drawer:
             return Finding(error.decisions[0], drawn=True)
         except LcmemFilterError as error:
             return Finding(None, problem=str(error), drawn=True)
-        return Finding(out.memorization[0], out.images[0], drawn=True)
+        doubt = self._pipe.memorization_filter.calibration.doubt(OWN_FOUND_AT_LEAST)
+        return Finding(out.memorization[0], out.images[0], drawn=True, doubt=doubt)

@@ -11,6 +11,7 @@ from ..filter import MemorizationFilter
 from ..images import ImageRecord, ImageSource
 from ..index import MemorizationIndex
 from ..latents import Encoder
+from ..types import OWN_FOUND_AT_LEAST
 from .finding import Finding
 
 
@@ -44,4 +45,5 @@ class Examiner:
             picture = None
         if judged.scored is None:
             return Finding(None, picture, judged.problem)
-        return Finding(self.filter.decide(judged.scored), picture)
+        doubt = self.filter.calibration.doubt(OWN_FOUND_AT_LEAST)
+        return Finding(self.filter.decide(judged.scored), picture, doubt=doubt)

@@ -24,12 +24,14 @@ class Finding:
         picture: As it was judged; ``None`` where there is none, or where it is withheld.
         problem: Why it was not checked; empty otherwise.
         drawn: Whether a pipeline drew it, so that attempts and rung say something.
+        doubt: Why "no match" says little, where the threshold misses most training images themselves; else empty.
     """
 
     decision: Decision | None
     picture: Image.Image | None = None
     problem: str = ""
     drawn: bool = False
+    doubt: str = ""
 
     @property
     def status(self) -> Status:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lcmem_filter.app import Drawer, Finding, render
+from lcmem_filter.app import Drawer, Examiner, Finding, render
 from lcmem_filter.errors import FilterFailedError
 from lcmem_filter.images import ImageRecord, ImageSource
 from lcmem_filter.index import MemorizationIndex
@@ -79,6 +80,25 @@ def test_what_the_filter_cannot_judge_is_no_picture(folder, monkeypatch):
     monkeypatch.setattr("lcmem_filter.filter.MemorizationFilter.judge", fails)
     found = drawer.draw("a cat", steps=1, seed=0)
     assert found.status == "not checked" and found.picture is None and "NaN" in render(found)
+
+
+def test_no_match_says_little_by_a_threshold_that_misses_training_images(folder, monkeypatch, tmp_path):
+    index = MemorizationIndex.load(folder / "index")
+    assert index.calibration is not None
+    write_pictures(tmp_path, [700])
+    for found, little in ((8, False), (7, True)):
+        monkeypatch.setattr(
+            index, "calibrations", {"sd": replace(index.calibration, threshold=2.0, own_found=(found, 16))}
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whoever starts the page is warned once
+            examined = Examiner(index).examine(tmp_path / "700.png")
+            drawn = Drawer(loaded(folder), index).draw("a cat", steps=2, seed=0)
+        for finding in (examined, drawn):
+            said = render(finding)
+            assert finding.status == "no match" and "<strong>No match</strong>" in said
+            assert ("the threshold of 2.000 finds 7" in said) == little
+            assert ('class="verdict no-match"' in said) != little
 
 
 def test_what_is_said_of_a_match():
