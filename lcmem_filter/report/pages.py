@@ -56,6 +56,10 @@ def replace_file(path: Path, text: str) -> None:
     try:
         aside.write_bytes(text.encode("utf-8", "backslashreplace"))
         os.replace(aside, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk says nothing of where it is
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

@@ -217,6 +217,19 @@ def test_what_could_not_be_written_leaves_no_half_of_itself(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_there_was_no_room_for_a_report_is_told(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError) as error:
+            write_report(audit(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG and str(tmp_path / "report.html") in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_file_names_that_are_no_text_can_be_written(tmp_path):
     odd = b"\xff\xfe.png".decode("utf-8", "surrogateescape")
     results = results_of(audit().run, [sample(0, 0.9, id=odd)], calibration())
