@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..errors import MissingExtraError
+from ..errors import ConfigurationError, MissingExtraError
 from ..images import ImageSource
 from .draw import Drawer
 from .examine import Examiner
@@ -80,20 +80,32 @@ def serve(
         host: Address to listen at. Whoever reaches another than the default sees training images.
         port: A free one from 7860 on by default.
         block: Return only when the server is stopped, by an interrupt.
+
+    Raises:
+        ConfigurationError: the page does not answer on this machine.
+        OSError: the port, or each from 7860 on, is taken.
     """
     gr = check_gradio()
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        inbrowser=False,
-        quiet=True,
-        prevent_thread_lock=not block,
-        ssr_mode=False,
-        footer_links=[],
-        theme=gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")),
-        css=(files(__package__) / "templates" / "app.css").read_text(encoding="utf-8"),
-    )
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            prevent_thread_lock=not block,
+            ssr_mode=False,
+            footer_links=[],
+            theme=gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")),
+            css=(files(__package__) / "templates" / "app.css").read_text(encoding="utf-8"),
+        )
+    except OSError:
+        raise
+    except Exception as error:  # Gradio asks its own server, and advises to share the page with the world
+        raise ConfigurationError(
+            f"the page does not answer at {host} ({type(error).__name__}); where a proxy is set, exempt this machine "
+            "from it: NO_PROXY=127.0.0.1,localhost; else the machine may be too busy: try again"
+        ) from error
     return str(address)
 
 

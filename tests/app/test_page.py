@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from lcmem_filter.app import check_gradio
+from lcmem_filter.app import check_gradio, serve
 from lcmem_filter.cli.main import main
-from lcmem_filter.errors import MissingExtraError
+from lcmem_filter.errors import ConfigurationError, MissingExtraError
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
 
@@ -126,6 +126,18 @@ def test_a_prompt_is_drawn(served):
     drawn = [served.call("draw", "a cat", 2, seed) for seed in range(4)]
     assert all((picture is not None) == ("No match" in said) for picture, said in drawn)
     assert all("drawn by" in said for _, said in drawn)
+
+
+@needs_gradio
+def test_behind_a_proxy_the_page_is_shared_with_nobody_and_what_helps_is_told():
+    class Page:
+        def launch(self, **_: Any) -> Any:
+            raise ValueError("a shareable link must be created. Please set share=True")
+
+    page: Any = Page()
+    with pytest.raises(ConfigurationError, match=r"does not answer at 127.0.0.1 .* NO_PROXY=") as error:
+        serve(page)
+    assert "share=True" not in str(error.value)
 
 
 @needs_gradio
