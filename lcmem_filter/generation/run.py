@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -142,6 +143,9 @@ def generate(
     from ..processes import this_process
 
     state = this_process()
+    seed, batch_size = _whole("seed", seed), _whole("batch_size", batch_size)
+    max_resamples = _whole("max_resamples", max_resamples)
+    threads = None if threads is None else _whole("threads", threads)
     if threads is not None and threads < 1:
         raise DataError(f"threads is at least 1, got {threads}")
     if on_exhausted not in get_args(OnExhausted):
@@ -322,6 +326,14 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _whole(name: str, number: Any) -> int:
+    """An integer of NumPy's as Python's, which JSON knows."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise DataError(f"{name} is an integer, got {number!r}") from None
 
 
 def _requests(prompts: Iterable[str | Request] | int) -> list[Request]:

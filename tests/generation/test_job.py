@@ -527,6 +527,9 @@ def test_an_unconditional_count(job):
         ({"stop_rejection_rate": 0.0}, "lies in"),
         ({"disk_budget": 0}, "at least 1 byte"),
         ({"threads": 0}, "threads is at least 1, got 0"),
+        ({"seed": 0.5}, r"seed is an integer, got 0\.5"),
+        ({"seed": None}, "seed is an integer, got None"),
+        ({"prompts": PROMPTS[:1], "batch_size": 2.0}, r"batch_size is an integer, got 2\.0"),
         ({"prompts": [Request("a cat")], "batch_size": 0}, "batch size"),
         ({"prompts": []}, "nothing to generate"),
         ({"prompts": [("a cat", "a dog")]}, "a prompt is a text in UTF-8"),
@@ -552,6 +555,12 @@ def test_what_the_pipeline_refuses_takes_no_folder(job, tmp_path, changed, says)
         job(options={**OPTIONS, **changed})
     assert not [path for path in (tmp_path / "job").rglob("*") if path.is_file() and path.name != "lock"]
     assert len(job(prompts=PROMPTS[:1]).rows) == 1
+
+
+def test_integers_of_numpy_make_the_same_job(whole, job, tmp_path):
+    shutil.copytree(whole.folder, tmp_path / "job")
+    numbers = {"seed": 0, "batch_size": 4, "max_resamples": 1, "threads": torch.get_num_threads()}
+    assert job(**{name: np.int64(number) for name, number in numbers.items()}).rows == whole.rows
 
 
 def test_what_is_printed_of_a_finished_job_is_short(whole):
