@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import gradio
 
 STEPS, MOST_STEPS = 30, 100
+MOST_SEED = 2**53
+"""Up to here a browser knows every whole number."""
 KEPT_SECONDS = 600
 """How long an uploaded or drawn picture stays in the server's temporary folder."""
 FONTS = ("system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
@@ -155,8 +157,9 @@ def _image_tab(gr: Any, examiner: Examiner, show: Any) -> None:
 
 
 def _prompt_tab(gr: Any, drawer: Drawer, show: Any) -> None:
-    def draw(prompt: str, steps: float, seed: float) -> tuple[Image.Image | None, str]:
-        finding = drawer.draw(prompt, steps=int(steps), seed=int(seed))
+    def draw(prompt: str, steps: float, seed: float | None) -> tuple[Image.Image | None, str]:
+        # a field that was emptied gives no seed
+        finding = drawer.draw(prompt, steps=int(steps), seed=int(seed or 0))
         return finding.picture, show(finding)
 
     with gr.Row():
@@ -164,7 +167,7 @@ def _prompt_tab(gr: Any, drawer: Drawer, show: Any) -> None:
             prompt = gr.Textbox(label="Prompt", lines=2, visible=drawer.takes_prompt)
             with gr.Row():
                 steps = gr.Slider(1, MOST_STEPS, STEPS, step=1, label="Steps")
-                seed = gr.Number(0, precision=0, minimum=0, label="Seed")
+                seed = gr.Number(0, precision=0, minimum=0, maximum=MOST_SEED, label="Seed")
             button = gr.Button("Draw", variant="primary")
             picture = _picture(gr, "Drawn through the filter")
         with gr.Column(scale=3, min_width=320):

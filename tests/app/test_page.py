@@ -98,9 +98,9 @@ def served(folder) -> Iterator[Served]:
 @needs_gradio
 def test_is_served_to_this_machine_only_and_loads_nothing_from_elsewhere(served):
     assert served.address.startswith("http://127.0.0.1:")
-    page = served.get()
-    assert "Is it a copy?" in page
-    assert re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page) == []
+    text = served.get()
+    assert "Is it a copy?" in text
+    assert re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', text) == []
     config = json.loads(served.get("config"))
     assert config["analytics_enabled"] is False
     assert "12 training images of index" in json.dumps(config)
@@ -128,15 +128,46 @@ def test_a_prompt_is_drawn(served):
     assert all("drawn by" in said for _, said in drawn)
 
 
+SEEDS = """
+import gradio
+from lcmem_filter.app import Finding, page
+
+class Draws:
+    takes_prompt = True
+
+    def draw(self, prompt, *, steps, seed):
+        print("drawn from", seed)
+        return Finding(None)
+
+with gradio.Blocks() as blocks:
+    page._prompt_tab(gradio, Draws(), lambda finding: "")
+(draw,) = blocks.fns.values()
+draw.fn("a cat", 2, None)
+field = draw.inputs[2]
+print("kept", field.preprocess(2**53) == 2**53)
+try:
+    field.preprocess(10**30)
+except gradio.Error as error:
+    print("told", error.message)
+"""
+
+
+@needs_gradio
+def test_an_empty_seed_is_0_and_one_that_is_too_large_is_told():
+    done = subprocess.run([sys.executable, "-c", SEEDS], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[:2] == ["drawn from 0", "kept True"], done.stderr
+    assert "greater than maximum value" in done.stdout
+
+
 @needs_gradio
 def test_behind_a_proxy_the_page_is_shared_with_nobody_and_what_helps_is_told():
     class Page:
         def launch(self, **_: Any) -> Any:
             raise ValueError("a shareable link must be created. Please set share=True")
 
-    page: Any = Page()
+    silent: Any = Page()
     with pytest.raises(ConfigurationError, match=r"does not answer at 127.0.0.1 .* NO_PROXY=") as error:
-        serve(page)
+        serve(silent)
     assert "share=True" not in str(error.value)
 
 
