@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, broadcast
 from tqdm.auto import tqdm
 
 from ..calibration import held_out_needed
@@ -281,8 +281,10 @@ class _Run:
         """Tell the sampler where images lie; at checkpoints only, so that a run goes on as it would have gone."""
         if sampler.hard_negatives:
             head = self.accelerator.unwrap_model(objective).head.eval()
-            space = train.spaces[0]
-            sampler.mine(embed_all(head, train.latents[space][:, 0], space, self.accelerator.device))
+            space, device = train.spaces[0], self.accelerator.device
+            embeddings = embed_all(head, train.latents[space][:, 0], space, device)
+            # statistics of batches are each process's own, and one batch is drawn by all
+            sampler.mine(broadcast(embeddings.to(device, copy=True)).cpu())
             head.train()
 
     def _step(self, step: int, objective: Any, optimizer: Any, train: LatentSet, pairs: Pairs) -> float:

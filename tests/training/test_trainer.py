@@ -393,23 +393,54 @@ train(Path(sys.argv[1]), Path(sys.argv[2]), replace(QUICK, steps=4, augment=Fals
 """
 
 
+MINING = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from lcmem_filter.training.data import PairSampler
+from tests.training.test_trainer import QUICK, train
+mine, told = PairSampler.mine, []
+def and_tell(sampler, embeddings):
+    told.append(embeddings)
+    mine(sampler, embeddings)
+PairSampler.mine = and_tell
+config = replace(QUICK, size="resnet", stage2_steps=4, evaluate_every=2)
+train(Path(sys.argv[1]), Path(sys.argv[2]), config, stages=(2,))
+torch.save(torch.stack(told), Path(sys.argv[2], os.environ["RANK"] + ".pt"))
+"""
+
+
+def in_two_processes(folder: Path, program: str) -> None:
+    """Run a program of two arguments, ``folder/double`` and ``folder/cache2``."""
+    script = folder / "process.py"
+    script.write_text(program)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    here = str(Path(__file__).parents[2])
+    path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*launch, str(script), str(folder / "double"), str(folder / "cache2")]
+    subprocess.run(command, check=True, timeout=240, cwd=here, env=environment)
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_same_head_as_one(tmp_path: Path) -> None:
     """The batch is divided and the negatives of both processes count: the gradient is the whole batch's."""
     config = replace(QUICK, steps=4, augment=False)
     single = train(tmp_path / "single", tmp_path / "cache", config)
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    here = str(Path(__file__).parents[2])
-    path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [*launch, str(script), str(tmp_path / "double"), str(tmp_path / "cache2")]
-    subprocess.run(command, check=True, timeout=240, cwd=here, env=environment)
+    in_two_processes(tmp_path, PROCESS)
     double = LCMemHead.from_pretrained(tmp_path / "double")
     assert record(tmp_path / "double")["plan"]["processes"] == 2
     for name, value in single.state_dict().items():
         torch.testing.assert_close(double.state_dict()[name], value, rtol=0, atol=5e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_one_batch_whatever_each_saw_of_it(tmp_path: Path) -> None:
+    """Statistics of batches are each process's own; neighbours by them would be too, and others after a kill."""
+    in_two_processes(tmp_path, MINING)
+    first, second = (torch.load(tmp_path / "cache2" / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(first) == 3 and torch.equal(first, second)
 
 
 def test_a_folder_of_output_that_is_named_as_a_shipped_head_is_the_folder(
