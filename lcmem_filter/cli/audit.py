@@ -185,17 +185,21 @@ def _misuse(args: argparse.Namespace) -> str:
 
 def _open(args: argparse.Namespace, path: str, where: list[str]) -> ImageSource:
     """The images at ``path``. A column that is named is that of the training data and other real images that are
-    tables: folders have none but an attribute of DICOM files, and neither the examined images nor the unseen ones, of
-    which it does not matter whose they are, need have it."""
+    tables: folders have none but an attribute of DICOM files, and the examined images need not have it. Nor need the
+    unseen ones say whose they are, which does not matter."""
     from ..images import columns_of, is_table
 
     others = [data for data in (args.training, args.unseen, args.held_out) if data and data != path]
     named = {name: getattr(args, name) for name in ("image_column", "identity_column", "id_column")}
-    if others and path not in (args.training, args.held_out) and not is_table(path):
-        named["identity_column"] = None  # an attribute of the training and held-out images' files
-    if any(named.values()) and any(is_table(data) for data in others):
+    free = others and path not in (args.training, args.held_out)
+    if free and args.identity_column and args.identity_column not in columns_of(path):
+        named["identity_column"] = None  # a column, or an attribute, of the training and held-out images
+    tables = [data for data in others if is_table(data)]
+    if any(named.values()) and tables:
         if not is_table(path):
-            named = dict.fromkeys(named)
+            whose = named["identity_column"]
+            of_table = any(whose in columns_of(data) for data in tables)
+            named = {**dict.fromkeys(named), "identity_column": None if of_table else whose}
         elif path == args.images:
             own = columns_of(path)
             named = {name: column if column in own else None for name, column in named.items()}

@@ -9,6 +9,7 @@ import pytest
 
 from lcmem_filter.cli import audit as command
 from lcmem_filter.cli.main import main
+from lcmem_filter.errors import MissingColumnError
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.report import salted_id
 
@@ -198,3 +199,23 @@ def test_an_attribute_of_dicom_files_is_that_of_the_training_images(tmp_path):
         for path in (args.images, args.unseen, args.training)
     ]
     assert known == [[None], [None], ["p7"]]
+
+
+def test_tables_of_examined_and_unseen_images_need_not_say_whose_they_are(tmp_path):
+    for name in ("set", "unseen", "train"):
+        write_pictures(tmp_path / name, [0])
+    (tmp_path / "set" / "metadata.csv").write_text("file_name,prompt\n000.png,a face\n")
+    (tmp_path / "unseen.csv").write_text("file\nunseen/000.png\n")
+    (tmp_path / "train.csv").write_text("file,patient\ntrain/000.png,p7\n")
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    images, unseen = str(tmp_path / "set"), str(tmp_path / "unseen.csv")
+    for training in ("train.csv", "train"):  # of a folder, the column would be an attribute of its files
+        options = ["--training", str(tmp_path / training), "--unseen", unseen, "--identity-column", "patient"]
+        args = parser.parse_args([images, *options, "--output", "report"])
+        for path in (images, unseen):
+            assert [record.identity for record in command._open(args, path, []).records] == [None]
+    with pytest.raises(MissingColumnError, match="has no column 'patient'"):
+        command._open(args, args.training, [])
+    args.training = str(tmp_path / "train.csv")
+    assert [record.identity for record in command._open(args, args.training, []).records] == ["p7"]
