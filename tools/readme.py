@@ -675,9 +675,9 @@ def identities() -> str:
     return _table(["identities", *columns], rows) + note
 
 
-def ladder() -> str:
-    """What each rung does for memorised prompts, from the results file of ``benchmarks/ladder``."""
-    path = RESULTS / "ladder.json"
+def ladder(name: str = "ladder") -> str:
+    """What each rung does for memorised prompts of one pipeline, from a results file of ``benchmarks/ladder``."""
+    path = RESULTS / f"{name}.json"
     if not path.exists():
         return "The ladder has not been measured yet.\n"
     results = json.loads(path.read_text())
@@ -697,7 +697,7 @@ def ladder() -> str:
         f"| {row['processor_seconds_a_sample']:.1f} s |" + (_worth(row["worth"]) if reference else "")
         for row in results["ladders"]
     ]
-    note = f"\nFrom [ladder.json](benchmarks/results/ladder.json): {results['about']}\n"
+    note = f"\nFrom [{path.name}](benchmarks/results/{path.name}): {results['about']}\n"
     return _table(columns, rows) + note
 
 
@@ -714,16 +714,12 @@ def _rungs(row: dict[str, Any]) -> str:
     return f"{names} (the default)" if row["label"] == "default ladder" else names
 
 
-def early_stop() -> str:
-    """Steps saved and samples lost, from the results files of ``benchmarks/early_stop``, one for each pipeline."""
-    found = {
-        path: json.loads(path.read_text())
-        for path in (RESULTS / "early_stop.json", RESULTS / "early_stop-sd3.json")
-        if path.exists()
-    }
-    if not found:
+def early_stop(name: str = "early_stop") -> str:
+    """Steps saved and samples lost with one pipeline, from a results file of ``benchmarks/early_stop``."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
         return "Early stop has not been measured yet.\n"
-    schedulers = [row for results in found.values() for row in results["schedulers"]]
+    results = json.loads(path.read_text())
     columns = [
         "scheduler",
         "memorised samples stopped",
@@ -736,14 +732,12 @@ def early_stop() -> str:
         f"| {_mean(row['memorised']['steps_saved'])} "
         f"| {_mean(row['memorised']['steps_saved_if_drawn_one_by_one'])} "
         f"| {_share(row['innocent']['accepted_lost'])} |"
-        for row in schedulers
+        for row in results["schedulers"]
     ]
-    fitted = ", ".join(f"{row['fit']['accepted_samples']} ({row['label']})" for row in schedulers)
-    files = ", ".join(f"[{path.name}](benchmarks/results/{path.name})" for path in found)
-    about = next(iter(found.values()))["about"]
+    fitted = ", ".join(f"{row['fit']['accepted_samples']} ({row['label']})" for row in results["schedulers"])
     note = (
-        f"\nFrom {files}: {about} Accepted samples that the thresholds rest on, none of those counted above: "
-        f"{fitted}.\n"
+        f"\nFrom [{path.name}](benchmarks/results/{path.name}): {results['about']} Accepted samples that the "
+        f"thresholds rest on, none of those counted above: {fitted}.\n"
     )
     return _table(columns, rows) + note
 
@@ -852,12 +846,14 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "detection": detection,
     "early_stop": early_stop,
+    "early_stop_sd3": partial(early_stop, "early_stop-sd3"),
     "filters": filters,
     "filters_sd3": partial(filters, "filters-sd3"),
     "found": found,
     "heads": heads,
     "identities": identities,
     "ladder": ladder,
+    "ladder_sd3": partial(ladder, "ladder-sd3"),
     "overhead": overhead,
     "pairs": pairs,
     "pipelines": pipelines,

@@ -6,7 +6,8 @@
 Every ladder draws the same prompts from the same first seeds, through the attached filter; a sample is freed where the
 filter accepts it and the judge in pixel space of ``benchmarks/filters/copies.py``, which knows nothing of the filter,
 does not call it a copy. Writes ``benchmarks/results/ladder.json``. About ten minutes on one core, the index, kept
-in ``--cache``, included.
+in ``--cache``, included. Of a pipeline that was trained with ``--model sd3``, with ``LCMEM_VAE=.../taesd3``, another
+``--cache`` and ``--output``.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ def main() -> None:
         },
         **provenance(arguments.pipeline, {head_name(arguments.head): index}),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    log(f"wrote {RESULTS}")
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    log(f"wrote {arguments.output}")
 
 
 def measured_worth(pipe: Any, rows: dict[str, list[Row]], cache: Path) -> Worth | None:
@@ -177,6 +178,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
     parser.add_argument("--prompts", type=int, default=40, help="how many prompts, the most memorised first")
     parser.add_argument("--head", default="lcmem-reid", help="shipped name or folder of the head")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the results file")
     return parser.parse_args()
 
 
