@@ -57,7 +57,7 @@ def load_pipeline(folder: Path) -> Any:
     """The pipeline that ``train_pipeline.py`` saved, of whichever model."""
     parts = DiffusionPipeline.load_config(folder)
     absent = {name: None for name, kind in parts.items() if kind == [None, None]}  # T5, or a safety checker
-    pipe = DiffusionPipeline.from_pretrained(folder, **absent).to(torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(folder, **absent)  # float32, which all parts are opened in
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
