@@ -226,8 +226,9 @@ def _check_class(kind: type) -> None:
     """
     if any(one.__name__ == "ModularPipeline" for one in kind.__mro__):
         raise UnsupportedPipelineError(
-            f"{kind.__name__} is modular, and hands out whatever is asked of its state; put a step before its decoder: "
-            "lcmem_filter.pipeline.modular.filter_before_decode"
+            f"{kind.__name__} is modular, and hands out whatever is asked of its state; put a step before the decoder "
+            "of its blocks, and make a pipeline of these: "
+            "lcmem_filter.pipeline.modular.filter_before_decode(pipe.blocks, step).init_pipeline(...)"
         )
     if not any("__call__" in vars(one) for one in kind.__mro__):
         raise UnsupportedPipelineError(

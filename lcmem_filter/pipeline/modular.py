@@ -162,14 +162,24 @@ def filter_before_decode(
 ) -> SequentialPipelineBlocks:
     """Insert ``step`` as ``memorization`` before the ``decode`` block of ``blocks``, in place of an earlier one.
 
+    A pipeline's own ``blocks`` are a copy, so it goes on unfiltered: make another of what is returned, by its
+    ``init_pipeline``.
+
     Raises:
-        UnsupportedPipelineError: ``blocks`` has no ``decode`` block.
+        UnsupportedPipelineError: ``blocks`` do not run one after the other (pipelines are none), or have no ``decode``
+            block.
     """
-    blocks.sub_blocks.pop("memorization", None)
+    if not isinstance(blocks, SequentialPipelineBlocks):
+        raise UnsupportedPipelineError(
+            f"a step goes between blocks that run one after the other, SequentialPipelineBlocks, got "
+            f"{type(blocks).__name__}; of a pipeline, make another: "
+            "filter_before_decode(pipe.blocks, step).init_pipeline(...)"
+        )
     if "decode" not in blocks.sub_blocks:
         raise UnsupportedPipelineError(
             f"{type(blocks).__name__} has no block named 'decode' (it has {', '.join(blocks.sub_blocks)}); "
             "insert the step yourself before the one that decodes"
         )
+    blocks.sub_blocks.pop("memorization", None)
     blocks.sub_blocks.insert("memorization", step, list(blocks.sub_blocks).index("decode"))
     return blocks

@@ -12,6 +12,7 @@ from diffusers import AutoencoderTiny, FluxAutoBlocks
 from diffusers.modular_pipelines import ModularPipelineBlocks, SequentialPipelineBlocks
 from diffusers.modular_pipelines.flux.decoders import FluxDecodeStep
 from diffusers.modular_pipelines.flux2.decoders import Flux2DecodeStep
+from diffusers.modular_pipelines.qwenimage.modular_blocks_qwenimage import QwenImageAutoDecodeStep
 
 from lcmem_filter.errors import (
     FilterFailedError,
@@ -155,8 +156,29 @@ def test_it_slots_into_the_blocks_of_a_pipeline(index: MemorizationIndex, backen
         output=["images", "memorization"],
     )
     assert out["images"].shape == (2, 32, 32, 3) and len(out["memorization"]) == 2
+    without = SequentialPipelineBlocks.from_blocks_dict({"memorization": MemorizationFilterStep(index)})
     with pytest.raises(UnsupportedPipelineError, match="no block named 'decode'"):
-        filter_before_decode(SequentialPipelineBlocks(), MemorizationFilterStep(index))
+        filter_before_decode(without, MemorizationFilterStep(index))
+    assert list(without.sub_blocks) == ["memorization"]
+
+
+def test_a_pipeline_is_filtered_by_making_another_of_its_blocks(index: MemorizationIndex) -> None:
+    pipe = decoding(FluxDecodeStep())
+    step = MemorizationFilterStep(index)
+    with pytest.raises(UnsupportedPipelineError, match=r"got .*ModularPipeline; of a pipeline, make another"):
+        filter_before_decode(pipe, step)
+    filtered = filter_before_decode(pipe.blocks, step).init_pipeline()
+    filtered.update_components(**pipe.components)
+    with pytest.warns(MemorizationWarning, match="1 of 2"):
+        assert len(decode(filtered, latents_of(3, 100))["memorization"]) == 2
+    assert "memorization" not in pipe.blocks.sub_blocks
+
+
+def test_a_step_is_no_branch_that_may_not_be_run(index: MemorizationIndex) -> None:
+    branches = QwenImageAutoDecodeStep()
+    assert "decode" in branches.sub_blocks
+    with pytest.raises(UnsupportedPipelineError, match="got QwenImageAutoDecodeStep"):
+        filter_before_decode(branches, MemorizationFilterStep(index))
 
 
 def test_batch_normalised_patches_are_brought_to_the_decoders_space() -> None:
@@ -186,7 +208,7 @@ def test_it_is_shared_as_blocks_are(index: MemorizationIndex, tmp_path: Path) ->
 
 def test_a_whole_modular_pipeline_takes_a_step_and_not_the_filter(index: MemorizationIndex) -> None:
     pipe = decoding(FluxDecodeStep())
-    with pytest.raises(UnsupportedPipelineError, match=r"is modular.*modular\.filter_before_decode"):
+    with pytest.raises(UnsupportedPipelineError, match=r"is modular.*filter_before_decode\(pipe\.blocks"):
         attach(pipe, index)
     with pytest.raises(TypeError, match="index has to be of MemorizationIndex, got MemorizationFilter"):
         attach(tiny_pipeline(), attach(tiny_pipeline(), index).memorization_filter)
