@@ -147,6 +147,7 @@ class BoundCall:
         return (
             not self.positional
             and prompts * images == total
+            and self._has_prompts(prompts)
             # around a single picture, which may not be a list
             and self.arguments.get("padding_mask_crop") is None
             and not any(may_know_rows(self.arguments.get(name)) for name in CALLBACKS)
@@ -190,6 +191,15 @@ class BoundCall:
                 for name, value in self.arguments.items()
             )
         )
+
+    def _has_prompts(self, prompts: int) -> bool:
+        """Whether so many prompts are given, or none: a subclass may make more of each, or draw more images of one."""
+        given = [
+            _entries(value)
+            for name, value in self.arguments.items()
+            if value is not None and self.roles.get(name) == "prompt"
+        ]
+        return not given or max(given) == prompts
 
     def _batch_size_counts_rows(self, total: int) -> bool:
         """Whether ``batch_size``, where it is given, is how many rows are drawn: beside prompts, it may be for each."""

@@ -444,6 +444,26 @@ def test_a_subclass_that_hands_its_arguments_on(by_position: bool) -> None:
     assert [len(batch) for batch in scripted.seen] == [4, 4 if by_position else 1]
 
 
+@pytest.mark.parametrize("number", ["of prompts", "of images"])
+def test_a_subclass_that_draws_more_than_is_asked_has_all_rows_in_each_draw(number: str) -> None:
+    pipe = tiny_pipeline("text-to-image")
+    plain_call = type(pipe).__call__
+
+    def drawing_more(self, prompt, **kwargs):
+        more = {"num_images_per_prompt": 3} if number == "of images" else {}
+        views = prompt if more else [f"{prompt} {view}" for view in ("above", "beside", "below")]
+        return plain_call(self, views, **more, **kwargs)
+
+    pipe.__class__ = type("Child", (type(pipe),), {"__call__": drawing_more})
+    given = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "np"}
+    plain = pipe("a cat", generator=generator(), **given).images
+    wear(pipe, reject_first_pass(1))
+    out = pipe("a cat", generator=generator(), **given)
+    assert [d.attempts for d in out.memorization] == [1, 2, 1]
+    assert np.array_equal(out.images[[0, 2]], plain[[0, 2]])
+    assert not np.allclose(out.images[1], plain[1], atol=1e-3)
+
+
 def test_single_texts_stand_for_every_row() -> None:
     pipe = tiny_pipeline("text-to-image")
     scripted = wear(pipe, reject_first_pass(0, 2))
