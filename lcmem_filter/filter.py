@@ -120,36 +120,54 @@ class MemorizationFilter:
             neighbours=sample.neighbours[:5],
         )
 
-    def decide_again(self, decision: Decision, rejected_for: Collection[str]) -> Decision:
-        """The decision about a sample that was drawn in place of one that resembled ``rejected_for``.
+    def decide_again(
+        self, decision: Decision, latent: torch.Tensor, rejected_for: Collection[str]
+    ) -> Decision:
+        """The decision about a sample, ``latent`` (1, C, H, W), that was drawn in place of one that resembled
+        ``rejected_for``.
 
         A prompt whose image is memorised mostly leads to that image again, sometimes half-formed, so less is asked for
-        to reject what it gives: the threshold is that of ``REDRAW_RATE``, and the nearest training image, by score
-        or by parts, must be another. An innocent sample that is rejected so costs one more draw.
+        to reject what it gives: it is compared with those training images whatever its embedding, which may have been
+        led away from theirs; the threshold is that of ``REDRAW_RATE``, and the nearest training image, by score or by
+        parts, must be another. An innocent sample that is rejected so costs one more draw.
+
+        Raises:
+            FilterFailedError: it could not be judged.
         """
         if decision.accepted is not True:
             return decision
+        with _closed(latent):
+            (sample,) = self._score(latent, [decision.allowed_ids], sorted(rejected_for))
         threshold = min(self.calibration.threshold, self.calibration.threshold_at(REDRAW_RATE))
-        again = replace(decision, threshold=threshold)
-        if decision.score > threshold:
+        score = max(decision.score, sample.score)
+        again = replace(
+            decision,
+            score=score,
+            p_value=self.calibration.p_value(score),
+            threshold=threshold,
+            neighbours=sample.neighbours[:5],
+        )
+        if score > threshold:
             return replace(again, accepted=False)
-        nearest = {decision.neighbours[0].id, max(decision.neighbours, key=_by_parts).id}
+        nearest = {sample.neighbours[0].id, max(sample.neighbours, key=_by_parts).id}
         if found := sorted(nearest & set(rejected_for)):
             reason = f"the nearest training image is {found[0]} again, which an earlier draw was rejected for"
             return replace(again, accepted=False, reason=reason)
         return again
 
-    def _score(self, latents: torch.Tensor, allowed: Sequence[tuple[str, ...]]) -> list[Scored]:
-        """Embed, search, verify; rows with the same exemptions together."""
+    def _score(
+        self, latents: torch.Tensor, allowed: Sequence[tuple[str, ...]], beside: Sequence[str] = ()
+    ) -> list[Scored]:
+        """Embed, search, verify; rows with the same exemptions together, all compared with ``beside`` too."""
         found: dict[int, Scored] = {}
         with self._turn:
             self.index.to(latents.device)
             if not any(allowed):
-                return score_latents(self.index, latents, self.space)
+                return score_latents(self.index, latents, self.space, beside)
             for ids in dict.fromkeys(allowed):
                 rows = [row for row, own in enumerate(allowed) if own == ids]
                 index = IndexWithout(self.index, ids) if ids else self.index
-                found.update(zip(rows, score_latents(index, latents[rows], self.space), strict=True))
+                found.update(zip(rows, score_latents(index, latents[rows], self.space, beside), strict=True))
         return [found[row] for row in range(latents.shape[0])]
 
     def _warn_of_another_size(self, latents: torch.Tensor) -> None:

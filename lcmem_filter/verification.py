@@ -178,11 +178,14 @@ class Compared:
 
 
 @torch.inference_mode()
-def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -> list[Scored]:
+def score_latents(
+    index: MemorizationIndex, latents: torch.Tensor, space: str, beside: Sequence[str] = ()
+) -> list[Scored]:
     """Embed, search, verify; latents with outlying cells both as they are and without these, whichever is more alike.
 
     Args:
         latents: (B, C, h, w) of latent space ``space``, of any positive per-channel scale and any shift.
+        beside: Ids of training images that all are compared with, besides those that their embeddings propose.
 
     Returns:
         One for each row; neighbours are sorted by the statistic, most alike first.
@@ -195,9 +198,9 @@ def score_latents(index: MemorizationIndex, latents: torch.Tensor, space: str) -
     if not len(latents):
         return []
     with torch.autocast(latents.device.type, enabled=False):  # another precision is another threshold
-        scored = _score(index, latents, space)
+        scored = _score(index, latents, space, beside)
         calm, rows = without_outliers(latents)
-        again = _score(index, calm[rows], space) if rows else []
+        again = _score(index, calm[rows], space, beside) if rows else []
     for row, other in zip(rows, again, strict=True):
         scored[row] = max(scored[row], other, key=lambda one: one.score)
     return scored
@@ -216,11 +219,16 @@ def without_outliers(latents: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     return calm, outlying.flatten(1).any(1).nonzero()[:, 0].tolist()
 
 
-def _score(index: MemorizationIndex, latents: torch.Tensor, space: str) -> list[Scored]:
+def _score(
+    index: MemorizationIndex, latents: torch.Tensor, space: str, beside: Sequence[str]
+) -> list[Scored]:
     """As ``score_latents``, as they are."""
     kind = compared_by(index, space)
     query = Query.of(index.head, index.head.canonical(latents, space), space, kind)
     rows = shortlisted(index, query.asking)
+    if beside:
+        further = torch.tensor([index._row_of[id_] for id_ in beside], device=rows.device)
+        rows = torch.cat([rows, further.expand(len(rows), -1)], 1)
     compared = compare(query, _stored(index, rows, kind))
     if not torch.isfinite(compared.score).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")

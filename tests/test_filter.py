@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lcmem_filter import MemorizationFilter, MemorizationIndex
+from lcmem_filter import MemorizationFilter, MemorizationIndex, verification
 from lcmem_filter.calibration import calibrate, fit
 from lcmem_filter.errors import ArtifactNotFoundError, CalibrationError, FilterFailedError, LatentSpaceError
 from lcmem_filter.latents import encode_images
@@ -173,36 +173,63 @@ def test_a_size_is_compared_with_that_of_the_calibration_in_the_samples_own_spac
         judge.judge(given[..., ::2, ::2])
 
 
-def test_less_is_asked_for_to_reject_what_was_drawn_again(folder):
-    judge = MemorizationFilter(folder / "index")
+def test_less_is_asked_for_to_reject_what_was_drawn_again(folder, monkeypatch):
+    judge, latent = MemorizationFilter(folder / "index"), latents(folder, "fresh", range(500, 600))[:1]
     scores = judge.calibration.scores
     assert judge.calibration.threshold == scores[-5]
-    (one,) = judge.judge(latents(folder, "fresh", range(500, 600))[:1])
+    (one,) = judge.judge(latent)
     nearest, other = one.neighbours[0].id, one.neighbours[1].id
+    found = [Scored(-1.0, one.neighbours)]
+    monkeypatch.setattr("lcmem_filter.filter.score_latents", lambda *_: found)
     between = replace(one, accepted=True, score=(scores[-10] + scores[-9]) / 2, threshold=scores[-5])
-    rejected = judge.decide_again(between, ["999.png"])
+    rejected = judge.decide_again(between, latent, ["999.png"])
     assert (rejected.accepted, rejected.threshold, rejected.reason) == (False, scores[-10], "")
     assert rejected.score > rejected.threshold
     below = replace(between, score=scores[0] - 0.1)
-    assert judge.decide_again(below, ["999.png"]).accepted is True
-    recurring = judge.decide_again(below, ["999.png", nearest])
+    assert judge.decide_again(below, latent, ["999.png"]).accepted is True
+    recurring = judge.decide_again(below, latent, ["999.png", nearest])
     assert recurring.accepted is False and nearest in recurring.reason
     assert recurring.matched_ids == (nearest,)
     swapped = [replace(near, latent_similarity=1.0 - near.latent_similarity) for near in one.neighbours]
     parts = max(swapped, key=lambda near: near.latent_similarity).id
     assert parts != nearest
-    by_parts = replace(below, neighbours=tuple(swapped))
-    assert judge.decide_again(by_parts, [parts]).accepted is False
-    assert judge.decide_again(by_parts, [({*"abc", other} - {parts}).pop()]).accepted is True
+    found = [Scored(-1.0, tuple(swapped))]
+    assert judge.decide_again(below, latent, [parts]).accepted is False
+    assert judge.decide_again(below, latent, [({*"abc", other} - {parts}).pop()]).accepted is True
     already = replace(one, accepted=False, threshold=-1.0)
-    assert judge.decide_again(already, [nearest]) == already
+    assert judge.decide_again(already, latent, [nearest]) == already
+
+
+def test_what_is_drawn_again_is_compared_with_what_it_was_rejected_for_wherever_its_embedding_lies(
+    folder, monkeypatch
+):
+    judge = MemorizationFilter(folder / "index")
+    copied, latent = judge.index.records[3].id, judge.index.latents(torch.tensor([3]))
+    proposed = verification.shortlisted
+
+    def led_away(index, asking):
+        rows = proposed(index, asking)
+        return rows[:, (rows != 3).all(0)]
+
+    monkeypatch.setattr(verification, "shortlisted", led_away)
+    (one,) = judge.judge(latent)
+    assert copied not in [near.id for near in one.neighbours]
+    passed = replace(one, accepted=True, score=-1.0)
+    again = judge.decide_again(passed, latent, [judge.index.records[4].id, copied])
+    assert (again.accepted, again.neighbours[0].id, again.reason) == (False, copied, "")
+    assert again.score == pytest.approx(1, abs=0.01) and again.p_value < one.p_value
+    allowed = replace(passed, allowed_ids=(judge.index.records[5].id,))
+    assert judge.decide_again(allowed, latent, [copied]).neighbours[0].id == copied
+    with pytest.raises(FilterFailedError, match="NaN or infinity"):
+        judge.decide_again(passed, latent * float("nan"), [copied])
 
 
 def test_an_index_that_rejects_more_keeps_its_own_threshold(folder):
     judge = MemorizationFilter(folder / "index")
     judge.calibration = fit(judge.calibration.scores, 0.2, judge.space, 100)
-    (one,) = judge.judge(latents(folder, "fresh", range(500, 600))[:1])
-    again = judge.decide_again(replace(one, accepted=True, score=-1.0), [])
+    latent = latents(folder, "fresh", range(500, 600))[:1]
+    (one,) = judge.judge(latent)
+    again = judge.decide_again(replace(one, accepted=True, score=-1.0), latent, [])
     assert again.accepted is True and again.threshold == judge.calibration.threshold
     assert judge.calibration.threshold_at(0.2) == judge.calibration.threshold
     assert judge.calibration.threshold_at(0.001) == float("inf")

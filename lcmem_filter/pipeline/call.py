@@ -104,7 +104,7 @@ class Drawing:
         return functools.partial(self.policy.filter.judge, allowed_ids=allowed)
 
     def judging_again(self, judge: Judge) -> Judge:
-        """``judge``, asking less to reject rows that were rejected before."""
+        """``judge``, asking less to reject rows that are drawn in place of rejected ones."""
         if not any(self.rejected_for):
             return judge
 
@@ -113,8 +113,8 @@ class Drawing:
             if len(decisions) != len(self.rejected_for):
                 return decisions  # whoever counts them refuses them
             return [
-                self.policy.filter.decide_again(one, ids) if ids else one
-                for one, ids in zip(decisions, self.rejected_for, strict=True)
+                self.policy.filter.decide_again(one, latents[row : row + 1], ids) if ids else one
+                for row, (one, ids) in enumerate(zip(decisions, self.rejected_for, strict=True))
             ]
 
         return again

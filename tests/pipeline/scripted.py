@@ -30,7 +30,9 @@ class ScriptedFilter:
         self.seen.append(latents.clone())
         return [decision(self.accept(row, r, len(self.seen) - 1)) for r, row in enumerate(latents)]
 
-    def decide_again(self, decision: Decision, rejected_for: Collection[str]) -> Decision:
+    def decide_again(
+        self, decision: Decision, latent: torch.Tensor, rejected_for: Collection[str]
+    ) -> Decision:
         return decision
 
     def __deepcopy__(self, memo: dict[int, object]) -> ScriptedFilter:

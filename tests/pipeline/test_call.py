@@ -478,9 +478,11 @@ def test_single_texts_stand_for_every_row() -> None:
 def test_rows_that_are_drawn_again_are_judged_knowing_what_they_were_rejected_for(index: Any) -> None:
     pipe = tiny_pipeline("text-to-image")
     seen: list[list[str]] = []
+    looked_at: list[torch.Tensor] = []
     scripted = wear(pipe, reject_first_pass(1, 2), index=index)
 
-    def twice(decision: Decision, rejected_for: Collection[str]) -> Decision:
+    def twice(decision: Decision, latent: torch.Tensor, rejected_for: Collection[str]) -> Decision:
+        looked_at.append(latent)
         seen.append(sorted(rejected_for))
         if len(seen) == 2:
             near = Neighbour(index.records[7].id, 0.4, 0.4)
@@ -492,6 +494,7 @@ def test_rows_that_are_drawn_again_are_judged_knowing_what_they_were_rejected_fo
     out = pipe(**arguments("text-to-image"))
     ids = [index.records[row].id for row in (1, 2, 7)]
     assert seen == [[ids[0]], [ids[1]], sorted(ids[1:])]
+    assert torch.equal(torch.cat(looked_at), torch.cat(scripted.seen[1:]))
     assert [d.attempts for d in out.memorization] == [1, 2, 3, 1]
     assert not decoded[1][1].any() and decoded[1][0].any(), "what is rejected then is not decoded either"
 
