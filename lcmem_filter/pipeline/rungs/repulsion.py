@@ -29,8 +29,8 @@ class Repulsion:
     schedulers that are not in ``clean.TAPPABLE`` the rung does not apply.
 
     It follows the gradient of part of what the filter then judges, so weak pushes mislead the filter sooner than they
-    change the picture: with less than the default strength, and by flow matching with the default too, most of what is
-    accepted is still a copy to the eye. Use it where a second judge looks at the images.
+    change the picture: with less than the default strength most of what is accepted is still a copy to the eye, and
+    some of it with the default. Use it where a second judge looks at the images.
 
     Args:
         strength: How far the first step moves the clean latent, relative to its root mean square; later ones less, as
