@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
-from lcmem_filter.demo.small_diffusion import build_tokenizer, tokenise, train_modules
+from lcmem_filter.demo.small_diffusion import build_tokenizer, text_config, tokenise, train_modules
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,7 @@ def build_flow_pipeline(
     """An untrained ``StableDiffusion3Pipeline`` of the recipe's size around ``vae``."""
     torch.manual_seed(recipe.seed)
     tokenizer = build_tokenizer(captions, folder / "tokenizer", recipe.max_tokens)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.text_width,
-        intermediate_size=4 * recipe.text_width,
-        projection_dim=recipe.text_width,
-        num_hidden_layers=recipe.text_layers,
-        num_attention_heads=4,
-        max_position_embeddings=recipe.max_tokens,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = text_config(recipe, tokenizer)
     transformer = SD3Transformer2DModel(
         sample_size=sample_size,
         patch_size=2,

@@ -67,24 +67,28 @@ def build_tokenizer(captions: Sequence[str], folder: Path, max_tokens: int) -> C
     return loaded
 
 
+def text_config(recipe: Any, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """Of a text encoder of ``text_layers`` layers, ``text_width`` wide, for ``max_tokens`` tokens, as a recipe has
+    them."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.text_width,
+        intermediate_size=4 * recipe.text_width,
+        projection_dim=recipe.text_width,
+        num_hidden_layers=recipe.text_layers,
+        num_attention_heads=4,
+        max_position_embeddings=recipe.max_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 def build_pipeline(recipe: Recipe, vae: Any, captions: Sequence[str], sample_size: int, folder: Path) -> Any:
     """An untrained ``StableDiffusionPipeline`` of the recipe's size around ``vae``."""
     torch.manual_seed(recipe.seed)
     tokenizer = build_tokenizer(captions, folder / "tokenizer", recipe.max_tokens)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=recipe.text_width,
-            intermediate_size=4 * recipe.text_width,
-            projection_dim=recipe.text_width,
-            num_hidden_layers=recipe.text_layers,
-            num_attention_heads=4,
-            max_position_embeddings=recipe.max_tokens,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    text_encoder = CLIPTextModel(text_config(recipe, tokenizer))
     attending = len(recipe.channels) - 1
     unet = UNet2DConditionModel(
         sample_size=sample_size,
