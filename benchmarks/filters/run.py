@@ -152,13 +152,14 @@ def compare(
     filters: list[Filter] = [Nothing(), *lcmem, *others]
     table = [measure.offline(candidate, real, trial.generated, trial.named) for candidate in filters]
     detectors = noise_rows(trial.pipe, trial.rows, trial.generated, trial.named, trial.cache, log)
-    checker = SafetyChecker()
-    timed = [*filters, *(detector for detector, _ in detectors), checker]
+    # Stable Diffusion 3 has no place for one
+    checkers = [SafetyChecker()] if "safety_checker" in trial.pipe.components else []
+    timed = [*filters, *(detector for detector, _ in detectors), *checkers]
     seconds = measure.seconds_an_image(trial.pipe, timed, trial.generated.samples, repeats)
     return {
         "filters": [row | seconds[row["label"]] for row in [*table, *(row for _, row in detectors)]],
         "not_run": not_run,
-        "time_only": [checker.describe(seconds[checker.label])],
+        "time_only": [checker.describe(seconds[checker.label]) for checker in checkers],
     }
 
 
