@@ -41,9 +41,9 @@ def benchmarks() -> str:
     return _table(["benchmark", "what it answers", "results"], rows)
 
 
-def filters() -> str:
-    """The comparison of filters, from the results file of ``benchmarks/filters``."""
-    path = RESULTS / "filters.json"
+def filters(name: str = "filters") -> str:
+    """The comparison of filters on one pipeline, from a results file of ``benchmarks/filters``."""
+    path = RESULTS / f"{name}.json"
     if not path.exists():
         return "The comparison has not been run yet.\n"
     results = json.loads(path.read_text())
@@ -68,7 +68,7 @@ def filters() -> str:
     note = (
         f"\nCopies among all that the pipeline returns: {before['count']} of {before['n']} without the filter; "
         f"{attached}.\n\n{_by_prompts(results['filters'])}{_named(results['filters'])}"
-        f"From [filters.json](benchmarks/results/filters.json), {results['about']}{_not_run(results)}\n"
+        f"From [{path.name}](benchmarks/results/{path.name}), {results['about']}{_not_run(results)}\n"
     )
     return _table(columns, rows) + note
 
@@ -848,6 +848,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "early_stop": early_stop,
     "early_stop_sd3": partial(early_stop, "early_stop-sd3"),
     "filters": filters,
+    "filters_sd3": partial(filters, "filters-sd3"),
     "found": found,
     "heads": heads,
     "identities": identities,
