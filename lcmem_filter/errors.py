@@ -25,7 +25,9 @@ Each message says what was wrong, what was found, and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from .types import Decision
 
@@ -122,6 +124,17 @@ def check_kind(name: str, value: object, kind: type, make: str) -> None:
     """
     if not isinstance(value, kind):
         raise TypeError(f"{name} has to be of {kind.__name__}, got {type(value).__name__}; {make} gives one")
+
+
+@contextmanager
+def told_where(path: Path) -> Iterator[None]:
+    """An ``OSError`` while ``path`` is written names it: a full disk says nothing of where it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def first_of(names: Sequence[str], most: int = 4) -> str:

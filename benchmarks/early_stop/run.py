@@ -38,13 +38,14 @@ import lcmem_filter
 from lcmem_filter.generation.job import pipeline_fingerprint
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "early_stop.json"
+FLOW = "flow matching"
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIM": ("DDIMScheduler", {}),
     "Euler": ("EulerDiscreteScheduler", {}),
     "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "DPM++ 2M": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "UniPC": ("UniPCMultistepScheduler", {}),
-    "flow matching": ("FlowMatchEulerDiscreteScheduler", {}),
+    FLOW: ("FlowMatchEulerDiscreteScheduler", {}),
 }
 BOUND, FRACTIONS = 0.01, (0.3, 0.5)
 FIT_SEED, INNOCENT_SEED, MEMORISED_SEED = 10_000, 20_000, 30_000  # of the first sample of each
@@ -185,7 +186,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pipeline", type=Path, required=True, help="folder that train_pipeline.py wrote")
     parser.add_argument("--cache", type=Path, required=True, help="a folder outside the repository")
     parser.add_argument("--head", default="lcmem-reid", help="shipped name or folder of the head")
-    parser.add_argument("--schedulers", nargs="+", choices=list(SCHEDULERS), default=list(SCHEDULERS)[:-1])
+    parser.add_argument(
+        "--schedulers",
+        nargs="+",
+        choices=list(SCHEDULERS),
+        default=[name for name in SCHEDULERS if name != FLOW],
+    )
     sizes = "samples to fit on, innocent samples, memorised prompts, e.g. 399,240,24"
     parser.add_argument("--first", type=_size, default=Size(399, 480, 24), help=f"first scheduler: {sizes}")
     parser.add_argument("--fewer", type=_size, default=Size(199, 240, 24), help=f"the others: {sizes}")

@@ -7,9 +7,8 @@ shifts its steps by 3, as the released one does.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,25 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection
 
-from lcmem_filter.demo.small_diffusion import build_tokenizer, text_config, tokenise, train_modules
+from lcmem_filter.demo.small_diffusion import (
+    SmallRecipe,
+    build_tokenizer,
+    text_config,
+    tokenise,
+    train_modules,
+    write_report,
+)
 
 
 @dataclass(frozen=True)
-class FlowRecipe:
-    """Sizes and schedule. ``width`` is the transformer's, over all its heads."""
+class FlowRecipe(SmallRecipe):
+    """Of a small Stable Diffusion 3 pipeline. ``width`` is the transformer's, over all its heads."""
 
     width: int = 192
     heads: int = 6
     layers: int = 4
-    text_width: int = 64
-    text_layers: int = 2
-    max_tokens: int = 16
     shift: float = 3.0
     steps: int = 4_500
-    batch_size: int = 16
-    learning_rate: float = 8e-4
-    warmup_steps: int = 200
-    ema_decay: float = 0.999
-    caption_dropout: float = 0.1
-    seed: int = 0
 
 
 def build_flow_pipeline(
@@ -120,6 +117,5 @@ def train_flow_pipeline(
     modules = {name: getattr(pipeline, name) for name in names}
     state = train_modules(modules, batch_loss, weights, output, recipe, log=log)
     pipeline.save_pretrained(output)
-    report = {"recipe": asdict(recipe), "images": len(captions), **state}
-    (output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(output, recipe, len(captions), state)
     return pipeline

@@ -28,10 +28,9 @@ BatchLoss = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Sizes and schedule of a small pipeline. ``channels`` are the U-Net's widths, widest last."""
+class SmallRecipe:
+    """Text encoder and schedule of a small pipeline."""
 
-    channels: tuple[int, ...] = (64, 96, 128)
     text_width: int = 64
     text_layers: int = 2
     max_tokens: int = 16
@@ -42,6 +41,13 @@ class Recipe:
     ema_decay: float = 0.999
     caption_dropout: float = 0.1
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe(SmallRecipe):
+    """Of a small Stable Diffusion pipeline. ``channels`` are the U-Net's widths, widest last."""
+
+    channels: tuple[int, ...] = (64, 96, 128)
 
 
 def build_tokenizer(captions: Sequence[str], folder: Path, max_tokens: int) -> CLIPTokenizer:
@@ -67,9 +73,8 @@ def build_tokenizer(captions: Sequence[str], folder: Path, max_tokens: int) -> C
     return loaded
 
 
-def text_config(recipe: Any, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    """Of a text encoder of ``text_layers`` layers, ``text_width`` wide, for ``max_tokens`` tokens, as a recipe has
-    them."""
+def text_config(recipe: SmallRecipe, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """Of the recipe's text encoder."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.text_width,
@@ -163,8 +168,7 @@ def train_small_pipeline(
         modules, batch_loss, weights, output, recipe, checkpoint_every=checkpoint_every, log=log
     )
     _save(pipeline.to(dtype=torch.float16), output)
-    report = {"recipe": asdict(recipe), "images": len(captions), **state}
-    (output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(output, recipe, len(captions), state)
     return pipeline.to(dtype=torch.float32)
 
 
@@ -173,7 +177,7 @@ def train_modules(
     batch_loss: BatchLoss,
     weights: torch.Tensor,
     output: Path,
-    recipe: Any,
+    recipe: SmallRecipe,
     *,
     checkpoint_every: int = 500,
     log: Callable[[str], None] = print,
@@ -226,6 +230,12 @@ def train_modules(
             write_checkpoint(checkpoint, recipe, parts, generator=generator.get_state(), state=state)
     ema.copy_to(parameters)
     return state
+
+
+def write_report(output: Path, recipe: SmallRecipe, images: int, state: dict[str, Any]) -> None:
+    """Write ``training.json``: the recipe, how many images, and what ``train_modules`` returned."""
+    report = {"recipe": asdict(recipe), "images": images, **state}
+    (output / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _save(pipeline: Any, output: Path) -> None:

@@ -61,12 +61,20 @@ class Request:
             raise DataError(f"a seed lies in [0, 2**62), got {self.seed} for prompt {self.prompt!r}")
 
     def _keep_whole(self, name: str) -> None:
-        """An integer of NumPy's as Python's, which JSON knows."""
-        number = getattr(self, name)
-        try:
-            object.__setattr__(self, name, operator.index(number))
-        except TypeError:
-            raise DataError(f"a {name} is an integer, got {number!r} for prompt {self.prompt!r}") from None
+        number = as_integer(f"a {name}", getattr(self, name), f" for prompt {self.prompt!r}")
+        object.__setattr__(self, name, number)
+
+
+def as_integer(what: str, number: Any, where: str = "") -> int:
+    """An integer of NumPy's as Python's, which JSON knows.
+
+    Raises:
+        DataError: it is none; says what of, and where.
+    """
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise DataError(f"{what} is an integer, got {number!r}{where}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +37,7 @@ from .folder import MANIFEST_JSONL, MANIFEST_PARQUET, METADATA, JobFolder
 from .history import History
 from .job import checked_options, describe
 from .limits import STOP_REJECTION_RATE, Limits, Tally
-from .plan import Plan, Request, plan_of
+from .plan import Plan, Request, as_integer, plan_of
 from .report import REPORT_FILES, report_on
 from .rows import Row, manifest_jsonl, manifest_parquet, metadata_jsonl
 
@@ -143,9 +142,9 @@ def generate(
     from ..processes import this_process
 
     state = this_process()
-    seed, batch_size = _whole("seed", seed), _whole("batch_size", batch_size)
-    max_resamples = _whole("max_resamples", max_resamples)
-    threads = None if threads is None else _whole("threads", threads)
+    seed, batch_size = as_integer("seed", seed), as_integer("batch_size", batch_size)
+    max_resamples = as_integer("max_resamples", max_resamples)
+    threads = None if threads is None else as_integer("threads", threads)
     if threads is not None and threads < 1:
         raise DataError(f"threads is at least 1, got {threads}")
     if on_exhausted not in get_args(OnExhausted):
@@ -326,14 +325,6 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _whole(name: str, number: Any) -> int:
-    """An integer of NumPy's as Python's, which JSON knows."""
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise DataError(f"{name} is an integer, got {number!r}") from None
 
 
 def _requests(prompts: Iterable[str | Request] | int) -> list[Request]:

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 
 from ..digests import sha256
-from ..errors import ArtifactError, ArtifactNotFoundError, CorruptArtifactError
+from ..errors import ArtifactError, ArtifactNotFoundError, CorruptArtifactError, told_where
 from ..types import Calibration
 
 if sys.platform != "win32":
@@ -75,17 +75,16 @@ def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")  # another machine may have the same pid
     try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = sha256(aside)
-        os.replace(aside, path)
-    except BaseException as error:
+        with told_where(path):
+            with aside.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            digest = sha256(aside)
+            os.replace(aside, path)
+    except BaseException:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a full disk says nothing of where it is
         raise
     _sync_folder(path.parent)
     return digest

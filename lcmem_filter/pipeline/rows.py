@@ -182,10 +182,9 @@ class BoundCall:
     def _is_one_prompt_beside_a_picture(self) -> bool:
         """Whether a single picture is given whose role is not known, and one prompt, for several images: some pipelines
         take such a picture for one prompt alone."""
-        given = [value for name, value in self.arguments.items() if self.roles.get(name) == "prompt"]
         return (
             "num_images_per_prompt" in self.arguments
-            and all(_entries(value) == 1 for value in given if value is not None)
+            and all(entries == 1 for entries in self._prompts_given())
             and any(
                 isinstance(value, Image.Image) and name not in self.roles
                 for name, value in self.arguments.items()
@@ -194,20 +193,21 @@ class BoundCall:
 
     def _has_prompts(self, prompts: int) -> bool:
         """Whether so many prompts are given, or none: a subclass may make more of each, or draw more images of one."""
-        given = [
+        given = self._prompts_given()
+        return not given or max(given) == prompts
+
+    def _prompts_given(self) -> list[int]:
+        """How many entries each argument has that goes by prompts and is given."""
+        return [
             _entries(value)
             for name, value in self.arguments.items()
             if value is not None and self.roles.get(name) == "prompt"
         ]
-        return not given or max(given) == prompts
 
     def _batch_size_counts_rows(self, total: int) -> bool:
         """Whether ``batch_size``, where it is given, is how many rows are drawn: beside prompts, it may be for each."""
         size = self.arguments.get("batch_size")
-        prompted = any(
-            value is not None and self.roles.get(name) == "prompt" for name, value in self.arguments.items()
-        )
-        return size is None or (size == total and not prompted)
+        return size is None or (size == total and not self._prompts_given())
 
     def for_all_rows(self, generators: list[torch.Generator]) -> BoundCall:
         """The same call from other generators, one a row; for arguments that cannot be taken apart."""

@@ -14,6 +14,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..errors import told_where
+
 
 def environment() -> Environment:
     """Of the templates beside this module; all that they are given is escaped."""
@@ -54,12 +56,9 @@ def replace_file(path: Path, text: str) -> None:
     """Write a file, whole from the first moment on; what is not UTF-8, as a file's name may be, is escaped."""
     aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        aside.write_bytes(text.encode("utf-8", "backslashreplace"))
-        os.replace(aside, path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a full disk says nothing of where it is
-        raise
+        with told_where(path):
+            aside.write_bytes(text.encode("utf-8", "backslashreplace"))
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
