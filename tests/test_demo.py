@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lcmem_filter.alignment import aligned_similarity
-from lcmem_filter.demo import build
+from lcmem_filter.demo import build, small_diffusion
+from lcmem_filter.demo.checkpoints import write_checkpoint
 from lcmem_filter.demo.phantoms import FINDINGS, SIZE, Visit, draw_scan, scans
 from lcmem_filter.demo.roster import HEAD_TRAINING, HELD_OUT, NAMED, ONCE, VAE_TRAINING, caption_of, lessons
 from lcmem_filter.demo.run import PROMPTS, WEIGHTS, _save_images, load_pipeline, report, run_demo
@@ -171,6 +172,39 @@ def test_a_pipeline_that_was_trained_is_the_one_that_was_saved(tmp_path):
         weights = theirs.state_dict()
         assert all(
             torch.equal(weight.half().float(), weights[name]) for name, weight in ours.state_dict().items()
+        )
+
+
+def test_training_goes_on_with_the_words_that_it_was_interrupted_at(tmp_path, monkeypatch):
+    recipe = Recipe(channels=(16, 16), text_width=16, text_layers=1, steps=4, batch_size=2)
+    captions = [
+        "a scan of patient 70",
+        "lung, 12 of 35",
+        "the heart before surgery",
+        "nodules by the left apex",
+    ]
+
+    def train(folder):
+        latents = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        return train_small_pipeline(
+            tiny_vae(), latents, captions, torch.ones(4), tmp_path / folder, recipe, checkpoint_every=2
+        )
+
+    def write_and_stop(*arguments, **state):
+        write_checkpoint(*arguments, **state)
+        raise KeyboardInterrupt
+
+    at_once = train("at-once")
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(small_diffusion, "write_checkpoint", write_and_stop)
+        train("in-two")
+    resumed = train("in-two")
+    assert resumed.tokenizer.get_vocab() == at_once.tokenizer.get_vocab()
+    assert resumed.tokenizer.unk_token not in resumed.tokenizer.tokenize("patient 31702")
+    for name in ("unet", "text_encoder"):
+        weights = getattr(at_once, name).state_dict()
+        assert all(
+            torch.equal(weight, weights[key]) for key, weight in getattr(resumed, name).state_dict().items()
         )
 
 

@@ -58,7 +58,8 @@ def build_tokenizer(captions: Sequence[str], folder: Path, max_tokens: int) -> C
     trainer = trainers.BpeTrainer(
         vocab_size=8_000,
         end_of_word_suffix="</w>",
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        # each character as a word's last one too: known wherever it stands, and of the same number whenever learned
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *(character + "</w>" for character in alphabet)],
         initial_alphabet=alphabet,
         show_progress=False,
     )
