@@ -99,8 +99,8 @@ def main() -> None:
         "resolution": RESOLUTION,
         **provenance(arguments.pipeline, {head_name(arguments.head): index}),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def write_set(
@@ -155,6 +155,7 @@ def _parse() -> argparse.Namespace:
         default="lcmem-reid",
         help="shipped name or folder of a head that benchmarks/filters ran with",
     )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the results file")
     return parser.parse_args()
 
 

@@ -3,8 +3,8 @@
     python benchmarks/generation/run.py --cache CACHE/generation
     python benchmarks/generation/run.py --cache CACHE/generation --pipeline CACHE/pipeline --index CACHE/index
 
-Without ``--pipeline``, the demo's. Writes ``benchmarks/results/generation.json``; the jobs stay in ``--cache``, which
-must lie outside the repository and where they go on after an interruption.
+Without ``--pipeline``, the demo's. Writes ``benchmarks/results/generation.json``, or ``--output``; the jobs stay in
+``--cache``, which must lie outside the repository and where they go on after an interruption.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
     cost = overhead(pipe, index, prompts, options, arguments.timed_batch, arguments.repeats)
     results["overhead"] = {**options, **cost}
-    write(results)
+    write(results, arguments.output)
     del pipe, index
     job = jobs.Job(_job_arguments(arguments, folder, index_folder), -(-len(prompts) // arguments.batch_size))
     whole, killed, two = (cache / name for name in ("whole", "killed", "two"))
@@ -64,17 +64,17 @@ def main() -> None:
     results["job"] = _describe(whole, arguments)
     log(f"two processes: {jobs.finish(job, two, processes=2):.0f} s")
     results["two_processes"] = jobs.compared(whole, two)
-    write(results)
+    write(results, arguments.output)
     seen = jobs.finish_with_kills(job, killed, arguments.kills, SEED)
     results["killed"] = {"kills": arguments.kills, **vars(seen), **jobs.compared(whole, killed)}
-    write(results)
+    write(results, arguments.output)
 
 
-def write(results: dict[str, Any]) -> None:
+def write(results: dict[str, Any], output: Path) -> None:
     """Keep what is known so far; a stage that is missing has not been run."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    log(f"wrote {RESULTS}: {', '.join(results)}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1) + "\n")
+    log(f"wrote {output}: {', '.join(results)}")
 
 
 def choose_prompts(pipeline: Path, images: int) -> list[str]:
@@ -164,6 +164,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=6, help="timed rounds")
     parser.add_argument("--timed-batch", type=int, default=4, help="images of a timed call")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the results file")
     arguments = parser.parse_args()
     if (arguments.pipeline is None) != (arguments.index is None):
         parser.error("--pipeline and --index go together")
