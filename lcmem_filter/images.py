@@ -26,6 +26,7 @@ from .tables import (
     Table,
     cells,
     classes_in,
+    column_names,
     columns_for,
     image_in,
     is_in_memory,
@@ -34,7 +35,6 @@ from .tables import (
     matching,
     names_of,
     one_by_one,
-    read_table,
     table_in_memory,
     table_of,
     text_of,
@@ -240,7 +240,7 @@ def is_table(path: str | os.PathLike[str]) -> bool:
 def columns_of(path: str | os.PathLike[str]) -> list[str]:
     """Columns of the table that ``open_images`` reads at ``path``; none where that is a folder without one."""
     files = _files_of_table(Path(path))
-    return list(read_table(*files).column_names) if files else []
+    return column_names(*files) if files else []
 
 
 def _files_of_table(path: Path) -> list[Path]:

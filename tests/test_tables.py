@@ -68,6 +68,17 @@ def test_parts_are_one_table(tmp_path, kind):
         assert is_table(data) and columns_of(data) == ["image", "who"]
 
 
+def test_columns_of_parquet_are_read_without_a_copy_of_its_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "copies")
+    data, _ = given("folder", tmp_path)
+    assert columns_of(data) == ["image", "who"] and not (tmp_path / "copies").exists()
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        columns_of(tmp_path / "broken.parquet")
+    open_images(data)
+    assert list((tmp_path / "copies").glob("lcmem-table-*"))
+
+
 @pytest.mark.parametrize("kind", ["folder", "saved", "memory"])
 def test_a_fingerprint_is_of_every_part(tmp_path, kind):
     data, _ = given(kind, tmp_path)
