@@ -38,6 +38,11 @@ NO_PICTURES = frozenset({"EPS", "HDF5", "MPEG"})
 """Formats of Pillow that are documents, data or films."""
 
 
+def name_of(folder: Path) -> str:
+    """What a folder is called, whatever leads there: ``.`` and ``..`` have no name of their own."""
+    return os.path.basename(os.path.abspath(folder))
+
+
 def images_in(folder: Path) -> list[Path]:
     """Images in a folder and all below it, as ``files_in`` finds them. A link that leads nowhere, as to storage that is
     not there today, is an image that cannot be read.

@@ -18,7 +18,7 @@ from PIL import Image
 from .decoding import decode_image
 from .dicom import attribute_of
 from .errors import DataError, EmptyDataError, MissingColumnError, MissingExtraError, UnreadableImageError
-from .folders import images_in, is_image, stats
+from .folders import images_in, is_image, name_of, stats
 from .table_files import check_one_table, holds_pictures, parts_at
 from .tables import (
     CSV_READING,
@@ -292,7 +292,7 @@ def _open_files(path: Path, files: list[Path], attribute: str | None) -> ImageSo
             )
         plan = [*plan, attribute]
     return ImageSource(
-        path.name,
+        name_of(path),
         [ImageRecord(name, identity) for name, identity in zip(names, identities, strict=True)],
         lambda row: files[row],
         hashlib.sha256(repr(plan).encode()).hexdigest(),
@@ -372,7 +372,7 @@ def _open_table(
     reading += ["names"] if names != [text_of(one) for one in identities or ()] else []
     plan = (columns.image, columns.identity, columns.id, sorted(where.items()), *files, *reading)
     return ImageSource(
-        table.name if folder is None else folder.name, records, read, table.digest(repr(plan).encode())
+        table.name if folder is None else name_of(folder), records, read, table.digest(repr(plan).encode())
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import DataError
-from .folders import files_in
+from .folders import files_in, name_of
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 PART = re.compile(r"[-_.]?\d+(-of-\d+(-[0-9a-f]{16})?)?$")
@@ -137,4 +137,4 @@ def is_empty(file: Path) -> bool:
 
 def name_of_parts(part: Path) -> str:
     """What a table is called that a file is a part of."""
-    return PART.sub("", part.stem) or part.parent.name
+    return PART.sub("", part.stem) or name_of(part.parent)

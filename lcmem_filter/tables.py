@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from .digests import sha256
 from .errors import DataError, EmptyDataError, MissingColumnError
+from .folders import name_of
 from .table_files import KINDS, is_empty, name_of_parts
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def table_of(files: Sequence[Path]) -> Table:
         return hashlib.sha256(begins + "".join(sha256(file) for file in files).encode()).hexdigest()
 
     if first.suffix == ".arrow":
-        told, name = str(first.parent), first.parent.name
+        told, name = str(first.parent), name_of(first.parent)
     elif len(files) == 1:
         told, name = str(first), first.stem
     else:

@@ -419,6 +419,15 @@ def test_one_image_alone(tmp_path):
         open_images(tmp_path / "a.png", image_column="who")
 
 
+def test_a_folder_has_its_name_from_within_too(tmp_path, monkeypatch):
+    write_pictures(tmp_path / "faces" / "new", [0, 1])
+    monkeypatch.chdir(tmp_path / "faces" / "new")
+    assert open_images(".").name == open_images(tmp_path / "faces" / "new").name == "new"
+    assert open_images("..").name == "faces"
+    Path("metadata.csv").write_text("file_name\n000.png\n001.png\n")
+    assert open_images(".").name == open_images(tmp_path / "faces" / "new").name == "new"
+
+
 def test_a_file_name_that_is_no_text_is_refused(tmp_path):
     picture(1).save(tmp_path / os.fsdecode(b"\xe9.png"))
     with pytest.raises(DataError, match="no text in UTF-8; give it another name"):

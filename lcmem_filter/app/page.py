@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..errors import ConfigurationError, MissingExtraError
+from ..folders import name_of
 from ..images import ImageSource
 from .draw import Drawer
 from .examine import Examiner
@@ -116,7 +117,7 @@ def _heading(examiner: Examiner) -> str:
     missing = f", {len(index.unreadable):,} missing" if index.unreadable else ""
     return (
         f"# Is it a copy of a training image?\n"
-        f"Compared with the {len(index):,} training images of index `{index.path.name.replace('`', '')}`{missing}. "
+        f"Compared with the {len(index):,} training images of index `{name_of(index.path).replace('`', '')}`{missing}. "
         f"Of real images that the pipeline never saw, about {100 * calibration.false_rejection_rate:.3g}% match "
         f"({calibration.n:,} of them set the threshold)."
     )

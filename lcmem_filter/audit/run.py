@@ -14,6 +14,7 @@ import torch
 from ..calibration import Judged, judge_images
 from ..errors import LcmemFilterError, check_kind
 from ..filter import MemorizationFilter
+from ..folders import name_of
 from ..images import ImageSource
 from ..index import MemorizationIndex
 from ..latents import Encoder
@@ -166,7 +167,7 @@ def _run(judge: Judge, images: ImageSource, training: ImageSource | None, unseen
         kind="audit",
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         images=images.name,
-        training=training.name if training else f"index {index.path.name}",
+        training=training.name if training else f"index {name_of(index.path)}",
         training_images=len(index),
         training_unreadable=len(index.unreadable),
         resolution=index.resolution,

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ..filter import MemorizationFilter
+from ..folders import name_of
 from ..images import ImageSource
 from ..report import Pictures, Results, Run, RungRow, Sample, results_of, write_report
 from ..report.summarise import STOPPED
@@ -105,8 +106,8 @@ def _run(
     return Run(
         kind="generation",
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        images=folder.path.name,
-        training=training.name if training else f"index {index.path.name}",
+        images=name_of(folder.path),
+        training=training.name if training else f"index {name_of(index.path)}",
         training_images=len(index),
         training_unreadable=len(index.unreadable),
         resolution=index.resolution,

@@ -183,6 +183,12 @@ def test_the_report_counts_what_was_withheld(whole):
     assert (whole.tally.drawn, whole.tally.withheld) == (len(PROMPTS), withheld)
 
 
+def test_a_job_drawn_where_one_stands_is_called_as_its_folder(pipe, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = lcmem_filter.generate(pipe, PROMPTS[:1], folder / "index", ".", options=OPTIONS, progress=False)
+    assert made.results.run.images == tmp_path.name
+
+
 def test_the_report_says_why_a_redraw_below_the_threshold_is_withheld(whole):
     threshold = whole.results.calibration.threshold
     stricter = [
