@@ -193,7 +193,7 @@ def read_requests(
         columns = {use: name or spelled.get(use, use) for use, name in zip(COLUMNS, named, strict=True)}
         needed = [columns["prompt"], *(name for name in named if name)]
         if missing := next((name for name in needed if name not in found), None):
-            raise MissingColumnError(f"{path} has no column {missing!r}; it has {', '.join(found)}")
+            raise MissingColumnError(f"{path} has no column {missing!r}; it has {', '.join(found) or 'none'}")
         if twice := next((name for name in columns.values() if found.count(name) > 1), None):
             raise DataError(f"{path} has several columns {twice!r}; give each another name")
         requests = _requests_of(path, table, columns)

@@ -58,6 +58,7 @@ def test_columns_may_be_named_otherwise(tmp_path):
     ("name", "content", "options", "error", "says"),
     [
         ("p.csv", "text\na cat\n", {}, MissingColumnError, "no column 'prompt'; it has text"),
+        ("p.jsonl", "\n", {}, MissingColumnError, "no column 'prompt'; it has none"),
         ("p.csv", "prompt\na cat\n", {"seed_column": "s"}, MissingColumnError, "no column 's'"),
         ("p.txt", "a cat\n", {"label_column": "l"}, MissingColumnError, "one prompt a line"),
         ("p.txt", "\n", {}, EmptyDataError, "no prompts"),
