@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from tqdm.auto import tqdm
 
+from .encoding import encode_batches
 from .errors import CalibrationError, EmptyDataError, FilterFailedError, check_kind
 from .images import ImageSource
 from .index import MemorizationIndex
 from .index.folder import locked
 from .index.identities import classes_of
-from .latents import Encoder, encode_images
+from .latents import Encoder
 from .types import Calibration, rejectable
 from .verification import STATISTIC, Scored, score_latents
 
@@ -160,9 +161,7 @@ def judge_images(
     """
     index.to(next(iter(encoder.vae.parameters())).device)
     with tqdm(total=len(rows), desc=description, unit="image", disable=not progress) as bar:
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            encoded = encode_images(source, batch, encoder, index.resolution)
+        for batch, encoded in encode_batches(source, rows, encoder, index.resolution, BATCH):
             found = {row: Judged(row, None, problem=why) for row, why in encoded.unreadable.items()}
             if encoded.latents is not None:
                 scored = _score_each(index, encoded.latents.to(index.head.device), space)

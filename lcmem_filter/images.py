@@ -264,7 +264,8 @@ def to_pixels(image: Image.Image, resolution: int) -> torch.Tensor:
     """An RGB image squashed to a square as pixels (3, resolution, resolution) in [-1, 1], float32."""
     if image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+    # in NumPy, which takes no threads of its own for it: pictures are made so by several at once
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
 
 
 def _open_files(path: Path, files: list[Path], attribute: str | None) -> ImageSource:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,16 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .errors import ArtifactNotFoundError, ConfigurationError, LatentSpaceError, UnreadableImageError
+from .errors import ArtifactNotFoundError, ConfigurationError, LatentSpaceError
 from .hub import check_reachable
-from .images import ImageSource, to_pixels
 
 NORMALISED_STD = 0.5
 PROBE_RESOLUTION = 128
 MIN_RESOLUTION = 16
 """Pixels a side, below which encoders have nothing left to encode."""
-ENCODE_BATCH = 8
-"""Pictures that are read and encoded together."""
 ENCODED_AT_ONCE = 8 * 512 * 512
 """Pixels that an encoder sees at once, all pictures together, or one picture that has more: a full autoencoder's first
 layers take some kilobytes of memory for each."""
@@ -230,56 +227,6 @@ def _precise_enough(vae: Any) -> Iterator[torch.dtype]:
         yield torch.float32
     finally:
         vae.to(dtype=dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedImages:
-    """Some rows of a source, encoded.
-
-    Attributes:
-        rows: Rows that could be read, n of them.
-        latents: (n, C, h, w), float32, on the CPU, unscaled; ``None`` where no row could be read.
-        sha256: Of each image's stored bytes, n of them.
-        unreadable: The other rows, with what was wrong: they cannot be read, or their latents are not finite.
-    """
-
-    rows: list[int]
-    latents: torch.Tensor | None
-    sha256: list[str]
-    unreadable: dict[int, str]
-
-
-@torch.inference_mode()
-def encode_images(
-    source: ImageSource, rows: Sequence[int], encoder: Encoder, resolution: int
-) -> EncodedImages:
-    """Encode ``rows`` of ``source``, each squashed to ``resolution`` px, as one batch on the encoder's device."""
-    read, pixels, digests, unreadable = [], [], [], {}
-    for row in rows:
-        try:
-            encoded = source.encoded(row)
-            pixels.append(to_pixels(source.decode(encoded, row), resolution))
-        except UnreadableImageError as error:
-            unreadable[row] = str(error)
-            continue
-        read.append(row)
-        digests.append(hashlib.sha256(encoded).hexdigest())
-    if not read:
-        return EncodedImages([], None, [], unreadable)
-    batch = torch.stack(pixels).contiguous(memory_format=torch.channels_last)  # the faster layout on CPUs
-    latents = encoder.encode(batch)
-    finite = torch.isfinite(latents).flatten(1).all(1).tolist()
-    if all(finite):
-        return EncodedImages(read, latents, digests, unreadable)
-    unreadable |= {
-        row: f"image {source.records[row].id!r} of {source.name!r} cannot be used: the encoder gave NaN or infinity "
-        "for it; look for an overflow in half precision"
-        for row, good in zip(read, finite, strict=True)
-        if not good
-    }
-    kept = [position for position, good in enumerate(finite) if good]
-    left = latents[kept] if kept else None
-    return EncodedImages([read[i] for i in kept], left, [digests[i] for i in kept], unreadable)
 
 
 def to_grid(latents: torch.Tensor, grid: int) -> torch.Tensor:

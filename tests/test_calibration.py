@@ -267,7 +267,7 @@ def test_refusals(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_encoded(tmp_path, monkeypatch):
     index = build(tmp_path)
-    monkeypatch.setattr("lcmem_filter.calibration.encode_images", None)
+    monkeypatch.setattr("lcmem_filter.calibration.encode_batches", None)
     (index.path / "lock").mkdir()
     with pytest.raises(ArtifactError, match=r"cannot be written to.*copy it"):
         calibrate(

@@ -7,9 +7,9 @@ import torch
 
 from lcmem_filter import MemorizationFilter, MemorizationIndex
 from lcmem_filter.calibration import calibrate
+from lcmem_filter.encoding import encode_images
 from lcmem_filter.errors import AllowedIdsError
 from lcmem_filter.exemption import IndexWithout
-from lcmem_filter.latents import encode_images
 
 from tests.index.material import build, pictures, saved_encoder
 

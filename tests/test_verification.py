@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from lcmem_filter import shortlist, verification
 from lcmem_filter.alignment import aligned_similarity, alignments
+from lcmem_filter.encoding import encode_images
 from lcmem_filter.errors import FilterFailedError, LatentSpaceError
 from lcmem_filter.exemption import IndexWithout
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import open_images
 from lcmem_filter.index import MemorizationIndex
-from lcmem_filter.latents import encode_images, normalise
+from lcmem_filter.latents import normalise
 from lcmem_filter.matching import alike_under_warps, all_warps
 from lcmem_filter.shortlist import (
     MARGINS,
@@ -492,7 +493,7 @@ def test_an_images_own_copy_is_found_first(tmp_path, monkeypatch, keep_latents, 
     assert compared_by(index, "sd") == (kind if keep_latents else None)
     source = pictures(tmp_path / "train", range(60))
     encoder = saved_encoder(tmp_path)
-    from lcmem_filter.latents import encode_images
+    from lcmem_filter.encoding import encode_images
 
     latents = encode_images(source, range(12), encoder, 32).latents
     scored = score_latents(index, latents, "sd")

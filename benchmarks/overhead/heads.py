@@ -17,8 +17,8 @@ import torch
 from run import RESULTS, clock_of, index_of, parser_of, provenance, split_of, vae_folder, write
 
 from lcmem_filter import MemorizationFilter, load_encoder
+from lcmem_filter.encoding import encode_images
 from lcmem_filter.index.recent import Recent
-from lcmem_filter.latents import encode_images
 
 from overhead import in_turns, shares  # isort: skip  # `run` puts its folder on the path
 

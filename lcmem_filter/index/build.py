@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
+from ..encoding import encode_batches
 from ..errors import ArtifactError, CorruptArtifactError, EmptyDataError
 from ..head import LCMemHead
 from ..images import CANNOT_BE_READ, ImageSource, can_be_read
-from ..latents import ENCODE_BATCH, Encoder, encode_images
+from ..latents import Encoder
 from . import folder as files
 from .receipts import Shard, all_newest, described, free_folder, is_of, newest
 from .reuse import check_reusable, held_by
@@ -267,10 +268,7 @@ def _write_shard(build: Build, name: str, first: int, bar: Any) -> None:
     left = sorted(set(rows) - set(done))
     device = next(iter(build.encoder.vae.parameters())).device
     head = build.head.to(device)
-    for start in range(0, len(left), ENCODE_BATCH):
-        part = encode_images(
-            build.source, left[start : start + ENCODE_BATCH], build.encoder, build.resolution
-        )
+    for batch, part in encode_batches(build.source, left, build.encoder, build.resolution):
         unreadable |= {build.source.records[row].id: why for row, why in part.unreadable.items()}
         if part.latents is not None:
             size = list(part.latents.shape[-2:])
@@ -280,7 +278,7 @@ def _write_shard(build: Build, name: str, first: int, bar: Any) -> None:
             arrays[files.EMBEDDINGS].append(embeddings.cpu().half().numpy())
             arrays[files.LATENTS].append(canonical.cpu().half().numpy())
             done, digests = done + part.rows, digests + part.sha256
-        bar.update(len(left[start : start + ENCODE_BATCH]))
+        bar.update(len(batch))
     folder = build.output / name
     written: dict[str, str] = {}
     order = np.argsort(done)

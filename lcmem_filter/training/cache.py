@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -12,12 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..digests import sha256
+from ..encoding import ENCODE_BATCH, read_images
 from ..errors import EmptyDataError, MissingExtraError, UnreadableImageError
 from ..images import CANNOT_BE_READ, ImageSource, can_be_read, to_pixels
-from ..latents import ENCODE_BATCH, Encoder, canonical
+from ..latents import Encoder, canonical
 from .views import (
     augment_as_visit,
     augment_image,
@@ -197,22 +200,24 @@ def _encode_shard(plan: CachePlan, first: int) -> None:
     unreadable: dict[int, str] = {}
     pictures = [""] * count
     parts: list[tuple[list[int], torch.Tensor]] = []
+    found = read_images(plan.source, range(first, first + count), functools.partial(_pixels, plan))
     for start in range(0, count, ENCODE_BATCH):
         rows, pixels = [], []
-        for row in range(start, min(start + ENCODE_BATCH, count)):
-            try:
-                stored = plan.source.encoded(first + row)
-                pictures[row] = _picture(stored)
-                pixels.append(_pixels(plan, first + row, stored))
-                rows.append(row)
-            except UnreadableImageError as error:
-                if isinstance(error.__cause__, MissingExtraError):
-                    raise error.__cause__ from error
-                unreadable[row] = str(error)
+        batch = range(start, min(start + ENCODE_BATCH, count))
+        for row, one in zip(batch, found, strict=False):
+            if isinstance(one, UnreadableImageError):
+                if isinstance(one.__cause__, MissingExtraError):
+                    raise one.__cause__ from one
+                unreadable[row] = str(one)
+                continue
+            stored, picture = one
+            rows.append(row)
+            pixels.append(picture)
+            pictures[row] = _picture(stored)
         if rows:
-            batch = torch.stack(pixels).contiguous(memory_format=torch.channels_last)
+            seen = torch.stack(pixels).contiguous(memory_format=torch.channels_last)
             device = next(iter(plan.encoder.vae.parameters())).device
-            encoded = canonical(plan.encoder.encode(batch.to(device)), plan.grid).cpu()
+            encoded = canonical(plan.encoder.encode(seen.to(device)), plan.grid).cpu()
             finite = encoded.isfinite().flatten(1).all(1)
             for row in (row for row, good in zip(rows, finite.tolist(), strict=True) if not good):
                 name = plan.source.records[first + row].id
@@ -230,8 +235,7 @@ def _picture(stored: bytes) -> str:
     return hashlib.sha256(stored).hexdigest()[:20]
 
 
-def _pixels(plan: CachePlan, row: int, stored: bytes) -> torch.Tensor:
-    image = plan.source.decode(stored, row)
+def _pixels(plan: CachePlan, image: Image.Image, row: int) -> torch.Tensor:
     if plan.view:
         key = plan.view if plan.kind == "light" else (plan.kind, plan.view)
         draw = generator_for(VIEWS_SEED, key, plan.source.records[row].id)

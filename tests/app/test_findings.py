@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from lcmem_filter.app import Drawer, Examiner, Finding, render
+from lcmem_filter.encoding import encode_images
 from lcmem_filter.errors import FilterFailedError
 from lcmem_filter.images import ImageRecord, ImageSource
 from lcmem_filter.index import MemorizationIndex
-from lcmem_filter.latents import encode_images
 from lcmem_filter.types import Decision, Neighbour
 
 from ..generation.material import loaded

@@ -15,10 +15,10 @@ from lcmem_filter.audit.near_duplicates import (
     near_duplicate,
     near_duplicates_of,
 )
+from lcmem_filter.encoding import encode_images
 from lcmem_filter.errors import CalibrationError, DataError, IncompleteIndexError, LcmemFilterError
 from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.index import MemorizationIndex
-from lcmem_filter.latents import encode_images
 from lcmem_filter.report import AllowEntry, Results
 from lcmem_filter.verification import Candidates, Query, compare, compared_by, describe_parts, score_latents
 

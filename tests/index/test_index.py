@@ -290,7 +290,7 @@ def grown(folder: Path) -> images.ImageSource:
 def test_what_another_index_holds_is_not_encoded_again(tmp_path, monkeypatch, keep_latents):
     before = build(tmp_path)
     source = grown(tmp_path)
-    encode, encoded = building.encode_images, []
+    encode, encoded = building.encode_batches, []
 
     def counted(source, rows, *given):
         encoded.extend(source.records[row].id for row in rows)
@@ -301,7 +301,7 @@ def test_what_another_index_holds_is_not_encoded_again(tmp_path, monkeypatch, ke
         options |= {"resolution": RESOLUTION, "progress": False, "keep_latents": keep_latents}
         return MemorizationIndex.build(*given, **options)
 
-    monkeypatch.setattr(building, "encode_images", counted)
+    monkeypatch.setattr(building, "encode_batches", counted)
     index = built("grown", reuse=before)
     assert encoded == ["011.png", "031.png", "032.png"]
     anew = built("anew")
@@ -685,8 +685,8 @@ from lcmem_filter.index import build as building
 building.SHARD_ROWS = 8
 from tests.index.material import build
 from lcmem_filter.processes import this_process
-encode, mine = building.encode_images, []
-building.encode_images = lambda source, rows, *given: mine.extend(rows) or encode(source, rows, *given)
+encode, mine = building.encode_batches, []
+building.encode_batches = lambda source, rows, *given: mine.extend(rows) or encode(source, rows, *given)
 build(Path(sys.argv[1]))
 sys.stdout.write(f"{this_process().num_processes} {mine}\\n")  # at once: the other writes there too
 """

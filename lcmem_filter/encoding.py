@@ -1,0 +1,133 @@
+"""Images of a source to latents: read in turn, decoded several at a time, encoded together."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import torch
+from PIL import Image
+
+from .errors import UnreadableImageError
+from .images import ImageSource, to_pixels
+from .latents import Encoder
+
+Made = TypeVar("Made")
+Read: TypeAlias = tuple[bytes, Made] | UnreadableImageError
+
+ENCODE_BATCH = 8
+"""Pictures that are encoded together."""
+DECODERS = 8
+"""Threads that decode: decoders let other threads run, and a GPU encodes photos faster than one of them decodes."""
+AHEAD = 16
+"""Pictures that are decoded before they are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """Some rows of a source, encoded.
+
+    Attributes:
+        rows: Rows that could be read, n of them.
+        latents: (n, C, h, w), float32, on the CPU, unscaled; ``None`` where no row could be read.
+        sha256: Of each image's stored bytes, n of them.
+        unreadable: The other rows, with what was wrong: they cannot be read, or their latents are not finite.
+    """
+
+    rows: list[int]
+    latents: torch.Tensor | None
+    sha256: list[str]
+    unreadable: dict[int, str]
+
+
+def encode_batches(
+    source: ImageSource, rows: Sequence[int], encoder: Encoder, resolution: int, size: int = ENCODE_BATCH
+) -> Iterator[tuple[Sequence[int], EncodedImages]]:
+    """``rows`` of ``source``, ``size`` at a time and in their order, and each such batch as ``encode_images`` encodes
+    it; pictures of the next ones are decoded meanwhile."""
+    read = read_images(source, rows, lambda image, _: to_pixels(image, resolution))
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        yield batch, _encoded(source, batch, itertools.islice(read, len(batch)), encoder)
+
+
+def encode_images(
+    source: ImageSource, rows: Sequence[int], encoder: Encoder, resolution: int
+) -> EncodedImages:
+    """Encode ``rows`` of ``source``, each squashed to ``resolution`` px, as one batch on the encoder's device."""
+    read = read_images(source, rows, lambda image, _: to_pixels(image, resolution))
+    return _encoded(source, rows, read, encoder)
+
+
+@torch.inference_mode()
+def _encoded(
+    source: ImageSource, rows: Sequence[int], found: Iterable[Read[torch.Tensor]], encoder: Encoder
+) -> EncodedImages:
+    read, pixels, digests, unreadable = [], [], [], {}
+    for row, one in zip(rows, found, strict=True):
+        if isinstance(one, UnreadableImageError):
+            unreadable[row] = str(one)
+            continue
+        stored, picture = one
+        read.append(row)
+        pixels.append(picture)
+        digests.append(hashlib.sha256(stored).hexdigest())
+    if not read:
+        return EncodedImages([], None, [], unreadable)
+    batch = torch.stack(pixels).contiguous(memory_format=torch.channels_last)  # the faster layout on CPUs
+    latents = encoder.encode(batch)
+    finite = torch.isfinite(latents).flatten(1).all(1).tolist()
+    if all(finite):
+        return EncodedImages(read, latents, digests, unreadable)
+    unreadable |= {
+        row: f"image {source.records[row].id!r} of {source.name!r} cannot be used: the encoder gave NaN or infinity "
+        "for it; look for an overflow in half precision"
+        for row, good in zip(read, finite, strict=True)
+        if not good
+    }
+    kept = [position for position, good in enumerate(finite) if good]
+    left = latents[kept] if kept else None
+    return EncodedImages([read[i] for i in kept], left, [digests[i] for i in kept], unreadable)
+
+
+def read_images(
+    source: ImageSource, rows: Sequence[int], make: Callable[[Image.Image, int], Made]
+) -> Iterator[Read[Made]]:
+    """Of each of ``rows``, in their order, its stored bytes and what ``make`` gives of its image and its row, or why it
+    cannot be read.
+
+    Bytes are read by the caller's thread, one image after the other: what a source reads from may not be for several.
+
+    Args:
+        make: What becomes of an image; called by several threads.
+    """
+
+    def made(row: int, stored: bytes | UnreadableImageError) -> Read[Made]:
+        if isinstance(stored, UnreadableImageError):
+            return stored
+        try:
+            return stored, make(source.decode(stored, row), row)
+        except UnreadableImageError as error:
+            return error
+
+    with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
+        waiting: deque[Future[Read[Made]]] = deque()
+        for row in rows:
+            waiting.append(pool.submit(made, row, _stored(source, row)))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _stored(source: ImageSource, row: int) -> bytes | UnreadableImageError:
+    try:
+        return source.encoded(row)
+    except UnreadableImageError as error:
+        return error
