@@ -156,10 +156,12 @@ def _check_plan(build: Build) -> dict[str, Any] | None:
     wanted = build.plan()
     changed = [key for key in wanted if found.get(key) != wanted[key]]
     if changed and not (changed == ["source"] and _shows_the_same(build)):
+        finished = files.is_index(build.output)
         raise ArtifactError(
-            f"{build.output} holds an index with other {', '.join(changed)}; give another --output "
-            "(images that could not be read can be mended where they are, but none added or taken out: for that, build "
-            f"into another folder with --reuse {build.output})"
+            f"{build.output} holds an {'' if finished else 'unfinished '}index with other {', '.join(changed)}; give "
+            "another --output (images that could not be read can be mended where they are, but none added or taken "
+            f"out: for that, {'' if finished else 'finish it with those that it began with, then '}build into another "
+            f"folder with --reuse {build.output})"
         )
     return found
 

@@ -243,6 +243,26 @@ def test_killed_while_the_plan_is_written_the_same_command_begins_anew(tmp_path)
     assert len(index) == len(index.reembed(head(), tmp_path / "again")) == 4
 
 
+def test_images_that_come_while_a_build_is_unfinished_are_added_once_that_is_done(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_commit", lambda given: None)
+        with pytest.raises(ArtifactNotFoundError):
+            build(tmp_path)
+    with pytest.raises(
+        ArtifactError,
+        match=r"holds an unfinished index with other source, images; .*: for that, finish it with those that it began "
+        r"with, then build into another folder with --reuse",
+    ):
+        build(tmp_path, images=22)
+    for number in (20, 21):
+        (tmp_path / "train" / f"{number:03d}.png").unlink()
+    build(tmp_path)
+    with pytest.raises(
+        ArtifactError, match=r"holds an index with other .*: for that, build into another folder"
+    ):
+        build(tmp_path, images=22)
+
+
 def test_a_harmed_shard_of_an_unfinished_build_is_made_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(building, "_commit", lambda given: None)
@@ -496,7 +516,9 @@ def test_another_build_that_begins_in_the_same_folder_at_the_same_time_is_refuse
         return found
 
     monkeypatch.setattr(building, "_look", meanwhile)
-    with pytest.raises(ArtifactError, match=r"holds an index with other source|another build began in"):
+    with pytest.raises(
+        ArtifactError, match=r"holds an unfinished index with other source|another build began in"
+    ):
         build(tmp_path)
     assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [files.PLAN]
 
