@@ -24,6 +24,7 @@ from .errors import (
     ArtifactNotFoundError,
     CorruptArtifactError,
     LatentSpaceError,
+    told_where,
 )
 from .hub import check_reachable
 from .latents import canonical, channel_agreement, check_latents, normalise, probe_latents, weights_sha256
@@ -211,7 +212,8 @@ class LCMemHead(ModelMixin, ConfigMixin):
         if (where := Path(save_directory)).is_file():  # of which diffusers says nothing but in its log
             raise ArtifactError(f"{where} is a file; give a folder to save the head in")
         try:
-            super().save_pretrained(save_directory, **options)
+            with told_where(where):
+                super().save_pretrained(save_directory, **options)
         except SafetensorError as error:  # which is no OSError, whatever the system said
             raise ArtifactError(
                 f"the head cannot be written to {where}: {error}; make room there, or have it "

@@ -381,6 +381,9 @@ def test_a_head_that_finds_no_room_says_so(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
         with pytest.raises(ArtifactError, match=r"cannot be written to .*head: .*make room there"):
             head.save_pretrained(tmp_path / "head")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # nor for its configuration
+        with pytest.raises(OSError, match=f"File too large.*{tmp_path / 'other'}"):
+            head.save_pretrained(tmp_path / "other")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
