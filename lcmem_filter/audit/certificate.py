@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..calibration import Judged, judge_images
-from ..errors import DataError
 from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..index import MemorizationIndex
@@ -74,19 +73,6 @@ def certify(
     """
     sensitivity, consistency = _near_duplicates(judge, training, images, seeds, image_to_image)
     return Certificate(sensitivity, _specificity(judge, unseen), consistency)
-
-
-def check_training(index: MemorizationIndex, training: ImageSource) -> None:
-    """
-    Raises:
-        DataError: no image of ``training`` has an id that the index knows.
-    """
-    if not any(record.id in index._row_of for record in training.records):
-        raise DataError(
-            f"none of the {len(training)} images of {training.name!r} is a training image of index {index.path} by its "
-            f"id: they are like {training.records[0].id!r}, the index's like {index.records[0].id!r}; name the data "
-            "that it was built from, as they were named then"
-        )
 
 
 def _near_duplicates(

@@ -17,12 +17,13 @@ from ..filter import MemorizationFilter
 from ..folders import name_of
 from ..images import ImageSource
 from ..index import MemorizationIndex
+from ..index.training_set import check_training
 from ..latents import Encoder
 from ..report import AllowEntry, Pictures, Results, Run, Sample, results_of
 from ..report.summarise import NONE_GIVEN, UNSEEN
 from ..verification import compared_by
 from .allow import apply_allow_list
-from .certificate import SENSITIVITY_IMAGES, SENSITIVITY_SEEDS, Judge, certify, check_training
+from .certificate import SENSITIVITY_IMAGES, SENSITIVITY_SEEDS, Judge, certify
 from .duplicates import find_duplicates
 
 VERSIONS = ("lcmem-filter", "torch", "diffusers", "transformers", "numpy", "pillow")

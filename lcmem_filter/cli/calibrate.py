@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _open_page(args: argparse.Namespace, index: MemorizationIndex) -> ImageSource | None:
     """The images that a page is to show beside held-out ones, if they are named; the page can be written."""
-    from ..audit.certificate import check_training
+    from ..index.training_set import check_training
     from ..report.pages import check_file
 
     training = open_source(args, args.training, []) if args.training else None

@@ -21,12 +21,14 @@ from ..errors import (
     GenerationStoppedError,
     LcmemFilterError,
     MemorizationError,
+    check_kind,
     first_of,
 )
 from ..filter import MemorizationFilter
 from ..images import ImageSource
 from ..index import MemorizationIndex
 from ..index.folder import write_file
+from ..index.training_set import check_training
 from ..pipeline.attachment import attached
 from ..pipeline.early_stop import EarlyStop
 from ..pipeline.rungs import DEFAULT_LADDER
@@ -134,7 +136,7 @@ def generate(
     Raises:
         ArtifactError: ``output`` holds something else than this job, or its images lie among others in the end.
         DataError: nothing to draw, or options that the plan decides, that are not ready for JSON or that the pipeline
-            refuses.
+            refuses; or none of ``training`` is an image of the index, by its id.
         GenerationStoppedError: a limit was reached; what was done stays.
         MemorizationError: an image stayed rejected and ``on_exhausted`` is ``"raise"``.
         LcmemFilterError: as for ``attach``; no unjudged image is written.
@@ -147,6 +149,11 @@ def generate(
     threads = None if threads is None else as_integer("threads", threads)
     if threads is not None and threads < 1:
         raise DataError(f"threads is at least 1, got {threads}")
+    # what only the report needs should not come to light after everything was drawn
+    if training is not None:
+        check_kind("training", training, ImageSource, "open_images(PATH)")
+    if salt is not None:
+        check_kind("salt", salt, bytes, "Path(FILE).read_bytes().strip()")
     if on_exhausted not in get_args(OnExhausted):
         raise ValueError(f"on_exhausted must be 'drop' or 'raise', got {on_exhausted!r}")
     history = History(rungs)
@@ -158,6 +165,8 @@ def generate(
     worn = {**policy, "rungs": history.rungs, "early_stop": early_stop, "on_exhausted": "blank"}
     with attached(pipeline, index, **worn) as in_use:
         judge = in_use.filter
+        if training is not None:
+            check_training(judge.index, training)
         if isinstance(in_use.early_stop, EarlyStop):
             settings["early_stop"] = in_use.early_stop.described()
         job = describe(pipeline, judge, plan, settings, threads or folder.threads or torch.get_num_threads())

@@ -36,6 +36,7 @@ from lcmem_filter.generation.history import History
 from lcmem_filter.generation.job import checked_options, pipeline_fingerprint
 from lcmem_filter.generation.plan import Item, plan_of
 from lcmem_filter.generation.report import _sample
+from lcmem_filter.images import open_images
 from lcmem_filter.pipeline.policy import attached_policy
 from lcmem_filter.pipeline.watch import Stage
 from lcmem_filter.types import Calibration
@@ -44,7 +45,7 @@ from lcmem_filter.verification import STATISTIC
 from ..index.material import build
 from ..pipeline.families.stable_diffusion_xl import xl
 from ..pipeline.scripted import always, wear
-from ..tiny import picture, tiny_pipeline
+from ..tiny import picture, tiny_pipeline, write_pictures
 from .material import OPTIONS, PROMPTS, checksums
 
 
@@ -544,6 +545,26 @@ def test_an_unconditional_count(job):
 def test_arguments_that_cannot_be_are_refused(job, tmp_path, changed, says):
     with pytest.raises(DataError, match=says):
         job(**changed)
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"training": "train"}, "training has to be of ImageSource, got str; open_images"),
+        ({"salt": "a key that is no bytes"}, "salt has to be of bytes, got str"),
+    ],
+)
+def test_what_the_report_needs_is_looked_at_before_anything_is_drawn(job, tmp_path, changed, says):
+    with pytest.raises(TypeError, match=says):
+        job(prompts=PROMPTS[:1], **changed)
+    assert not (tmp_path / "job").exists()
+
+
+def test_images_of_which_the_index_holds_none_are_no_training_images(job, tmp_path):
+    others = open_images(write_pictures(tmp_path / "others", range(100, 103)))
+    with pytest.raises(DataError, match="none of the 3 images of 'others' is a training image of index"):
+        job(prompts=PROMPTS[:1], training=others)
     assert not (tmp_path / "job").exists()
 
 
