@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "lcmem_filter generate ...`, on CPUs `torchrun --nproc-per-node 2 -m lcmem_filter generate ...`, shares the "
         "work. Exits with 0 (done), 1 (done, and --on-memorized flag delivered "
         "matches) or 2 (error, stopped, nothing delivered, not all could be judged, or the threshold misses most "
-        "training images themselves)."
+        "training images themselves); launchers end with 1 in place of 2."
     )
     parser.add_argument("pipeline", metavar="PIPELINE", help="diffusers folder or hub id")
     parser.add_argument("--index", required=True, help="folder of a calibrated index of its training set")
