@@ -167,7 +167,8 @@ def filter_before_decode(
 
     Raises:
         UnsupportedPipelineError: ``blocks`` do not run one after the other (pipelines are none), or have no ``decode``
-            block.
+            block, or one that decodes something else than the ``latents`` that ``step`` judges, as some for videos and
+            sound do.
     """
     if not isinstance(blocks, SequentialPipelineBlocks):
         raise UnsupportedPipelineError(
@@ -179,6 +180,13 @@ def filter_before_decode(
         raise UnsupportedPipelineError(
             f"{type(blocks).__name__} has no block named 'decode' (it has {', '.join(blocks.sub_blocks)}); "
             "insert the step yourself before the one that decodes"
+        )
+    decode = blocks.sub_blocks["decode"]
+    taken = [one.name for one in decode.inputs]
+    if "latents" not in taken:
+        raise UnsupportedPipelineError(
+            f"{type(decode).__name__} decodes no 'latents' (it takes {', '.join(taken)}), and the step judges nothing "
+            "else: only latent image pipelines can be filtered"
         )
     blocks.sub_blocks.pop("memorization", None)
     blocks.sub_blocks.insert("memorization", step, list(blocks.sub_blocks).index("decode"))

@@ -12,6 +12,7 @@ from diffusers import AutoencoderTiny, FluxAutoBlocks
 from diffusers.modular_pipelines import ModularPipelineBlocks, SequentialPipelineBlocks
 from diffusers.modular_pipelines.flux.decoders import FluxDecodeStep
 from diffusers.modular_pipelines.flux2.decoders import Flux2DecodeStep
+from diffusers.modular_pipelines.helios.decoders import HeliosDecodeStep
 from diffusers.modular_pipelines.qwenimage.modular_blocks_qwenimage import QwenImageAutoDecodeStep
 
 from lcmem_filter.errors import (
@@ -179,6 +180,14 @@ def test_a_step_is_no_branch_that_may_not_be_run(index: MemorizationIndex) -> No
     assert "decode" in branches.sub_blocks
     with pytest.raises(UnsupportedPipelineError, match="got QwenImageAutoDecodeStep"):
         filter_before_decode(branches, MemorizationFilterStep(index))
+
+
+def test_what_decodes_something_else_than_the_judged_latents_is_refused(index: MemorizationIndex) -> None:
+    """Chunks of a video: the latents that lie beside them are those of the last one."""
+    blocks = SequentialPipelineBlocks.from_blocks_dict({"decode": HeliosDecodeStep()})
+    with pytest.raises(UnsupportedPipelineError, match="HeliosDecodeStep decodes no 'latents'"):
+        filter_before_decode(blocks, MemorizationFilterStep(index))
+    assert list(blocks.sub_blocks) == ["decode"]
 
 
 def test_batch_normalised_patches_are_brought_to_the_decoders_space() -> None:
