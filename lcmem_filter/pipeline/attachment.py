@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, TypeVar, get_args
 
 from ..errors import CalibrationError, FilterFailedError, UnsupportedPipelineError, check_kind
@@ -72,7 +73,7 @@ def attach(
         LatentSpaceError: the index's head has no stem for this pipeline's latent space.
         UnsupportedPipelineError: ``pipe`` is no latent image pipeline, or is modular.
     """
-    _check_options(on_memorized, max_resamples, on_exhausted)
+    _check_options(on_memorized, max_resamples, max_seconds, on_exhausted)
     ladder = make_rungs(rungs)
     _check_class(type(pipe))
     vae = decoder_of(pipe)
@@ -237,13 +238,19 @@ def _check_class(kind: type) -> None:
         )
 
 
-def _check_options(on_memorized: str, max_resamples: int, on_exhausted: str) -> None:
+def _check_options(
+    on_memorized: str, max_resamples: int, max_seconds: float | None, on_exhausted: str
+) -> None:
     for name, value, choices in (
         ("on_memorized", on_memorized, get_args(OnMemorized)),
         ("on_exhausted", on_exhausted, get_args(OnExhausted)),
     ):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if not isinstance(max_resamples, Integral):
+        raise ValueError(f"max_resamples must be a whole number, got {max_resamples!r}")
+    if not isinstance(max_seconds, Real | None):
+        raise ValueError(f"max_seconds must be a number of seconds or None, got {max_seconds!r}")
     if on_memorized == "resample" and max_resamples < 1:
         raise ValueError(
             f"max_resamples must be at least 1 to resample, got {max_resamples}; use on_memorized='reject'"

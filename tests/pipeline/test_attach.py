@@ -303,6 +303,8 @@ def test_what_is_no_latent_pipeline_is_refused(memorised):
     [
         ({"on_memorized": "remove"}, "on_memorized must be one of"),
         ({"on_exhausted": "black"}, "on_exhausted must be one of"),
+        ({"max_resamples": 2.5}, "max_resamples must be a whole number, got 2.5"),
+        ({"max_seconds": "60"}, "max_seconds must be a number of seconds or None, got '60'"),
         ({"max_resamples": 0}, "at least 1"),
     ],
 )
