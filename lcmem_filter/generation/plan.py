@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..errors import DataError, EmptyDataError, MissingColumnError
-from ..tables import NOT_AVAILABLE, is_utf8, lines_of
+from ..tables import NOT_AVAILABLE, is_utf8, labels_of, lines_of
 
 SEEDS = 2**62
 """Seeds lie in [0, SEEDS)."""
@@ -214,8 +214,8 @@ def _requests_of(path: Path, table: pa.Table, columns: dict[str, str]) -> list[R
         counted = _whole(path, row, "count", count)
         requests.append(
             Request(
-                _text(path, row, "prompt", prompt),
-                "|".join(_text(path, row, "label", one) for one in _listed(label)),
+                str(_plain(path, row, "prompt", prompt)),
+                labels_of([_plain(path, row, "label", one) for one in _listed(label)]),
                 _whole(path, row, "seed", seed),
                 1 if counted is None else counted,
             )
@@ -276,14 +276,13 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _listed(label: Any) -> list[Any]:
-    """The labels of a row, without those that are not known."""
-    return [one for one in (label if isinstance(label, list) else [label]) if one is not None]
+    return label if isinstance(label, list) else [label]
 
 
-def _text(path: Path, row: int, what: str, value: Any) -> str:
+def _plain(path: Path, row: int, what: str, value: Any) -> Any:
     if isinstance(value, list | dict | bytes):
         raise DataError(f"{path}: row {row} has {value!r} for a {what}, which is no text; mend it")
-    return str(value)
+    return value
 
 
 def _whole(path: Path, row: int, what: str, value: Any) -> int | None:

@@ -138,6 +138,10 @@ def test_columns_may_be_in_capitals_and_labels_may_be_unknown(tmp_path):
     assert read_requests(tmp_path / "p.csv") == [Request("a cat")]
     (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "label": ["fur", null, "paw"]}\n')
     assert read_requests(tmp_path / "p.jsonl") == [Request("a cat", "fur|paw")]
+    # as pandas writes a column of whole numbers with gaps
+    numbers = pa.table({"prompt": ["a cat", "a dog", "a bird"], "label": [3.0, float("nan"), 0.5]})
+    pq.write_table(numbers, tmp_path / "p.parquet")
+    assert [request.label for request in read_requests(tmp_path / "p.parquet")] == ["3", "", "0.5"]
 
 
 @pytest.mark.parametrize("name", ["prompt", "label"])
