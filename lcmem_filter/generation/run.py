@@ -339,10 +339,14 @@ def _threads(number: int) -> Iterator[None]:
 def _requests(prompts: Iterable[str | Request] | int) -> list[Request]:
     if isinstance(prompts, int | Integral):
         return [Request(count=int(prompts))]
-    if isinstance(prompts, str):  # else each of its letters would be one
-        if Path(prompts).suffix and Path(prompts).is_file():
+    if isinstance(prompts, str | os.PathLike):  # else each of its letters would be one
+        if isinstance(prompts, os.PathLike) or (Path(prompts).suffix and Path(prompts).is_file()):
             raise DataError(
-                f"{prompts!r} is a file, not a prompt; give what lcmem_filter.read_requests reads in it"
+                f"{os.fspath(prompts)!r} is a file, not a prompt; give what lcmem_filter.read_requests reads in it"
             )
         return [Request(prompts)]
+    if isinstance(prompts, Mapping) or hasattr(prompts, "columns"):  # else each name of a column would be one
+        raise DataError(
+            f"prompts are texts or Requests, got a {type(prompts).__name__}; give its column of prompts"
+        )
     return [one if isinstance(one, Request) else Request(one) for one in prompts]

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import datasets
 import numpy as np
+import pandas
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -616,11 +617,18 @@ def test_what_goes_wrong_later_is_no_fault_of_the_arguments(job, tmp_path, monke
     assert (tmp_path / "job" / "job.json").exists()
 
 
-def test_a_file_of_prompts_is_no_prompt(job, tmp_path):
+def test_a_file_or_table_of_prompts_is_no_prompt(job, tmp_path):
     (tmp_path / "prompts.csv").write_text("prompt\na cat\n")
-    with pytest.raises(DataError, match=r"prompts\.csv' is a file, not a prompt; give what .*read_requests"):
-        job(prompts=str(tmp_path / "prompts.csv"))
+    for file in (str(tmp_path / "prompts.csv"), tmp_path / "prompts.csv"):
+        with pytest.raises(
+            DataError, match=r"prompts\.csv' is a file, not a prompt; give what .*read_requests"
+        ):
+            job(prompts=file)
+    for table in (pandas.DataFrame({"prompt": ["a cat"]}), {"prompt": ["a cat"]}):
+        with pytest.raises(DataError, match=f"got a {type(table).__name__}; give its column of prompts"):
+            job(prompts=table)
     assert not (tmp_path / "job").exists()
+    assert [row.prompt for row in job(prompts=pandas.Series(PROMPTS[:2])).rows] == list(PROMPTS[:2])
 
 
 def test_images_of_another_size_than_the_index_are_told_in_the_report(job, whole):
