@@ -23,10 +23,11 @@ Read: TypeAlias = tuple[bytes, Made] | UnreadableImageError
 
 ENCODE_BATCH = 8
 """Pictures that are encoded together."""
-DECODERS = 8
-"""Threads that decode: decoders let other threads run, and a GPU encodes photos faster than one of them decodes."""
+DECODERS = 4
+"""Threads that decode: decoders let other threads run, and a GPU encodes photos faster than one of them decodes. Each
+may hold a whole photo, half a gigabyte of 48 megapixels."""
 AHEAD = 16
-"""Pictures that are decoded before they are asked for."""
+"""Pictures that are decoded, and squashed, before they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +50,12 @@ class EncodedImages:
 def encode_batches(
     source: ImageSource, rows: Sequence[int], encoder: Encoder, resolution: int, size: int = ENCODE_BATCH
 ) -> Iterator[tuple[Sequence[int], EncodedImages]]:
-    """``rows`` of ``source``, ``size`` at a time and in their order, and each such batch as ``encode_images`` encodes
-    it; pictures of the next ones are decoded meanwhile."""
+    """Encode ``rows`` of ``source``, each squashed to ``resolution`` px, on the encoder's device: ``size`` of them at a
+    time and in their order, beside what they were encoded to. Pictures of the next ones are decoded meanwhile."""
     read = read_images(source, rows, lambda image, _: to_pixels(image, resolution))
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
         yield batch, _encoded(source, batch, itertools.islice(read, len(batch)), encoder)
-
-
-def encode_images(
-    source: ImageSource, rows: Sequence[int], encoder: Encoder, resolution: int
-) -> EncodedImages:
-    """Encode ``rows`` of ``source``, each squashed to ``resolution`` px, as one batch on the encoder's device."""
-    read = read_images(source, rows, lambda image, _: to_pixels(image, resolution))
-    return _encoded(source, rows, read, encoder)
 
 
 @torch.inference_mode()
@@ -116,14 +109,17 @@ def read_images(
         except UnreadableImageError as error:
             return error
 
-    with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
-        waiting: deque[Future[Read[Made]]] = deque()
+    pool = ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1))
+    waiting: deque[Future[Read[Made]]] = deque()
+    try:
         for row in rows:
             waiting.append(pool.submit(made, row, _stored(source, row)))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # nobody waits for what is no longer asked for
 
 
 def _stored(source: ImageSource, row: int) -> bytes | UnreadableImageError:

@@ -157,15 +157,15 @@ def column_names(*files: Path) -> list[str]:
     """Of what ``read_table`` reads; of Parquet, which may hold pictures, without a copy of its rows.
 
     Raises:
-        DataError: the first is no table, or a broken one.
-        EmptyDataError: it has no rows; of Parquet whoever reads it finds out.
+        DataError: the first with rows is no table, or a broken one; of others than Parquet, as ``read_table``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if KINDS.get(files[0].suffix.lower()) == "parquet":
+    first = next((file for file in files if not is_empty(file)), files[0])
+    if KINDS.get(first.suffix.lower()) == "parquet":
         with contextlib.suppress(OSError, pa.ArrowInvalid):  # who reads it says what is wrong
-            return list(pq.read_schema(files[0]).names)
+            return list(pq.read_schema(first).names)
     return list(read_table(*files).column_names)
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from lcmem_filter import encoding
-from lcmem_filter.encoding import AHEAD, encode_batches, encode_images, read_images
+from lcmem_filter.encoding import AHEAD, encode_batches, read_images
 from lcmem_filter.errors import UnreadableImageError
 from lcmem_filter.images import ImageRecord, ImageSource, to_pixels
 from lcmem_filter.latents import Encoder
 
-from tests.tiny import picture, tiny_vae
+from tests.tiny import encode_images, picture, tiny_vae
 
 BROKEN, MISSING = 5, 17
 COUNT = 3 * AHEAD
@@ -57,12 +57,27 @@ def test_images_come_in_their_order_and_are_read_by_the_callers_thread():
     assert threading.get_ident() not in made_by
 
 
-def test_no_more_is_read_ahead_than_fits_into_memory():
+def test_no_more_than_some_are_read_ahead():
     reads: list[tuple[int, int]] = []
     images = read_images(source(reads), range(COUNT), lambda image, _: image)
     for taken in range(1, 6):
         next(images)
         assert len(reads) == AHEAD + taken
+
+
+def test_what_is_no_longer_asked_for_is_not_decoded(monkeypatch):
+    monkeypatch.setattr(encoding, "DECODERS", 1)
+    begun, closed = [], threading.Event()
+
+    def make(image, row):
+        begun.append(row)
+        if row:
+            closed.wait(0.5)
+
+    images = read_images(source([]), range(COUNT), make)
+    next(images)
+    images.close()
+    assert set(begun) <= {0, 1}
 
 
 @pytest.mark.parametrize("size", [1, 7])

@@ -7,11 +7,11 @@ import torch
 
 from lcmem_filter import MemorizationFilter, MemorizationIndex
 from lcmem_filter.calibration import calibrate
-from lcmem_filter.encoding import encode_images
 from lcmem_filter.errors import AllowedIdsError
 from lcmem_filter.exemption import IndexWithout
 
 from tests.index.material import build, pictures, saved_encoder
+from tests.tiny import encode_images
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import torch
 
 from lcmem_filter import MemorizationFilter, MemorizationIndex, verification
 from lcmem_filter.calibration import calibrate, fit
-from lcmem_filter.encoding import encode_images
 from lcmem_filter.errors import ArtifactNotFoundError, CalibrationError, FilterFailedError, LatentSpaceError
 from lcmem_filter.verification import Scored
 
 from tests.index.material import build, pictures, saved_encoder
+from tests.tiny import encode_images
 
 
 @pytest.fixture(scope="module")

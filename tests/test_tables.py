@@ -218,7 +218,11 @@ def test_missing_parts_are_told(tmp_path):
 def test_parts_without_rows_are_no_harm(tmp_path, empty):
     for part in range(2):
         rows_of([] if part == empty else [3]).to_parquet(tmp_path / f"train-{part:05}-of-00002.parquet")
+    rows_without_columns = datasets.Dataset.from_dict({})
+    if empty == 0:
+        rows_without_columns.to_parquet(tmp_path / "train-00000-of-00002.parquet")
     source = open_images(tmp_path)
+    assert columns_of(tmp_path) == ["image", "who"]
     assert [record.id for record in source.records] == ["train/0"]
     assert np.array_equal(np.asarray(source.image(0)), np.asarray(picture(3)))
     with pytest.raises(EmptyDataError, match="has no rows"):

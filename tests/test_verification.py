@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from lcmem_filter import shortlist, verification
 from lcmem_filter.alignment import aligned_similarity, alignments
-from lcmem_filter.encoding import encode_images
 from lcmem_filter.errors import FilterFailedError, LatentSpaceError
 from lcmem_filter.exemption import IndexWithout
 from lcmem_filter.head import LCMemHead
@@ -66,7 +65,7 @@ from lcmem_filter.verification import (
 )
 
 from tests.index.material import build, head, pictures, saved_encoder
-from tests.tiny import RESOLUTION, picture, tiny_vae, write_pictures
+from tests.tiny import RESOLUTION, encode_images, picture, tiny_vae, write_pictures
 
 
 def smooth(rows: int, seed: int = 0, channels: int = 4, side: int = 16) -> torch.Tensor:
@@ -493,8 +492,6 @@ def test_an_images_own_copy_is_found_first(tmp_path, monkeypatch, keep_latents, 
     assert compared_by(index, "sd") == (kind if keep_latents else None)
     source = pictures(tmp_path / "train", range(60))
     encoder = saved_encoder(tmp_path)
-    from lcmem_filter.encoding import encode_images
-
     latents = encode_images(source, range(12), encoder, 32).latents
     scored = score_latents(index, latents, "sd")
     assert [one.neighbours[0].id for one in scored] == [record.id for record in source.records[:12]]

@@ -23,7 +23,9 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lcmem_filter.demo.small_diffusion import build_tokenizer
-from lcmem_filter.latents import encode_pixels
+from lcmem_filter.encoding import EncodedImages, encode_batches
+from lcmem_filter.images import ImageSource
+from lcmem_filter.latents import Encoder, encode_pixels
 
 KINDS = ("text-to-image", "img2img", "inpaint")
 VAES = ("AutoencoderKL", "AutoencoderTiny")
@@ -168,6 +170,14 @@ def write_pictures(folder: Path, seeds: Sequence[int], identities: int = 0) -> P
         where.mkdir(parents=True, exist_ok=True)
         picture(seed).save(where / f"{seed:03d}.png")
     return folder
+
+
+def encode_images(
+    source: ImageSource, rows: Sequence[int], encoder: Encoder, resolution: int
+) -> EncodedImages:
+    """All ``rows`` of ``source`` as one batch."""
+    ((_, encoded),) = encode_batches(source, rows, encoder, resolution, len(rows))
+    return encoded
 
 
 @cache

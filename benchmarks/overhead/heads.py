@@ -17,7 +17,7 @@ import torch
 from run import RESULTS, clock_of, index_of, parser_of, provenance, split_of, vae_folder, write
 
 from lcmem_filter import MemorizationFilter, load_encoder
-from lcmem_filter.encoding import encode_images
+from lcmem_filter.encoding import encode_batches
 from lcmem_filter.index.recent import Recent
 
 from overhead import in_turns, shares  # isort: skip  # `run` puts its folder on the path
@@ -33,7 +33,9 @@ def main() -> None:
     index = judges[arguments.heads[0]].index
     held_out = split_of(arguments, "validation")
     encoder = load_encoder(arguments.vae).to(device)
-    latents = encode_images(held_out, range(arguments.batch), encoder, arguments.resolution).latents
+    rows = range(arguments.batch)
+    _, encoded = next(encode_batches(held_out, rows, encoder, arguments.resolution, len(rows)))
+    latents = encoded.latents
     clock = clock_of(device)
 
     def first(judge: MemorizationFilter) -> Callable[[int], float]:

@@ -182,7 +182,7 @@ def filter_before_decode(
             "insert the step yourself before the one that decodes"
         )
     decode = blocks.sub_blocks["decode"]
-    taken = [one.name for one in decode.inputs]
+    taken = [one.name for one in decode.inputs if one.name]
     if "latents" not in taken:
         raise UnsupportedPipelineError(
             f"{type(decode).__name__} decodes no 'latents' (it takes {', '.join(taken)}), and the step judges nothing "

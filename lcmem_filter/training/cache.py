@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -204,7 +205,7 @@ def _encode_shard(plan: CachePlan, first: int) -> None:
     for start in range(0, count, ENCODE_BATCH):
         rows, pixels = [], []
         batch = range(start, min(start + ENCODE_BATCH, count))
-        for row, one in zip(batch, found, strict=False):
+        for row, one in zip(batch, itertools.islice(found, len(batch)), strict=True):
             if isinstance(one, UnreadableImageError):
                 if isinstance(one.__cause__, MissingExtraError):
                     raise one.__cause__ from one

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import operator
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
-from ..encoding import read_images
-from ..errors import UnreadableImageError
 from ..images import ImageSource, to_pixels
 from ..latents import Encoder, canonical
 from .cache import TURNED_BACK
@@ -23,6 +20,9 @@ from .on_device import change
 
 AT_ONCE = 256
 """Pictures of 128 px that are augmented and encoded at once; fewer larger ones."""
+
+READERS = 8
+"""Threads that read them."""
 
 
 class FreshViews:
@@ -59,17 +59,15 @@ class FreshViews:
         self.at_once = max(int(AT_ONCE * (128 / resolution) ** 2), 1)
         self.pixels = torch.empty((len(data), 3, resolution, resolution), dtype=torch.uint8, device=device)
 
-        def in_bytes(image: Image.Image, _: int) -> torch.Tensor:
-            return (to_pixels(image, resolution) * 127.5 + 127.5).round().clamp(0, 255).byte()
+        def read(name: str) -> torch.Tensor:
+            source, row = places[name]
+            values = to_pixels(source.image(row), resolution) * 127.5 + 127.5
+            return values.round().clamp(0, 255).byte()
 
-        runs = itertools.groupby((places[name] for name in data.ids), key=operator.itemgetter(0))
-        found = (
-            one for source, run in runs for one in read_images(source, [row for _, row in run], in_bytes)
-        )
-        for place, one in enumerate(tqdm(found, "reading", len(data), unit="image", disable=not progress)):
-            if isinstance(one, UnreadableImageError):
-                raise one
-            self.pixels[place] = one[1]
+        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+            found = tqdm(pool.map(read, data.ids), "reading", len(data), unit="image", disable=not progress)
+            for place, pixels in enumerate(found):
+                self.pixels[place] = pixels
 
     @torch.no_grad()
     def latents(

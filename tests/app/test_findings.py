@@ -10,14 +10,13 @@ import pytest
 from PIL import Image
 
 from lcmem_filter.app import Drawer, Examiner, Finding, render
-from lcmem_filter.encoding import encode_images
 from lcmem_filter.errors import FilterFailedError
 from lcmem_filter.images import ImageRecord, ImageSource
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.types import Decision, Neighbour
 
 from ..generation.material import loaded
-from ..tiny import picture, write_pictures
+from ..tiny import encode_images, picture, write_pictures
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&.png"
 NEAR = (Neighbour(HOSTILE, 0.9, 0.99, 0.98), Neighbour("b.png", 0.2, 0.5, 0.4))

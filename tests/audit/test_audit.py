@@ -15,14 +15,21 @@ from lcmem_filter.audit.near_duplicates import (
     near_duplicate,
     near_duplicates_of,
 )
-from lcmem_filter.encoding import encode_images
 from lcmem_filter.errors import CalibrationError, DataError, IncompleteIndexError, LcmemFilterError
 from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.report import AllowEntry, Results
 from lcmem_filter.verification import Candidates, Query, compare, compared_by, describe_parts, score_latents
 
-from ..tiny import RESOLUTION, fussy_encode, picture, tiny_pipeline, write_pictures, write_unjudgeable
+from ..tiny import (
+    RESOLUTION,
+    encode_images,
+    fussy_encode,
+    picture,
+    tiny_pipeline,
+    write_pictures,
+    write_unjudgeable,
+)
 from .material import FRESH, HELD_OUT, UNSEEN, encoder, head, material, opened, planted
 
 
