@@ -85,8 +85,8 @@ def serve(
         block: Return only when the server is stopped, by an interrupt.
 
     Raises:
-        ConfigurationError: the page does not answer on this machine.
-        OSError: the port, or each from 7860 on, is taken.
+        ConfigurationError: the page does not answer on this machine; the port, or each from 7860 on, is taken; or the
+            host is not this machine.
     """
     gr = check_gradio()
     try:
@@ -102,8 +102,12 @@ def serve(
             theme=gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")),
             css=(files(__package__) / "templates" / "app.css").read_text(encoding="utf-8"),
         )
-    except OSError:
-        raise
+    except OSError as error:  # Gradio says the same of either, and names options of its own
+        where = "any port from 7860 on" if port is None else f"port {port}"
+        raise ConfigurationError(
+            f"the page cannot listen at {host}, {where}: that is taken, or {host} is not this machine; give another "
+            "--port or --host"
+        ) from error
     except Exception as error:  # Gradio asks its own server, and advises to share the page with the world
         raise ConfigurationError(
             f"the page does not answer at {host} ({type(error).__name__}); where a proxy is set, exempt this machine "

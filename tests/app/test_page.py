@@ -172,6 +172,21 @@ def test_behind_a_proxy_the_page_is_shared_with_nobody_and_what_helps_is_told():
 
 
 @needs_gradio
+def test_a_port_that_is_taken_is_told_by_the_options_of_the_command():
+    code = (
+        "import socket, gradio; from lcmem_filter.app import serve\n"
+        "taken = socket.create_server(('127.0.0.1', 0))\n"
+        "with gradio.Blocks() as page: gradio.Markdown('')\n"
+        "serve(page, port=taken.getsockname()[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    last = done.stderr.splitlines()[-1]
+    assert re.search(r"ConfigurationError: .*127.0.0.1, port \d+: .* give another --port or --host$", last), (
+        done.stderr
+    )
+
+
+@needs_gradio
 def test_without_a_pipeline_there_is_nothing_to_draw(folder):
     code = (
         "from lcmem_filter.app import Examiner, build_app; from lcmem_filter import MemorizationIndex; "
