@@ -119,7 +119,8 @@ def read_images(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)  # nobody waits for what is no longer asked for
+        # nobody waits for what is no longer asked for; a collected generator may be closed by a thread of its own pool
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _stored(source: ImageSource, row: int) -> bytes | UnreadableImageError:

@@ -561,7 +561,7 @@ def test_an_image_that_takes_anothers_place_and_cannot_be_read_is_not_missed(tmp
             built()
     (train / "003.png").unlink()
     (train / "003b.png").symlink_to("/nowhere/003b.png")
-    with pytest.raises(ArtifactError, match="an index with other source; give another"):
+    with pytest.raises(ArtifactError, match="index with other source; give another"):
         built()
 
 
