@@ -74,9 +74,13 @@ def test_what_is_no_longer_asked_for_is_not_decoded(monkeypatch):
         if row:
             closed.wait(0.5)
 
+    before = set(threading.enumerate())
     images = read_images(source([]), range(COUNT), make)
     next(images)
     images.close()
+    closed.set()
+    for decoder in set(threading.enumerate()) - before:
+        decoder.join(30)
     assert set(begun) <= {0, 1}
 
 
