@@ -1,4 +1,5 @@
-"""Latents moved a little, as a model moves what it remembers: mirrored, zoomed into, turned, shifted."""
+"""How alike latents are: as they lie, or moved a little, as a model moves what it remembers: mirrored, zoomed into,
+turned, shifted."""
 
 from __future__ import annotations
 
@@ -35,10 +36,29 @@ def aligned_similarity(query: torch.Tensor, candidates: torch.Tensor) -> torch.T
         (K,): Pearson correlation per channel, averaged, at the best alignment; in [-1, 1].
     """
     moved = normalise(alignments(query)).flatten(1)
-    elements = query[0].numel()
-    # normalised channels have sums of squares (elements - 1) * NORMALISED_STD ** 2
-    full = len(query) * (elements - 1) * NORMALISED_STD**2
-    return (moved @ candidates.flatten(1).T).amax(0).div(full).clamp(-1, 1)
+    return (moved @ candidates.flatten(1).T).amax(0).div(_full(query)).clamp(-1, 1)
+
+
+def as_they_lie(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """How alike latents are where they lie, or mirrored: what a model returns of a picture that it only half remembers
+    is washed out, but in its place.
+
+    Args:
+        queries: (B, C, g, g), canonical.
+        candidates: (B, K, C, g, g) of each, canonical.
+
+    Returns:
+        (B, K): Pearson correlation per channel, averaged, of the query as it is or mirrored, the larger; in [-1, 1].
+    """
+    poses = torch.stack([queries, queries.flip(-1)], 1).flatten(2)
+    alike = torch.einsum("bpd,bkd->bpk", poses, candidates.flatten(2)).amax(1)
+    return alike.div(_full(queries[0])).clamp(-1, 1)
+
+
+def _full(latent: torch.Tensor) -> float:
+    """The inner product of a canonical latent (C, g, g) with itself: normalised channels have sums of squares
+    (elements - 1) * NORMALISED_STD ** 2."""
+    return len(latent) * (latent[0].numel() - 1) * NORMALISED_STD**2
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import AllowedIdsError
-from .index import Hits, MemorizationIndex
+from .index import MemorizationIndex
 from .types import AllowedIds
 
 
@@ -83,13 +83,12 @@ class IndexWithout(MemorizationIndex):
                 "by; name only those that the sample was made from"
             )
 
-    def search(self, embeddings: torch.Tensor, k: int) -> Hits:
+    def propose(self, embeddings: torch.Tensor, k: int) -> torch.Tensor:
         """As of the whole index; the rows left out are passed over, and further ones take their places."""
         left = min(k, len(self) - len(self._left_out))
-        hits = super().search(embeddings, k + len(self._left_out))
-        passed_over = torch.isin(hits.rows, self._left_out.to(hits.rows.device))
-        kept = passed_over.byte().argsort(dim=1, stable=True)[:, :left]
-        return Hits(hits.rows.gather(1, kept), hits.similarity.gather(1, kept))
+        rows = super().propose(embeddings, k + len(self._left_out))
+        passed_over = torch.isin(rows, self._left_out.to(rows.device))
+        return rows.gather(1, passed_over.byte().argsort(dim=1, stable=True)[:, :left])
 
 
 def _known(ids: Sequence[object], index: MemorizationIndex) -> tuple[str, ...]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
 
 import torch
 
-from .alignment import aligned_similarity
+from .alignment import aligned_similarity, as_they_lie
+from .described import LAID_OVER, Candidates, Parts, Query, describe_each, parts_between
 from .errors import FilterFailedError
-from .head import LCMemHead
 from .index import MemorizationIndex
-from .latents import check_latents
 from .matching import alike_under_warps
-from .shortlist import middles, shortlisted
+from .shortlist import shortlisted
 from .standing import (
     BACKGROUND,
     RUNNER_UP_WEIGHT,
@@ -45,9 +43,6 @@ AT_ONCE = {"cpu": 1}
 
 AT_ONCE_ELSEWHERE = 32
 
-DESCRIBED_AT_ONCE = 16
-"""Training images that are described at once, always so many: what rounding makes of one then depends on no others."""
-
 OUTLYING = 30
 """A cell that lies so many times further from its channel's median than ``MOST`` cells do is left out, in a second look
 at the sample: it is all that is left of a latent once that is normalised, while the picture that is decoded stays what
@@ -58,16 +53,10 @@ MOST = 0.9
 
 STATISTIC = (
     "likeness under the best warp, beyond background and runner-up of other identities, known or concluded, in equal "
-    "parts, of twenty different pictures and more, identities concluded too where few are known"
+    "parts, of twenty different pictures and more, identities concluded too where few are known; or that of latents as "
+    "they lie, where it is more"
 )
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
-
-Parts: TypeAlias = Literal["descriptors", "deformed descriptors", "tokens", "latents"]
-"""What pictures are compared by, beside their embeddings: descriptors of every cell under warps, deformed too with some
-heads, tokens wherever they lie, or, with a head that has neither, aligned latents."""
-
-LAID_OVER = ("descriptors", "deformed descriptors")
-"""The kinds of parts that are laid over each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,76 +65,6 @@ class Scored:
 
     score: float
     neighbours: tuple[Neighbour, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Samples as they are and upside down, described by a head.
-
-    Attributes:
-        embedding: (2, B, D), unit norm.
-        parts: (2, B, ...) as of ``describe_parts``; ``None`` where embeddings alone decide.
-        kind: What ``parts`` are.
-        same_identity, embedding_weight: As of ``LCMemHead``.
-        middles: (M, B, D): embeddings of the samples' ``middles``, which propose candidates and are not compared; none
-            with heads that do not ask by them (``LCMemHead``), and where embeddings alone decide.
-    """
-
-    embedding: torch.Tensor
-    parts: torch.Tensor | None
-    kind: Parts | None
-    same_identity: float = 0.0
-    embedding_weight: float = 0.0
-    middles: torch.Tensor | None = None
-
-    @property
-    def asking(self) -> torch.Tensor:
-        """All that propose candidates, (W, B, D)."""
-        return self.embedding if self.middles is None else torch.cat([self.embedding, self.middles])
-
-    @classmethod
-    def of(cls, head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts | None) -> Query:
-        """Describe canonical latents (B, C, g, g) of ``space``."""
-        if space in head.spaces:
-            check_latents(canonical, int(head.config.spaces[space]), space)
-        poses = torch.stack([canonical, canonical.flip(-2)])
-        asking = poses
-        if kind and head.config.middles:
-            asking = torch.cat([poses, middles(canonical)])
-        described = head.describe(asking.flatten(0, 1), space)
-        embedding, of_middles = described.embedding.unflatten(0, asking.shape[:2]).tensor_split([2])
-        if kind == "tokens" and described.tokens is not None:
-            tokens = described.tokens.unflatten(0, asking.shape[:2])[:2]
-            return cls(embedding, tokens, kind, middles=of_middles)
-        parts = describe_parts(head, poses, space, kind) if kind else None
-        told = float(head.config.same_identity), float(head.config.embedding_weight)
-        return cls(embedding, parts, kind, *told, of_middles)
-
-    def of_rows(self, rows: slice | torch.Tensor) -> Query:
-        """Some of the samples."""
-        parts, of_middles = (None if one is None else one[:, rows] for one in (self.parts, self.middles))
-        return replace(self, embedding=self.embedding[:, rows], parts=parts, middles=of_middles)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """What each of B samples is compared with.
-
-    Attributes:
-        embedding: (B, K, D), unit norm.
-        parts: (B, K, ...) as of ``describe_parts``; ``None`` where embeddings alone decide.
-        identities: (B, K) integers, equal for images of one identity; negative where it is not known, which may be
-            concluded then (``Query.same_identity``), and ``None`` where none is known.
-    """
-
-    embedding: torch.Tensor
-    parts: torch.Tensor | None
-    identities: torch.Tensor | None = None
-
-    def of_rows(self, rows: slice) -> Candidates:
-        """Those of some of the samples."""
-        parts, identities = (None if one is None else one[rows] for one in (self.parts, self.identities))
-        return Candidates(self.embedding[rows], parts, identities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +144,12 @@ def _score(
     """As ``score_latents``, as they are."""
     kind = compared_by(index, space)
     query = Query.of(index.head, index.head.canonical(latents, space), space, kind)
-    rows = shortlisted(index, query.asking)
+    in_place = space == index.space
+    rows = shortlisted(index, query.asking, query.latents if in_place else None)
     if beside:
         further = torch.tensor([index._row_of[id_] for id_ in beside], device=rows.device)
         rows = torch.cat([rows, further.expand(len(rows), -1)], 1)
-    compared = compare(query, _stored(index, rows, kind))
+    compared = compare(query, _stored(index, rows, kind, in_place))
     if not torch.isfinite(compared.score).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")
     rows, compared = rows.cpu(), compared.cpu()  # at once: each number that a GPU is asked for takes a wait
@@ -264,8 +184,18 @@ def compare(query: Query, candidates: Candidates) -> Compared:
         alike = likeness(cosine, parts).amax(0)
     if identities is not None:
         identities = told_apart(identities, ranks.stop)
-    background = background_of(alike, repeated, ranks, identities)
-    score = stand_out(alike, background, repeated, runner_up, identities)
+
+    def far_out(alike: torch.Tensor) -> torch.Tensor:
+        background = background_of(alike, repeated, ranks, identities)
+        return stand_out(alike, background, repeated, runner_up, identities)
+
+    score = far_out(alike)
+    if query.latents is not None and candidates.latents is not None:
+        in_place = far_out(as_they_lie(query.latents, candidates.latents))
+        enough = (~repeated).sum(
+            1, keepdim=True
+        ) >= ranks.stop  # else there is nothing that it could stand out from
+        score = torch.where(enough, torch.maximum(score, in_place), score)
     return Compared(score, cosine.amax(0), None if parts is None else parts.amax(0))
 
 
@@ -296,46 +226,15 @@ def _taken_together(
     return taken_together(numbers, places, found & most.isfinite())
 
 
-def parts_between(head: LCMemHead, space: str, index_space: str, *, laid_over: bool = True) -> Parts | None:
-    """What samples of ``space`` are compared with training images of ``index_space`` by; ``None``: embeddings alone.
-
-    Args:
-        laid_over: Whether they are laid over each other where the head has descriptors of both; if not, they are
-            compared by its tokens, or else by embeddings alone.
-    """
-    described = head.has_descriptors(space) and head.has_descriptors(index_space)
-    if laid_over and described:
-        return "deformed descriptors" if head.config.match_deformed else "descriptors"
-    if head.has_tokens:
-        return "tokens"
-    return "latents" if space == index_space and not described else None
-
-
-def describe_parts(head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts) -> torch.Tensor:
-    """Canonical latents (..., C, g, g) to descriptors (..., E, g, g), tokens (..., T, E), or latents as they are."""
-    if kind == "latents":
-        return canonical
-    flat = canonical.flatten(0, -4)
-    parts = head.descriptors(flat, space) if kind in LAID_OVER else head.describe(flat, space).tokens
-    assert parts is not None
-    return parts.unflatten(0, canonical.shape[:-3])
-
-
-def describe_each(head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts) -> torch.Tensor:
-    """As ``describe_parts`` of (n, C, g, g), each picture's to the last bit whichever others it is described with."""
-    missing = -len(canonical) % DESCRIBED_AT_ONCE
-    filled = torch.cat([canonical, canonical[-1:].expand(missing, -1, -1, -1)])
-    parts = [describe_parts(head, one, space, kind) for one in filled.split(DESCRIBED_AT_ONCE)]
-    return torch.cat(parts)[: len(canonical)]
-
-
 def compared_by(index: MemorizationIndex, space: str) -> Parts | None:
     """``parts_between`` for samples of ``space`` and an index; ``None`` too where it keeps no latents."""
     return parts_between(index.head, space, index.space) if index.has_latents else None
 
 
-def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) -> Candidates:
-    """What the index holds of ``rows`` (B, K)."""
+def _stored(
+    index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None, in_place: bool = False
+) -> Candidates:
+    """What the index holds of ``rows`` (B, K); latents too where they are compared ``in_place``."""
     embedding = index.embeddings(rows).to(index.head.device)
     identities = index.identities[rows.cpu()].to(embedding.device)
     if kind is None:
@@ -343,7 +242,8 @@ def _stored(index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None) ->
     once, where = rows.unique(return_inverse=True)  # samples of one prompt have most candidates in common
     what = (index.head, index.head.device, kind)
     parts = index.recent.get(once.tolist(), what, functools.partial(_described, index, kind))
-    return Candidates(embedding, parts[where.to(parts.device)], identities)
+    latents = index.latents(rows).to(embedding.device) if in_place and kind in LAID_OVER else None
+    return Candidates(embedding, parts[where.to(parts.device)], identities, latents)
 
 
 def _described(index: MemorizationIndex, kind: Parts, rows: list[int]) -> torch.Tensor:

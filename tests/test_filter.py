@@ -79,7 +79,7 @@ def test_anything_that_goes_wrong_raises(folder, monkeypatch):
         judge.judge(torch.cat([good, torch.full_like(good[:1], 0.25)]))
     with pytest.raises(LatentSpaceError):
         judge.judge(torch.randn(2, 16, 8, 8))
-    monkeypatch.setattr(MemorizationIndex, "search", lambda *_: 1 / 0)
+    monkeypatch.setattr(MemorizationIndex, "propose", lambda *_: 1 / 0)
     with pytest.raises(
         FilterFailedError, match=r"could not judge latents of shape \(2, 4, 16, 16\): ZeroDivisionError"
     ):
@@ -207,8 +207,8 @@ def test_what_is_drawn_again_is_compared_with_what_it_was_rejected_for_wherever_
     copied, latent = judge.index.records[3].id, judge.index.latents(torch.tensor([3]))
     proposed = verification.shortlisted
 
-    def led_away(index, asking):
-        rows = proposed(index, asking)
+    def led_away(index, asking, latents=None):
+        rows = proposed(index, asking, latents)
         return rows[:, (rows != 3).all(0)]
 
     monkeypatch.setattr(verification, "shortlisted", led_away)

@@ -4,7 +4,8 @@
     python benchmarks/ablations/run.py --cache CACHE --latents LATENTS --head lcmem-reid --output FILE
 
 The index holds training images and half of the validation identities, the other half are unseen; copies and figure are
-those of ``benchmarks/detection``, whose test images are not touched. Every candidate is compared once in every way, and
+those of ``benchmarks/detection``, whose test images are not touched. The filter here does not compare latents as they
+lie (``in_place.py``). Every candidate is compared once in every way, and
 each variant combines what was found otherwise. Defaults of the score are chosen here. Writes
 ``benchmarks/results/ablations.json``.
 """
@@ -33,10 +34,11 @@ from provenance import provenance
 from tasks import main_tasks, open_validation
 
 from lcmem_filter.baselines.lcmem import LCMem
+from lcmem_filter.described import Query
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.index.backends import make_backend
 from lcmem_filter.matching import alike_under_warps
-from lcmem_filter.shortlist import MARGINS, SHORTLIST, SHORTLIST_WITH_MIDDLES, middles
+from lcmem_filter.shortlist import MARGINS, SHORTLIST, candidates_of_each, middles
 from lcmem_filter.standing import (
     BACKGROUND,
     EMBEDDING_WEIGHT,
@@ -47,10 +49,11 @@ from lcmem_filter.standing import (
     stand_out,
     told_apart,
 )
-from lcmem_filter.verification import BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS, Query
+from lcmem_filter.verification import BACKGROUND_UNDER_WARPS, RUNNER_UP_UNDER_WARPS
 
 F = TypeVar("F")
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablations.json"
+SHORTLIST_WITH_MIDDLES = candidates_of_each(2 + len(MARGINS))
 SHORTLISTS = (SHORTLIST, SHORTLIST, *(0 for _ in MARGINS))
 """What a sample proposes as it is, upside down, and by its middles, with a head that does not ask by these."""
 
@@ -164,7 +167,7 @@ def found_by(
     """Who decides, what is asked of validation images, what read them, and what ``compared`` finds for each task."""
     _, keeper, judge = open_validation(arguments)
     design = judge.design
-    (method,), _ = open_methods(["lcmem"], arguments.head, arguments.space, {}, False)
+    (method,), _ = open_methods(["lcmem_not_in_place"], arguments.head, arguments.space, {}, False)
     if not method.baseline.head.has_descriptors(arguments.space):
         raise SystemExit(
             f"{arguments.head} has no descriptors of {arguments.space}; train it with --stages 1,2,3"

@@ -74,8 +74,12 @@ class Method:
     fingerprint: str = ""
 
 
+NOT_IN_PLACE = "as the filter, if it did not compare latents as they lie"
+
+
 def _rows_of(head: str, which: str = "", middles: bool = True) -> tuple[Row, ...]:
-    """The filter with a shipped head, in an index without and with identities, and where it asks by middles without."""
+    """The filter with a shipped head, in an index without and with identities, without comparing latents as they lie,
+    and where it asks by middles without."""
     rows = (
         Row("lcmem", f"LCMem, {head}", note=f"as the filter, with that head{which}", head=head),
         Row(
@@ -85,6 +89,7 @@ def _rows_of(head: str, which: str = "", middles: bool = True) -> tuple[Row, ...
             told=True,
             head=head,
         ),
+        Row("lcmem_not_in_place", f"LCMem, {head}, not in place", note=NOT_IN_PLACE, head=head),
     )
     without = Row(
         "lcmem_without_middles",
@@ -107,6 +112,7 @@ ROWS = (
         note="as the filter, in an index that names identities: no other filter's row is told whose images it holds",
         told=True,
     ),
+    Row("lcmem_not_in_place", "LCMem, not in place", note=NOT_IN_PLACE),
     *_rows_of("lcmem-reid"),
     *_rows_of("lcmem-large"),
     *_rows_of("lcmem-xray", ", whose descriptors were trained on X-rays alone", middles=False),

@@ -8,20 +8,14 @@ from collections.abc import Sequence
 import torch
 
 from ..calibration import NEAR_DUPLICATE
+from ..described import Candidates, Parts, Query, describe_each
 from ..head import LCMemHead
 from ..index import MemorizationIndex
 from ..index.exact import ExactBackend
 from ..index.recent import Recent
 from ..report import DuplicateGroup
-from ..shortlist import propose
-from ..verification import (
-    Candidates,
-    Parts,
-    Query,
-    compare,
-    compared_by,
-    describe_each,
-)
+from ..shortlist import InPlace, propose
+from ..verification import compare, compared_by
 
 EMBED_BATCH = 64
 FEW = 6
@@ -80,9 +74,15 @@ def _alike(
     def nearest(asking: torch.Tensor, count: int) -> torch.Tensor:
         return backend.propose(asking, min(count, len(embeddings)))
 
+    def latents(rows: torch.Tensor) -> torch.Tensor:
+        return canonical[rows.cpu()].to(head.device).float()
+
     for number, part in enumerate(batches):
         query = Query.of(head, part, space, kind)
-        proposed = propose(query.asking, nearest, further=1)
+        in_place = None
+        if space == index.space and query.latents is not None:  # as the threshold was calibrated
+            in_place = InPlace(query.latents, latents)
+        proposed = propose(query.asking, nearest, in_place, further=1)
         for place, near in enumerate(proposed):
             row = number * EMBED_BATCH + place
             others = near[near != row].unique()
@@ -92,7 +92,9 @@ def _alike(
             if kind:
                 describe = functools.partial(_described, head, canonical, space, kind)
                 parts = recent.get(others.tolist(), kind, describe)[None]
-            candidates = Candidates(embeddings[others][None], parts)
+            candidates = Candidates(
+                embeddings[others][None], parts, latents=latents(others)[None] if in_place else None
+            )
             score = compare(query.of_rows(slice(place, place + 1)), candidates).score[0]
             least = threshold if len(others) >= FEW else max(threshold, NEAR_DUPLICATE)
             links += [(row, int(o), float(s)) for o, s in zip(others, score, strict=True) if s > least]

@@ -7,9 +7,10 @@ import os
 
 import torch
 
+from ..described import LAID_OVER, Candidates, Parts, Query, describe_parts, parts_between
 from ..head import LCMemHead
-from ..shortlist import SHORTLIST, SHORTLIST_WITH_MIDDLES
-from ..verification import Candidates, Parts, Query, compare, describe_parts, parts_between
+from ..shortlist import MARGINS, InPlace, candidates_of_each
+from ..verification import compare
 from .common import Cosine
 from .registry import Sees
 
@@ -42,6 +43,10 @@ class LCMem(OfHead):
 
     Of each image are kept its embedding, its latents, and every kind of parts that the head has for them.
 
+    Attributes:
+        by_place: Whether latents are compared as they lie, too.
+        by_middles: Whether samples ask by their middles, too.
+
     Args:
         head: As of ``OfHead``.
         space: Latent space of what asks, and of what ``embed`` is given.
@@ -56,9 +61,15 @@ class LCMem(OfHead):
     ) -> None:
         super().__init__(head, space)
         self.index_space = index_space or space
-        self.shortlist = SHORTLIST_WITH_MIDDLES if self.head.config.middles else SHORTLIST
         self.kind: Parts = parts_between(self.head, space, self.index_space) or "latents"
+        self.by_place = self.index_space == space and self.kind in LAID_OVER
+        self.by_middles = bool(self.head.config.middles)
         self._last: tuple[torch.Tensor, Query] | None = None
+
+    @property
+    def shortlist(self) -> int:
+        """Candidates of each way of asking."""
+        return candidates_of_each(2 + len(MARGINS) * self.by_middles + self.by_place)
 
     @torch.inference_mode()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -73,7 +84,16 @@ class LCMem(OfHead):
 
     def query(self, kept: torch.Tensor) -> torch.Tensor:
         """As they are, upside down, and with some heads their middles: (W, B, E)."""
-        return self.asked(kept).asking.cpu()
+        asked = self.asked(kept)
+        return (asked.asking if self.by_middles else asked.embedding).cpu()
+
+    def in_place(self, queries: torch.Tensor, stored: torch.Tensor) -> InPlace | None:
+        """By which stored rows (N, D) are asked once more, by their latents."""
+        asked = self.asked(queries).latents
+        if not self.by_place or asked is None:
+            return None
+        kept = self.parts(stored, self.index_space, "latents")
+        return InPlace(asked, lambda rows: kept[rows])
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         return compare(self.asked(queries), self.candidates(stored)).score.cpu()
@@ -95,7 +115,8 @@ class LCMem(OfHead):
         embedding = kept[..., : self.head.embedding_dim].to(self.head.device)
         told = kept.shape[-1] > self._size(self.index_space)
         identities = kept[..., -1].long().to(embedding.device) if told else None
-        return Candidates(embedding, self.parts(kept, self.index_space, self.kind), identities)
+        latents = self.parts(kept, self.index_space, "latents") if self.by_place else None
+        return Candidates(embedding, self.parts(kept, self.index_space, self.kind), identities, latents)
 
     def parts(self, kept: torch.Tensor, space: str, kind: Parts) -> torch.Tensor:
         """Latents, tokens or descriptors of what was kept (..., D) of images of ``space``."""

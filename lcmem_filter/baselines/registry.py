@@ -22,6 +22,7 @@ BASELINES = {
     "random_head": "random_head:RandomHead",
     "lcmem_embedding": "lcmem:LCMemEmbedding",
     "lcmem": "lcmem:LCMem",
+    "lcmem_not_in_place": "lcmem_not_in_place:LCMemNotInPlace",
     "lcmem_without_middles": "lcmem_without_middles:LCMemWithoutMiddles",
     "lcmem_without_warps": "lcmem_without_warps:LCMemWithoutWarps",
     "clip": "transformers_features:CLIP",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from ..index.backends import make_backend
+from ..shortlist import DEEPEST
+from .lcmem import LCMem
 from .registry import Baseline
 
 BATCH = 64
@@ -56,14 +58,19 @@ class Searcher:
     def _search(self, queries: torch.Tensor, k: int, but: torch.Tensor | None) -> Found:
         asked = self.baseline.query(queries)
         poses = asked if asked.ndim == 3 else asked[None]
-        rows = torch.cat([self._proposed(pose, k, but) for pose in poses], 1)
+        most = max(k, self.baseline.shortlist)
+        rows = torch.cat([self._proposed(pose, most, but) for pose in poses], 1)
+        if isinstance(self.baseline, LCMem) and (in_place := self.baseline.in_place(queries, self._stored)):
+            near = self._proposed(poses[0], max(most, DEEPEST), but)
+            alike = in_place.alike(near)
+            rows = torch.cat([rows, near.gather(1, alike.topk(min(most, alike.shape[1]), 1).indices)], 1)
         similarity = self.baseline.similarity(queries, self._stored[rows])
         similarity = _of_each_row(rows, similarity)
         similarity, order = similarity.sort(dim=1, descending=True, stable=True)
         return Found(rows.gather(1, order)[:, :k], similarity[:, :k])
 
     def _proposed(self, asked: torch.Tensor, k: int, but: torch.Tensor | None) -> torch.Tensor:
-        proposed = min(max(k, self.baseline.shortlist) + (but is not None), len(self._stored))
+        proposed = min(k + (but is not None), len(self._stored))
         rows = self._backend.propose(asked, proposed)
         if but is None:
             return rows

@@ -326,11 +326,19 @@ class MemorizationIndex:
             self.recent = Recent()  # lets go of the other device's memory
         return self
 
-    def search(self, embeddings: torch.Tensor, k: int) -> Hits:
-        """The ``k`` stored rows most alike each query, or all where there are fewer.
+    def propose(self, embeddings: torch.Tensor, k: int) -> torch.Tensor:
+        """Rows (B, k), int64, of the stored images most alike each query (B, D) by the backend's word, the nearest
+        first, or all where there are fewer.
 
-        The backend proposes; the cosine is computed from the stored embeddings, so that it is the same whichever
-        backend proposed.
+        Raises:
+            FilterFailedError: a query is not finite.
+        """
+        if not torch.isfinite(embeddings).all():
+            raise FilterFailedError("an embedding is not finite and cannot be searched; no image is returned")
+        return self._backend.propose(embeddings.float(), min(k, len(self)))
+
+    def search(self, embeddings: torch.Tensor, k: int) -> Hits:
+        """As ``propose``, with cosines from the stored embeddings: the same whichever backend proposed.
 
         Args:
             embeddings: (B, D), unit-norm.
@@ -340,11 +348,7 @@ class MemorizationIndex:
             CorruptArtifactError: a stored embedding is not.
         """
         queries = embeddings.float()
-        if not torch.isfinite(queries).all():
-            raise FilterFailedError(
-                "an embedding is not finite, so it cannot be searched; no image is returned"
-            )
-        rows = self._backend.propose(queries, min(k, len(self)))
+        rows = self.propose(queries, k)
         similarity = torch.einsum("bd,bkd->bk", queries, self.embeddings(rows).to(queries.device))
         if not torch.isfinite(similarity).all():
             raise CorruptArtifactError(

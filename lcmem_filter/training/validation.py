@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,17 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..described import Candidates, Parts, Query, describe_parts, parts_between
 from ..head import LCMemHead
 from ..latents import canonical
-from ..shortlist import propose
-from ..verification import (
-    Candidates,
-    Parts,
-    Query,
-    compare,
-    describe_parts,
-    parts_between,
-)
+from ..shortlist import InPlace, propose
+from ..verification import compare
 from .config import TrainingConfig
 from .data import LatentSet
 from .views import generator_for, half_formed
@@ -108,19 +103,25 @@ def mild_copies(latents: torch.Tensor, draw: np.random.Generator) -> torch.Tenso
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Images as an index holds them, on the CPU: embeddings (N, D), and parts (N, ...) in float16."""
+    """Images as an index holds them, on the CPU: embeddings (N, D); parts (N, ...) and canonical latents (N, C, g, g)
+    in float16."""
 
     embedding: torch.Tensor
     parts: torch.Tensor
+    latents: torch.Tensor
 
     def of_rows(self, rows: np.ndarray) -> Stored:
         """Some of the images."""
         where = torch.from_numpy(rows)
-        return Stored(self.embedding[where], self.parts[where])
+        return Stored(self.embedding[where], self.parts[where], self.latents[where])
 
     def and_(self, other: Stored) -> Stored:
         """These images and then ``other``'s."""
-        return Stored(torch.cat([self.embedding, other.embedding]), torch.cat([self.parts, other.parts]))
+        return Stored(
+            torch.cat([self.embedding, other.embedding]),
+            torch.cat([self.parts, other.parts]),
+            torch.cat([self.latents, other.latents]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,8 @@ class Validator:
         halves = []
         for half in (0, 1):
             enrolled, query = self._enrol(half)
-            search = _Search(head, space, kind, index.and_(stored.of_rows(enrolled)), device)
+            enrolled_too = index.and_(stored.of_rows(enrolled))
+            search = _Search(head, space, kind, enrolled_too, device, in_place=space == index_space)
             halves.append(self._measure_half(half, search, queries, enrolled, query))
         return self._recalls(halves)
 
@@ -283,10 +285,13 @@ class _Search:
         kind: Parts | None,
         index: Stored,
         device: torch.device,
+        *,
+        in_place: bool,
         batch: int = 32,
     ) -> None:
         self.head, self.space, self.kind = head, space, kind
         self.index, self.device, self.batch = index, device, batch
+        self.in_place = in_place
 
     def __call__(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents (Q, C, g, g) to scores (``verification.compare``) and rows of their candidates, both (Q, K)."""
@@ -300,9 +305,19 @@ class _Search:
 
     def _few(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         query = Query.of(self.head, canonical(latents, self.head.grid), self.space, self.kind)
-        rows = propose(query.asking.cpu(), self._most_alike)
-        parts = self.index.parts[rows].to(self.device).float() if self.kind else None
-        candidates = Candidates(self.index.embedding[rows].to(self.device), parts)
+
+        def kept(what: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return what[rows.cpu()].to(self.device).float()
+
+        in_place = None
+        if self.in_place and query.latents is not None:
+            in_place = InPlace(query.latents, functools.partial(kept, self.index.latents))
+        rows = propose(query.asking.cpu(), self._most_alike, in_place)
+        candidates = Candidates(
+            kept(self.index.embedding, rows),
+            kept(self.index.parts, rows) if self.kind else None,
+            latents=kept(self.index.latents, rows) if in_place else None,
+        )
         return compare(query, candidates).score.cpu(), rows
 
     def _most_alike(self, asking: torch.Tensor, count: int) -> torch.Tensor:
@@ -321,12 +336,13 @@ def store(
     batch: int = 256,
 ) -> Stored:
     """Canonical latents (N, C, g, g) as an index would hold them."""
-    embeddings, parts = [], []
+    embeddings, parts, kept = [], [], []
     for some in latents.split(batch):
         given = canonical(some.to(device), head.grid)
         embeddings.append(head.embed(given, space).cpu())
         parts.append(describe_parts(head, given, space, kind or "latents").half().cpu())
-    return Stored(torch.cat(embeddings), torch.cat(parts))
+        kept.append(given.half().cpu())
+    return Stored(torch.cat(embeddings), torch.cat(parts), torch.cat(kept))
 
 
 @torch.inference_mode()

@@ -15,11 +15,12 @@ from lcmem_filter.audit.near_duplicates import (
     near_duplicate,
     near_duplicates_of,
 )
+from lcmem_filter.described import Candidates, Query, describe_parts
 from lcmem_filter.errors import CalibrationError, DataError, IncompleteIndexError, LcmemFilterError
 from lcmem_filter.filter import MemorizationFilter
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.report import AllowEntry, Results
-from lcmem_filter.verification import Candidates, Query, compare, compared_by, describe_parts, score_latents
+from lcmem_filter.verification import compare, compared_by, score_latents
 
 from ..tiny import (
     RESOLUTION,
@@ -376,7 +377,7 @@ def test_duplicates_are_those_of_every_pair_compared(folder):
     scores = torch.full((30, 30), -torch.inf)
     for row in range(30):
         others = [other for other in range(30) if other != row]
-        candidates = Candidates(embedding[others][None], parts[others][None])
+        candidates = Candidates(embedding[others][None], parts[others][None], latents=canonical[others][None])
         scores[row, others] = compare(query.of_rows(slice(row, row + 1)), candidates).score[0]
     largest = scores.flatten().sort().values[-20:-4]
     gap = int(largest.diff().argmax())  # where rounding cannot matter

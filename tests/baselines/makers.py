@@ -88,6 +88,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "random_head": lambda folder: make_baseline("random_head", size="micro"),
     "lcmem_embedding": lambda folder: make_baseline("lcmem_embedding", head=_head(folder)),
     "lcmem": lambda folder: make_baseline("lcmem", head=_head(folder)),
+    "lcmem_not_in_place": lambda folder: make_baseline("lcmem_not_in_place", head=_head(folder)),
     "lcmem_without_middles": lambda folder: make_baseline("lcmem_without_middles", head=_head(folder)),
     "lcmem_without_warps": lambda folder: make_baseline("lcmem_without_warps", head=_head(folder)),
     "clip": _transformers("clip", "CLIPVisionModelWithProjection", projection_dim=12, **VIT),

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from lcmem_filter.described import Candidates, Query
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import canonical
 from lcmem_filter.shortlist import SHORTLIST
 from lcmem_filter.training.data import LatentSet
 from lcmem_filter.training.validation import Validator, mild_copies, store
 from lcmem_filter.training.views import generator_for
-from lcmem_filter.verification import Candidates, Query, compare
+from lcmem_filter.verification import compare
 
 
 def noise_set(identities: list[str], seed: int, sets: int = 1) -> LatentSet:
