@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 
 from .errors import ConfigurationError
 
@@ -29,6 +30,12 @@ def this_process() -> PartialState:
             "PartialState(cpu=True) made before any other PartialState or Accelerator"
         )
     return state
+
+
+def gathered(own: Any) -> list[Any]:
+    """What each process has in the place of ``own``, in their order; all of them have to ask."""
+    found: list[Any] = gather_object([own])
+    return found
 
 
 def make_accelerator(**options: Any) -> Accelerator:

@@ -111,7 +111,7 @@ class JobFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptArtifactError(f"{file} cannot be read: {error}; remove {self.path}") from error
         wanted = json.loads(json.dumps(job["fixed"]))  # as it comes back from JSON
-        if changed := _differences(found, wanted):
+        if changed := differences(found, wanted):
             raise ArtifactError(
                 f"{self.path} holds a job with other {', '.join(changed)}; a job goes on only as it began: give "
                 "another output folder, or remove it"
@@ -197,12 +197,12 @@ class JobFolder:
         return path.is_file() and path.stat().st_size == row.bytes and sha256(path) == row.sha256
 
 
-def _differences(found: Any, wanted: Any) -> list[str]:
+def differences(found: Any, wanted: Any) -> list[str]:
     """Keys of what differs; of what holds keys itself, those in parentheses."""
     changed = []
     for key in sorted(found.keys() | wanted.keys()):
         was, now = found.get(key), wanted.get(key)
         if was != now:
             within = isinstance(was, dict) and isinstance(now, dict)
-            changed.append(f"{key} ({', '.join(_differences(was, now))})" if within else key)
+            changed.append(f"{key} ({', '.join(differences(was, now))})" if within else key)
     return changed

@@ -35,7 +35,7 @@ from ..pipeline.rungs import DEFAULT_LADDER
 from ..report import Results
 from ..types import Decision, OnMemorized
 from .drawing import Drawn, draw_batch, prompts_of
-from .folder import MANIFEST_JSONL, MANIFEST_PARQUET, METADATA, JobFolder
+from .folder import MANIFEST_JSONL, MANIFEST_PARQUET, METADATA, JobFolder, differences
 from .history import History
 from .job import checked_options, describe
 from .limits import STOP_REJECTION_RATE, Limits, Tally
@@ -134,14 +134,15 @@ def generate(
         progress: Show progress on stderr.
 
     Raises:
-        ArtifactError: ``output`` holds something else than this job, or its images lie among others in the end.
+        ArtifactError: ``output`` holds something else than this job, or its images lie among others in the end; or its
+            processes do not see the same index, pipeline or libraries.
         DataError: nothing to draw, or options that the plan decides, that are not ready for JSON or that the pipeline
             refuses; or none of ``training`` is an image of the index, by its id.
         GenerationStoppedError: a limit was reached; what was done stays.
         MemorizationError: an image stayed rejected and ``on_exhausted`` is ``"raise"``.
         LcmemFilterError: as for ``attach``; no unjudged image is written.
     """
-    from ..processes import this_process
+    from ..processes import gathered, this_process
 
     state = this_process()
     seed, batch_size = as_integer("seed", seed), as_integer("batch_size", batch_size)
@@ -169,7 +170,9 @@ def generate(
             check_training(judge.index, training)
         if isinstance(in_use.early_stop, EarlyStop):
             settings["early_stop"] = in_use.early_stop.described()
-        job = describe(pipeline, judge, plan, settings, threads or folder.threads or torch.get_num_threads())
+        # machines may have other numbers of cores each
+        threads = gathered(threads or folder.threads or torch.get_num_threads())[0]
+        job = describe(pipeline, judge, plan, settings, threads)
         work = _Work(pipeline, plan, folder, job, limits, on_exhausted, history, state)
         with _begun(work):
             with _threads(job["fixed"]["threads"]):
@@ -217,6 +220,14 @@ def _run(work: _Work, progress: bool) -> str | None:
 @contextmanager
 def _begun(work: _Work) -> Iterator[None]:
     """Begin or go on; the job's first process keeps others from starting it until the context ends."""
+    from ..processes import gathered
+
+    first, *others = gathered(work.job["fixed"])
+    if changed := next(filter(None, (differences(first, other) for other in others)), None):
+        raise ArtifactError(
+            f"the processes of this job differ in {', '.join(changed)}, as where an index is calibrated while "
+            "they start, or machines differ; have all of them see the same, and run again"
+        )
     work.folder.check(work.job)
     work.state.wait_for_everyone()  # every process has looked before the first one writes
     with work.folder.started(work.job) if work.state.is_main_process else nullcontext():

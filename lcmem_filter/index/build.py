@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SHARD_ROWS = 256
 DEFAULT_RESOLUTION = 512
 """Side in pixels where the encoder's configuration names none."""
+CHECKED_LATER = ("source", "images")
+"""Of a plan, what every shard is compared by before it is put in force: copies of the images may be of other times."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     Shards with images that could not be read are built again once one of these can be, as is what was damaged since.
 
     Raises:
-        ArtifactError: ``output`` holds something else than this build, or another one writes there too; or what it
-            should reuse was built otherwise.
+        ArtifactError: ``output`` holds something else than this build, or another one writes there too; what it should
+            reuse was built otherwise; or its processes were given other heads, encoders or options each.
         CorruptArtifactError: a finished index of another version of this package.
         EmptyDataError: no image could be read.
     """
@@ -99,6 +101,7 @@ def build_index(build: Build, *, progress: bool = True) -> None:
     from ..processes import this_process
 
     state = this_process()
+    _check_processes(build)
     seen = _check_plan(build)
     if build.reuse is not None:
         check_reusable(build.reuse, build)
@@ -138,6 +141,18 @@ def build_index(build: Build, *, progress: bool = True) -> None:
             then = "" if calibrated else "; calibrate it again"
             tqdm.write(f"{build.output}: {what} now{then}", file=sys.stderr)
     state.wait_for_everyone()
+
+
+def _check_processes(build: Build) -> None:
+    """Every process makes the same of an image, or one shard would be of another head than the next."""
+    from ..processes import gathered
+
+    first, *others = gathered({name: one for name, one in build.plan().items() if name not in CHECKED_LATER})
+    if changed := [name for name in first if any(other[name] != first[name] for other in others)]:
+        raise ArtifactError(
+            f"the processes of this build differ in {', '.join(changed)}, as where a head is written while they "
+            "start, or machines differ; have all of them see the same, and run again"
+        )
 
 
 def _check_plan(build: Build) -> dict[str, Any] | None:

@@ -104,7 +104,8 @@ class MemorizationIndex:
             The index; where images could not be read (``unreadable``), whoever judges by it has to accept that.
 
         Raises:
-            ArtifactError: ``output`` holds something else, or ``reuse`` was built otherwise.
+            ArtifactError: ``output`` holds something else, ``reuse`` was built otherwise, or processes that share the
+                build differ in head, encoder or options.
             ConfigurationError: a resolution at which nothing can be seen.
             EmptyDataError: no image could be read.
             LatentSpaceError: the head does not know the encoder's latent space.

@@ -486,6 +486,22 @@ def test_a_stopped_job_reports_what_other_processes_still_drew(whole, job, tmp_p
     assert shown == {f"images/{path.name}" for path in (tmp_path / "job" / "images").iterdir()}
 
 
+def test_processes_that_judge_by_different_thresholds_are_no_one_job(whole, job, tmp_path, monkeypatch):
+    """As where the index is calibrated after one of them has loaded it, and before another has."""
+    fixed = json.loads((whole.folder / "job.json").read_text())["fixed"]
+    other = {**fixed, "fingerprints": {**fixed["fingerprints"], "index": "calibrated again"}}
+
+    def gather(own):  # threads, and then what the job's bytes depend on
+        return [*own, other if isinstance(own[0], dict) else 64]
+
+    monkeypatch.setattr(processes, "gather_object", gather, raising=False)
+    with pytest.raises(ArtifactError, match=r"processes of this job differ in fingerprints \(index\), as"):
+        job()
+    assert not (tmp_path / "job").exists()
+    other = fixed
+    assert checksums(job().folder) == checksums(whole.folder)
+
+
 def test_nothing_is_written_that_could_not_be_judged(job, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no verdict")

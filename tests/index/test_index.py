@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import lcmem_filter
-from lcmem_filter import MemorizationFilter, images, latents
+from lcmem_filter import MemorizationFilter, images, latents, processes
 from lcmem_filter.calibration import calibrate
 from lcmem_filter.digests import sha256
 from lcmem_filter.errors import (
@@ -521,6 +521,16 @@ def test_another_build_that_begins_in_the_same_folder_at_the_same_time_is_refuse
     ):
         build(tmp_path)
     assert sorted(path.name for path in (tmp_path / "index").iterdir()) == [files.PLAN]
+
+
+def test_processes_with_different_heads_build_no_index(tmp_path, monkeypatch):
+    """As where a head is written after one of them has loaded it, and before another has."""
+    monkeypatch.setattr(
+        processes, "gather_object", lambda own: [*own, {**own[0], "head": "another"}], raising=False
+    )
+    with pytest.raises(ArtifactError, match="processes of this build differ in head, as"):
+        build(tmp_path)
+    assert not (tmp_path / "index").exists()
 
 
 @pytest.mark.parametrize("other", ["renamed", "fewer"])
