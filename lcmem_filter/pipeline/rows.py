@@ -317,10 +317,11 @@ def _holds_several(entry: Any) -> bool:
 
 
 def _take(value: Any, positions: Sequence[int], *, repeat: bool = False) -> Any:
-    """Entries of ``value`` at ``positions``, modulo their number; a single picture or text is repeated."""
+    """Entries of ``value`` at ``positions``, modulo their number; a single picture or text, or a caption (a dict), is
+    repeated."""
     if isinstance(value, Image.Image):
         return [value] * len(positions)
-    if isinstance(value, str):
+    if isinstance(value, str | dict):
         return [value] * len(positions) if repeat else value
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return value[[position % value.shape[0] for position in positions]]

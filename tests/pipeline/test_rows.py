@@ -119,6 +119,12 @@ def test_one_picture_or_text_serves_every_row() -> None:
     assert after["strength"] == 0.5 and after["num_images_per_prompt"] == 1
 
 
+def test_a_caption_serves_every_row_of_its_prompt() -> None:
+    caption = {"edit_instruction": "a cat"}
+    after = taken(bound(prompt=caption, negative_prompt=None, num_images_per_prompt=TOTAL), 0, 2)
+    assert after["prompt"] == [caption, caption] and after["num_images_per_prompt"] == 1
+
+
 def test_a_single_picture_whose_role_is_not_known_stays_with_its_one_prompt() -> None:
     picture = Image.new("RGB", (8, 8))
     given = {"num_images_per_prompt": TOTAL, "negative_prompt": "bad", "guide": picture}

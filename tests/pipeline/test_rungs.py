@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from diffusers.callbacks import SDCFGCutoffCallback
 from lcmem_filter.index import MemorizationIndex
 from lcmem_filter.pipeline import MemorizationWarning, detach
 from lcmem_filter.pipeline.call import _reworded
+from lcmem_filter.pipeline.rows import BoundCall
 from lcmem_filter.pipeline.rungs import RUNGS, make_rungs
 from lcmem_filter.pipeline.rungs.prompt_embedding import PromptEmbedding
 from lcmem_filter.pipeline.rungs.prompt_perturbation import PromptPerturbation, _vocabulary, noised
@@ -267,6 +269,29 @@ def test_prompts_are_perturbed_around_their_own_words(index: Any) -> None:
             assert [word for word in words if word in own.split()][:2] == own.split() or set(
                 own.split()
             ) <= set(words)
+
+
+CAPTION = {"edit_instruction": "a cat", "objects": [{"description": "a dog and a bird", "count": 2}]}
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one prompt", "two prompts"])
+@pytest.mark.parametrize("written", [json.dumps, dict], ids=["JSON", "dict"])
+def test_a_caption_that_is_perturbed_stays_one(written: Any, several: bool) -> None:
+    """Pipelines as Bria's, which draw from captions, refuse what is none."""
+    prompt = [written(CAPTION), "a cat"] if several else written(CAPTION)
+    redraw: Any = SimpleNamespace(
+        pipe=SimpleNamespace(), call=BoundCall({"prompt": prompt}, {}), seeds=[1, 2], repeats=0
+    )
+    with PromptPerturbation(3).attempt(redraw) as call:
+        assert call is not None
+    drawn = call.arguments["prompt"]
+    first = drawn[0] if several else drawn
+    assert type(first) is type(written(CAPTION))
+    found = first if isinstance(first, dict) else json.loads(first)
+    words = found["objects"][0].pop("description").split()
+    assert found == {"edit_instruction": "a cat", "objects": [{"count": 2}]}
+    assert len(words) == 5 + 3 and {"dog", "bird"} <= set(words)
+    assert not several or len(drawn[1].split()) == 2 + 3
 
 
 @pytest.mark.parametrize(

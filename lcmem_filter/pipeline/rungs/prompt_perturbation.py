@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ class PromptPerturbation:
 
     After Somepalli et al., "Understanding and Mitigating Copying in Diffusion Models" (NeurIPS 2023, section 7): a
     memorised caption is a key that must fit exactly. Words come from the tokenizer's vocabulary, numbers where there is
-    none. Each repetition adds as many again.
+    none. Each repetition adds as many again. Of a caption in JSON, or a dict, the longest text gets them, so that it
+    stays one.
 
     Args:
         words: How many words are put in.
@@ -69,9 +71,47 @@ def noised(embeds: torch.Tensor, seeds: Sequence[int], scale: float) -> torch.Te
 
 
 def _each(value: Any, seeds: Sequence[int], change: Callable[[str, random.Random], str]) -> Any:
-    if isinstance(value, str):
-        return change(value, random.Random(seeds[0]))
-    return [change(text, random.Random(seeds[i % len(seeds)])) for i, text in enumerate(value)]
+    if not isinstance(value, list | tuple):
+        return _in_text(value, random.Random(seeds[0]), change)
+    draws = [random.Random(seeds[i % len(seeds)]) for i in range(len(value))]
+    return [_in_text(prompt, draw, change) for prompt, draw in zip(value, draws, strict=True)]
+
+
+def _in_text(prompt: Any, draw: random.Random, change: Callable[[str, random.Random], str]) -> Any:
+    """``prompt`` with its text changed, or with the longest text of the caption that it is."""
+    caption = prompt if isinstance(prompt, dict) else _caption_in(prompt)
+    if caption is None:
+        return change(prompt, draw)
+    longest = max(_texts_of(caption), key=len, default="")
+    changed = _with_text(caption, longest, change(longest, draw))
+    return changed if isinstance(prompt, dict) else json.dumps(changed, ensure_ascii=False)
+
+
+def _caption_in(prompt: str) -> dict[str, Any] | None:
+    """The caption that ``prompt`` holds as JSON; ``None`` where it is words."""
+    try:
+        found = json.loads(prompt)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _texts_of(caption: Any) -> Iterator[str]:
+    """The texts in a caption, however deep they lie; its keys are none."""
+    if isinstance(caption, str):
+        yield caption
+    elif isinstance(caption, dict | list):
+        for one in caption.values() if isinstance(caption, dict) else caption:
+            yield from _texts_of(one)
+
+
+def _with_text(caption: Any, text: str, changed: str) -> Any:
+    """``caption`` with ``changed`` in the place of ``text``."""
+    if isinstance(caption, dict):
+        return {name: _with_text(one, text, changed) for name, one in caption.items()}
+    if isinstance(caption, list):
+        return [_with_text(one, text, changed) for one in caption]
+    return changed if caption == text else caption
 
 
 def _vocabulary(pipe: Any) -> Callable[[random.Random], str]:
