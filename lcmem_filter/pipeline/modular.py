@@ -32,6 +32,8 @@ from lcmem_filter.pipeline.modular import MemorizationFilterStep
 __all__ = ["MemorizationFilterStep"]
 '''
 
+UNPACK = "put the step behind the block that unpacks them; a pipeline that has none cannot be filtered"
+
 
 class MemorizationFilterStep(ModularPipelineBlocks):
     """Keeps memorised latents from the decode step that follows; the state gains ``memorization``, the decisions.
@@ -114,7 +116,7 @@ class MemorizationFilterStep(ModularPipelineBlocks):
             )
         vae = decoder_of(components)
         size = (int(block.height), int(block.width)) if block.height and block.width else None
-        judged = decoder_space(components, vae, block.latents, size)
+        judged = decoder_space(components, vae, block.latents, size, instead=UNPACK)
         decisions = self._filter_of(components, vae).judge(judged, allowed_ids=block.allowed_ids)
         if len(decisions) != block.latents.shape[0]:
             raise FilterFailedError(f"{len(decisions)} decisions for {block.latents.shape[0]} latents")

@@ -17,6 +17,8 @@ from ..filter import MemorizationFilter
 from ..index import MemorizationIndex
 from ..latents import single_frame
 
+ASK_FOR_IMAGES = "ask for images instead: output_type='pil', 'np' or 'pt'"
+
 Size = tuple[int, int]
 Weights = frozenset[tuple[int, int]]
 """The parameters of a module, by identity and version."""
@@ -116,7 +118,9 @@ def picture_latents(latents: Any) -> torch.Tensor:
         raise UnsupportedPipelineError(str(error)) from error
 
 
-def decoder_space(pipe: Any, vae: Any, latents: Any, size: Size | None) -> torch.Tensor:
+def decoder_space(
+    pipe: Any, vae: Any, latents: Any, size: Size | None, *, instead: str = ASK_FOR_IMAGES
+) -> torch.Tensor:
     """Bring the latents that ``pipe`` returns for ``output_type="latent"`` to the space of ``vae``.
 
     What is one scale and shift a channel is left as it is: judging does not depend on it. Undone are packing into
@@ -126,6 +130,7 @@ def decoder_space(pipe: Any, vae: Any, latents: Any, size: Size | None) -> torch
     Args:
         latents: As returned: (B, C, H, W), or packed (B, tokens, channels).
         size: Height and width in pixels that the pipeline drew at, where known.
+        instead: What the error says to do.
 
     Returns:
         (B, C, H, W), C the latent channels of ``vae``.
@@ -135,20 +140,20 @@ def decoder_space(pipe: Any, vae: Any, latents: Any, size: Size | None) -> torch
     """
     channels = latent_channels(vae)
     if not isinstance(latents, torch.Tensor):
-        raise _unknown_layout(pipe, type(latents).__name__)
+        raise _unknown_layout(pipe, type(latents).__name__, instead)
     if latents.ndim == 3:
-        found = _unpacked(pipe, vae, latents, size)
+        found = _unpacked(pipe, vae, latents, size, instead)
     elif latents.ndim == 4 and _patched(vae, latents.shape[1], channels):
         found = _without_batch_norm(pipe, vae, latents)
     elif hasattr(vae, "bn") and not hasattr(pipe, "_unpack_latents_with_ids"):
         # may be normalised within each patch, as Bria's are, or not: the shape does not tell
-        raise _unknown_layout(pipe, tuple(latents.shape))
+        raise _unknown_layout(pipe, tuple(latents.shape), instead)
     else:
         found = latents
     if found.ndim == 5 and found.shape[2] == 1:
         found = found[:, :, 0]
     if found.ndim != 4 or (channels is not None and found.shape[1] != channels):
-        raise _unknown_layout(pipe, tuple(latents.shape))
+        raise _unknown_layout(pipe, tuple(latents.shape), instead)
     return found
 
 
@@ -193,14 +198,14 @@ def _patched(vae: Any, found: int, channels: int | None) -> bool:
     return hasattr(vae, "bn") and channels is not None and found == 4 * channels
 
 
-def _unpacked(pipe: Any, vae: Any, latents: torch.Tensor, size: Size | None) -> torch.Tensor:
+def _unpacked(pipe: Any, vae: Any, latents: torch.Tensor, size: Size | None, instead: str) -> torch.Tensor:
     """Packed latents (B, tokens, channels) by the pipeline's own methods."""
     factor = getattr(pipe, "vae_scale_factor", None)
     if size is None or factor is None:
-        raise _unknown_layout(pipe, tuple(latents.shape))
+        raise _unknown_layout(pipe, tuple(latents.shape), instead)
     height, width = (side // (2 * factor) for side in size)
     if height * width != latents.shape[1]:
-        raise _unknown_layout(pipe, tuple(latents.shape))
+        raise _unknown_layout(pipe, tuple(latents.shape), instead)
     if hasattr(pipe, "_unpack_latents_with_ids") and hasattr(vae, "bn"):
         grid = latents.transpose(1, 2).unflatten(2, (height, width))
         return _without_batch_norm(pipe, vae, grid)
@@ -211,7 +216,7 @@ def _unpacked(pipe: Any, vae: Any, latents: torch.Tensor, size: Size | None) -> 
         "width",
         "vae_scale_factor",
     ]:
-        raise _unknown_layout(pipe, tuple(latents.shape))
+        raise _unknown_layout(pipe, tuple(latents.shape), instead)
     unpacked: torch.Tensor = unpack(latents, *size, factor)
     return unpacked
 
@@ -225,8 +230,7 @@ def _without_batch_norm(pipe: Any, vae: Any, latents: torch.Tensor) -> torch.Ten
     return unpatched
 
 
-def _unknown_layout(pipe: Any, found: object) -> UnsupportedPipelineError:
+def _unknown_layout(pipe: Any, found: object, instead: str) -> UnsupportedPipelineError:
     return UnsupportedPipelineError(
-        f"{type(pipe).__name__} returns latents in a layout that cannot be judged ({found}); "
-        "ask for images instead: output_type='pil', 'np' or 'pt'"
+        f"{type(pipe).__name__} returns latents in a layout that cannot be judged ({found}); {instead}"
     )

@@ -26,6 +26,9 @@ Score = Callable[[torch.Tensor], Sequence[Scored]]
 STOPPED_EARLY = object()
 """What early stop sets ``pipe._interrupt`` to: it is true, and no caller's ``True``."""
 
+NOT_EARLY = "do without early stop"
+"""What to do where latents cannot be judged before they are decoded."""
+
 NOISE_TOLERANCE = 0.1
 """How far a fraction's share of noise may be from the one that its threshold was calibrated at."""
 
@@ -112,7 +115,7 @@ class Watch:
             if self.run == math.ceil(fraction * self.total - 1e-9) < self.total:
                 predicted = predict_clean(self.pipe.scheduler, output, timestep, sample)
                 size = self._sizes[-1] if self._sizes else None
-                latents = decoder_space(self.pipe, self.vae, predicted.clean, size)
+                latents = decoder_space(self.pipe, self.vae, predicted.clean, size, instead=NOT_EARLY)
                 self.look(place, predicted.noise, self.score(latents))
         return step(output, timestep, sample, *rest, **options)
 

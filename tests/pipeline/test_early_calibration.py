@@ -11,6 +11,7 @@ from typing import Any
 
 import diffusers
 import pytest
+from diffusers import FluxPipeline
 
 from lcmem_filter import EarlyStop
 from lcmem_filter.errors import (
@@ -25,6 +26,7 @@ from lcmem_filter.pipeline import MemorizationWarning, attach, detach
 from lcmem_filter.pipeline.early_fit import check_fractions, samples_needed
 
 from .families.latent_consistency import consistency_model
+from .families.packed import flux
 from .families.parts import PROMPTS
 from .planting import FIT, FRACTIONS, SETTINGS, STEPS, call, is_untouched, made, planted
 
@@ -132,6 +134,20 @@ def test_fitting_needs_a_filter_enough_samples_and_prompts_that_are_not_memorise
         EarlyStop.fit(pipe, PROMPTS, **FIT, **{**SETTINGS, "num_inference_steps": 2})
     assert is_untouched(pipe) and call(detach(pipe)).images.any()
     assert samples_needed((0.3, 0.5), 0.01) == 199 and samples_needed([0.4], 0.05) == 19
+
+
+def test_latents_in_a_layout_that_is_not_known_are_told_of_though_images_are_asked_for(
+    index: MemorizationIndex,
+) -> None:
+    class Other(FluxPipeline):  # type: ignore[misc]
+        @staticmethod
+        def _unpack_latents(latents, height, width, vae_scale_factor, patch_size=2):  # type: ignore[no-untyped-def]
+            return FluxPipeline._unpack_latents(latents, height, width, vae_scale_factor)
+
+    pipe = attach(flux(Other), index)
+    asked = {"num_inference_steps": STEPS, "height": 32, "width": 32, "output_type": "np"}
+    with pytest.raises(UnsupportedPipelineError, match=r"\(8, 64, 16\)\); do without early stop"):
+        EarlyStop.fit(pipe, PROMPTS, **FIT, **asked)
 
 
 @pytest.mark.parametrize("fractions", [(), (0.0, 0.5), (0.5, 1.0), (0.5, 0.3), (0.3, 0.3)])
