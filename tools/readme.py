@@ -166,6 +166,8 @@ DETECTION_TASKS = {
     "same_identity": "other image of the identity",
 }
 
+HALF_FORMED = {"half_formed_copies": "half-formed copy"}
+
 
 HEADS = {
     "lcmem_lcmem_reid": "lcmem-reid",
@@ -454,6 +456,34 @@ def middles() -> str:
         f"gained in percentage points, with 95 % intervals paired by identity; {results['about']}\n"
     )
     return _table([*columns, f"X-rays with {', '.join(names)}"], rows) + note
+
+
+def in_place() -> str:
+    """What comparing latents as they lie adds, from what ``benchmarks/ablations/without.py`` left."""
+    path = RESULTS / "ablations-in-place.json"
+    if not path.exists():
+        return "What comparing latents as they lie adds has not been measured yet.\n"
+    results = json.loads(path.read_text())
+    rows = []
+    for head, tasks in results["heads"].items():
+        told, now = [], []
+        for task in tasks.values():
+            methods = task["all domains"]["methods"]
+            lacking = next(name for name in methods if name.startswith("lcmem_not_in_place"))
+            (whole,) = methods.keys() - {lacking}
+            lead = (100 * points for points in methods[lacking]["leads"][whole])
+            told.append(f"{methods[lacking]['recall']:.1%}")
+            now.append(f"{methods[whole]['recall']:.1%}; " + "{:+.1f} ({:+.1f} to {:+.1f})".format(*lead))
+        rows += [
+            f"| {head} | by embeddings and descriptors alone | {' | '.join(told)} |",
+            f"| {head} | as the filter does | {' | '.join(now)} |",
+        ]
+    columns = ["head", "compared", *(DETECTION_TASKS[task] for task in tasks)]
+    note = (
+        "\nFrom [ablations-in-place.json](benchmarks/results/ablations-in-place.json): the mean of the domains, and "
+        f"what is gained in percentage points; {results['about']}\n"
+    )
+    return _table(columns, rows) + note
 
 
 def alone() -> str:
@@ -862,6 +892,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "recipe_spaces": recipe_spaces,
     "robustness": robustness,
     "middles": middles,
+    "in_place": in_place,
     **{block: partial(_across, *of) for block, of in ACROSS.items()},
     **{block: partial(_concluded, name) for block, name in CONCLUDED.items()},
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import lcmem_filter
 from lcmem_filter.baselines import Baseline, make_baseline
+from lcmem_filter.baselines.lcmem import LCMem
 from lcmem_filter.baselines.relative import Relative
 from lcmem_filter.baselines.siamese import Siamese
 from lcmem_filter.errors import ConfigurationError, LcmemFilterError
@@ -20,6 +21,9 @@ REFERENCE = "lcmem"
 
 ONLY_FROM_PATHS = ("sscd", "packhaeuser", "dar", "dar_unsupervised")
 """What no hub has."""
+
+BY_HEAD = ("verification", "described", "shortlist", "matching", "baselines.lcmem")
+"""Modules, beside those of every method, that say how the filter compares."""
 
 OF_LATENTS, CHANNELS = ("aligned_latents", "random_head"), 4
 """Baselines that are made for latents of so many channels where nothing else is said."""
@@ -214,10 +218,10 @@ def open_methods(
             row = replace(row, note=_training_of(baseline, row))
         of_head = of_row.fingerprint_of(space)
         used = baseline.fingerprint if isinstance(baseline, Siamese) else weights.get(row.name, "")
-        kept = _kept_key(row, type(baseline).__module__, of_head, used)
-        by_head = ("verification", "shortlist", "matching") if row.name.startswith("lcmem") else ()
+        kept = _kept_key(row, baseline, of_head, used)
+        by_head = BY_HEAD if row.name.startswith("lcmem") else ()
         compared_by = _code("standing", "alignment", "baselines.search", *by_head)
-        key = f"{kept}-{row.relative}-{row.told}-{compared_by}"
+        key = f"{row.baseline}-{kept}-{row.relative}-{row.told}-{compared_by}"
         made_with = of_head if row.name.startswith("lcmem") else used if isinstance(baseline, Siamese) else ""
         methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key, made_with))
     return methods, absent
@@ -242,10 +246,11 @@ def _training_of(baseline: Siamese, row: Row) -> str:
     return f"{told}; {RELATIVE}" if row.relative else told
 
 
-def _kept_key(row: Row, module: str, head: str, weights: str) -> str:
-    own = module.removeprefix("lcmem_filter.")
+def _kept_key(row: Row, baseline: Baseline, head: str, weights: str) -> str:
+    whole = isinstance(baseline, LCMem)  # without one part or another, the same is kept
+    own = (LCMem if whole else type(baseline)).__module__.removeprefix("lcmem_filter.")
     used = f"{row.options} {weights} {head if row.name.startswith('lcmem') else ''} {_code(own, 'baselines.common')}"
-    return f"{row.baseline}-{hashlib.sha256(used.encode()).hexdigest()[:12]}"
+    return f"{'lcmem' if whole else row.baseline}-{hashlib.sha256(used.encode()).hexdigest()[:12]}"
 
 
 def _code(*modules: str) -> str:

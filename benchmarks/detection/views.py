@@ -20,8 +20,9 @@ from data import Images
 from PIL import Image, ImageEnhance, ImageFilter
 
 from lcmem_filter.images import ImageRecord, ImageSource, to_pixels
-from lcmem_filter.latents import Encoder
+from lcmem_filter.latents import NORMALISED_STD, Encoder
 from lcmem_filter.training.views import generator_for
+from lcmem_filter.training.views import half_formed as outlines
 
 VERSION = 1
 SHARD = 32
@@ -97,11 +98,28 @@ def mild(encoder: Encoder) -> Make:
         latents = encoder.encode(to_pixels(_zoom_and_shift(picture, draw), picture.width)[None])
         noise = torch.from_numpy(draw.standard_normal(latents.shape, dtype=np.float32))
         level = float(draw.uniform(0, 0.2)) * latents.std((2, 3), keepdim=True)  # to 0.1 where canonical
-        decoded = encoder.vae.decode(latents + noise * level).sample[0]
-        pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-        return Image.fromarray(pixels.numpy())
+        return _decoded(encoder, latents + noise * level)
 
     return make
+
+
+def half_formed(encoder: Encoder) -> Make:
+    """What a model returns that got no further than the outlines (``training.views.half_formed``), decoded by the VAE;
+    nothing of another picture is mixed in."""
+
+    @torch.inference_mode()
+    def make(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
+        latents = encoder.encode(to_pixels(picture, picture.width)[None])
+        mean, scale = latents.mean((2, 3), keepdim=True), latents.std((2, 3), keepdim=True) / NORMALISED_STD
+        return _decoded(encoder, outlines((latents - mean) / scale, draw) * scale + mean)
+
+    return make
+
+
+def _decoded(encoder: Encoder, latents: torch.Tensor) -> Image.Image:
+    decoded = encoder.vae.decode(latents).sample[0]
+    pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(pixels.numpy())
 
 
 def heavy(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
