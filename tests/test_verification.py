@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import shutil
 from dataclasses import replace
@@ -15,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcmem_filter import shortlist, verification
-from lcmem_filter.alignment import aligned_similarity, alignments
+from lcmem_filter.alignment import aligned_similarity, alignments, as_they_lie
 from lcmem_filter.described import LAID_OVER, Candidates, Parts, Query, describe_parts, parts_between
 from lcmem_filter.errors import FilterFailedError, LatentSpaceError
 from lcmem_filter.exemption import IndexWithout
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import open_images
 from lcmem_filter.index import MemorizationIndex
-from lcmem_filter.latents import normalise
+from lcmem_filter.latents import canonical, normalise
 from lcmem_filter.matching import alike_under_warps, all_warps
 from lcmem_filter.shortlist import (
     MARGINS,
@@ -49,7 +50,7 @@ from lcmem_filter.standing import (
 )
 from lcmem_filter.training import TrainingConfig
 from lcmem_filter.training.validation import mild_copies
-from lcmem_filter.training.views import generator_for
+from lcmem_filter.training.views import generator_for, half_formed
 from lcmem_filter.training.weights import with_descriptors
 from lcmem_filter.verification import (
     BACKGROUND_UNDER_WARPS,
@@ -79,6 +80,20 @@ def test_aligned_similarity_is_the_best_mean_correlation_over_alignments():
         for other in candidates.numpy()
     ]
     np.testing.assert_allclose(aligned_similarity(query, candidates).numpy(), expected, atol=1e-5)
+
+
+def test_as_they_lie_is_the_mean_correlation_as_it_is_or_mirrored():
+    queries, stored = smooth(2), smooth(10, seed=5).unflatten(0, (2, 5))
+    stored[0, 3], stored[1, 4] = queries[0], queries[1].flip(-1)
+    found = as_they_lie(queries, stored)
+    for row, candidate in itertools.product(range(2), range(5)):
+        expected = [
+            np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(pose, other, strict=True)])
+            for pose in (queries[row].numpy(), queries[row].flip(-1).numpy())
+            for other in [stored[row, candidate].numpy()]
+        ]
+        assert found[row, candidate] == pytest.approx(max(expected), abs=1e-4)
+    assert found[0, 3] == pytest.approx(1, abs=1e-4) and found[1, 4] == pytest.approx(1, abs=1e-4)
 
 
 def test_alignments_are_all_different_and_hold_the_latent_itself():
@@ -659,6 +674,30 @@ def test_each_way_of_asking_proposes_as_many(tmp_path):
         rows = shortlisted(index, asking[:ways])
         assert torch.equal(rows, torch.cat([index.search(way, count).rows for way in asking[:ways]], 1))
         assert rows[:, ::count].tolist() == [[7, 8, 9, 10][:ways], [20, 21, 22, 23][:ways]]
+
+
+def test_what_stands_out_as_it_lies_decides_where_nothing_else_does():
+    latents = smooth(20)
+    formed = half_formed(latents[:4], generator_for(0, "half-formed"))
+    samples = canonical(torch.cat([formed[:2], formed[2:].flip(-1)]), 16)  # mirrored, too
+    network = head_with("descriptors")
+    embedding = network.embed(latents, "sd").expand(4, -1, -1)
+    parts = network.descriptors(latents, "sd").expand(4, *[-1] * 4)
+    stored = latents.expand(4, *[-1] * 4)
+    query = Query.of(network, samples, "sd", "descriptors")
+    elsewhere = compare(query, Candidates(embedding, parts)).score
+    both = compare(query, Candidates(embedding, parts, latents=stored)).score
+    assert (both >= elsewhere).all()
+    own = torch.arange(4)
+    alike = as_they_lie(samples, stored)
+    background = background_of(alike, None, BACKGROUND_UNDER_WARPS)
+    in_place = stand_out(alike, background, None, RUNNER_UP_UNDER_WARPS)
+    torch.testing.assert_close(both, torch.maximum(elsewhere, in_place), rtol=0, atol=1e-5)
+    assert (both[own, own] > elsewhere[own, own] + 0.1).all() and (both.argmax(1) == own).all()
+    for some, changes in ((5, False), (6, True)):  # fewer are nothing that it could stand out from
+        few = Candidates(embedding[:, :some], parts[:, :some], latents=stored[:, :some])
+        alone = Candidates(embedding[:, :some], parts[:, :some])
+        assert torch.equal(compare(query, few).score, compare(query, alone).score) != changes
 
 
 def test_what_is_alike_as_it_lies_is_proposed_too(tmp_path):
