@@ -33,9 +33,10 @@ def run(script: str, code: str, tmp_path: Path, *more: str, **changes: Any) -> d
     output = tmp_path / "out" / "ablations.json"
     given = on_ones_own_table(SCRIPTS / script, tmp_path, identities=100, rate=0.2, draws=40, output=output)
     python, *rest = given
-    done = subprocess.run([python, "-c", code, *rest, *more], capture_output=True, text=True, timeout=600)
+    code_or_script = ["-c", code, *rest] if code else rest
+    done = subprocess.run([python, *code_or_script, *more], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "as the filter scores them" in done.stdout
+    assert not code or "as the filter scores them" in done.stdout
     found: dict[str, Any] = json.loads(output.read_text())
     return found
 
@@ -67,6 +68,20 @@ def test_identities_are_concluded_as_the_filter_concludes_them(tmp_path):
     for row in table["never"].values():
         assert row["gained"] == 0 and row["gained_interval"] == [0, 0]
     assert {"never", "identities told", "half of the identities told", "0.5", "0.75"} < set(table)
+
+
+def test_the_filter_stands_beside_itself_without_a_part(tmp_path):
+    found = run("without.py", "", tmp_path, "in-place", "--heads", "lcmem-small")
+    (tasks,) = found["heads"].values()
+    assert set(tasks) == {"mild_copies", "heavy_copies", "same_identity", "half_formed_copies"}
+    (one_domain,) = tasks["half_formed_copies"].values()
+    formed = one_domain["methods"]
+    assert set(formed) == {"lcmem", "lcmem_not_in_place"}
+    gained, low, high = formed["lcmem_not_in_place"]["leads"]["lcmem"]
+    assert low <= gained <= high and gained == pytest.approx(
+        formed["lcmem"]["recall"] - formed["lcmem_not_in_place"]["recall"]
+    )
+    assert found["fingerprints"]["lcmem"] == found["fingerprints"]["lcmem_not_in_place"] != ""
 
 
 COMPARED_WITH_THE_FILTER = """
