@@ -478,7 +478,7 @@ def in_place() -> str:
             f"| {head} | by embeddings and descriptors alone | {' | '.join(told)} |",
             f"| {head} | as the filter does | {' | '.join(now)} |",
         ]
-    columns = ["head", "compared", *(DETECTION_TASKS[task] for task in tasks)]
+    columns = ["head", "compared", *((DETECTION_TASKS | HALF_FORMED)[task] for task in tasks)]
     note = (
         "\nFrom [ablations-in-place.json](benchmarks/results/ablations-in-place.json): the mean of the domains, and "
         f"what is gained in percentage points; {results['about']}\n"
