@@ -30,6 +30,9 @@ DEEPEST = 1024
 lie: a washed-out copy's embedding is not near to that of its picture, but mostly among so many. FAISS finds 2,048 on a
 GPU."""
 
+READ_AT_ONCE = 8
+"""Samples whose neighbours' latents are read together."""
+
 DISTINCT = 0.8
 """Share of different pictures among the candidates of a way, at least: where repetitions of a few take up nearly all
 places, further neighbours do."""
@@ -49,11 +52,15 @@ class InPlace:
 
     def alike(self, rows: torch.Tensor) -> torch.Tensor:
         """``as_they_lie`` of each sample and of its ``rows`` (B, M), (B, M)."""
-        each = [
-            as_they_lie(one[None], self.stored(near).to(one.device)[None])
-            for one, near in zip(self.latents, rows, strict=True)
-        ]
-        return torch.cat(each)
+        found = []
+        for some, near in zip(self.latents.split(READ_AT_ONCE), rows.split(READ_AT_ONCE), strict=True):
+            once, where = near.unique(
+                return_inverse=True
+            )  # samples of one prompt have most of them in common
+            stored = self.stored(once).to(some.device)
+            where = where.to(some.device)
+            found += [as_they_lie(one[None], stored[own][None]) for one, own in zip(some, where, strict=True)]
+        return torch.cat(found)
 
 
 def middles(canonical: torch.Tensor) -> torch.Tensor:

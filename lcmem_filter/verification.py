@@ -11,7 +11,7 @@ import torch
 
 from .alignment import aligned_similarity, as_they_lie
 from .described import LAID_OVER, Candidates, Parts, Query, describe_each, parts_between
-from .errors import FilterFailedError
+from .errors import CorruptArtifactError, FilterFailedError
 from .index import MemorizationIndex
 from .matching import alike_under_warps
 from .shortlist import shortlisted
@@ -236,6 +236,10 @@ def _stored(
 ) -> Candidates:
     """What the index holds of ``rows`` (B, K); latents too where they are compared ``in_place``."""
     embedding = index.embeddings(rows).to(index.head.device)
+    if not torch.isfinite(embedding).all():
+        raise CorruptArtifactError(
+            f"index {index.path} holds an embedding that is not finite; build it again"
+        )
     identities = index.identities[rows.cpu()].to(embedding.device)
     if kind is None:
         return Candidates(embedding, None, identities)

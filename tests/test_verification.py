@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lcmem_filter import shortlist, verification
 from lcmem_filter.alignment import aligned_similarity, alignments, as_they_lie
 from lcmem_filter.described import LAID_OVER, Candidates, Parts, Query, describe_parts, parts_between
-from lcmem_filter.errors import FilterFailedError, LatentSpaceError
+from lcmem_filter.errors import CorruptArtifactError, FilterFailedError, LatentSpaceError
 from lcmem_filter.exemption import IndexWithout
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import open_images
@@ -708,11 +708,22 @@ def test_what_is_alike_as_it_lies_is_proposed_too(tmp_path):
     count = candidates_of_each(3)
     assert rows.shape == (2, 3 * count) and rows[:, 2 * count].tolist() == lying.tolist()
     assert torch.equal(rows[:, : 2 * count], torch.cat([index.search(way, count).rows for way in asking], 1))
-    by_place = InPlace(index.latents(lying), index.latents).alike(torch.arange(60).expand(2, -1))
+    read = []
+    in_place = InPlace(index.latents(lying), lambda rows: read.append(len(rows)) or index.latents(rows))
+    by_place = in_place.alike(torch.arange(60).expand(2, -1))
+    assert read == [60]  # once for both
     for row, own in enumerate(lying.tolist()):
         assert by_place[row].argmax() == own and by_place[row, own] == pytest.approx(1, abs=1e-3)
         best = by_place[row].argsort(descending=True)[:count]
         assert set(best.tolist()) == set(rows[row, 2 * count :].tolist())
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_an_embedding_that_is_not_finite_is_no_likeness(tmp_path, bad):
+    index = build(tmp_path, images=60)
+    index._embeddings[3, 0] = bad
+    with pytest.raises(CorruptArtifactError, match="holds an embedding that is not finite"):
+        score_latents(index, smooth(2), "sd")
 
 
 def test_of_those_nearest_by_embedding_alone(tmp_path, monkeypatch):

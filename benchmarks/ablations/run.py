@@ -5,7 +5,7 @@
 
 The index holds training images and half of the validation identities, the other half are unseen; copies and figure are
 those of ``benchmarks/detection``, whose test images are not touched. The filter here does not compare latents as they
-lie (``in_place.py``). Every candidate is compared once in every way, and
+lie (``without.py``). Every candidate is compared once in every way, and
 each variant combines what was found otherwise. Defaults of the score are chosen here. Writes
 ``benchmarks/results/ablations.json``.
 """

@@ -62,7 +62,7 @@ class Searcher:
         rows = torch.cat([self._proposed(pose, most, but) for pose in poses], 1)
         if isinstance(self.baseline, LCMem) and (in_place := self.baseline.in_place(queries, self._stored)):
             near = self._proposed(poses[0], max(most, DEEPEST), but)
-            alike = in_place.alike(near)
+            alike = in_place.alike(near).to(near.device)
             rows = torch.cat([rows, near.gather(1, alike.topk(min(most, alike.shape[1]), 1).indices)], 1)
         similarity = self.baseline.similarity(queries, self._stored[rows])
         similarity = _of_each_row(rows, similarity)
