@@ -54,9 +54,8 @@ class InPlace:
         """``as_they_lie`` of each sample and of its ``rows`` (B, M), (B, M)."""
         found = []
         for some, near in zip(self.latents.split(READ_AT_ONCE), rows.split(READ_AT_ONCE), strict=True):
-            once, where = near.unique(
-                return_inverse=True
-            )  # samples of one prompt have most of them in common
+            # samples of one prompt have most of them in common
+            once, where = near.unique(return_inverse=True)
             stored = self.stored(once).to(some.device)
             where = where.to(some.device)
             found += [as_they_lie(one[None], stored[own][None]) for one, own in zip(some, where, strict=True)]

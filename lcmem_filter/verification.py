@@ -144,12 +144,12 @@ def _score(
     """As ``score_latents``, as they are."""
     kind = compared_by(index, space)
     query = Query.of(index.head, index.head.canonical(latents, space), space, kind)
-    in_place = space == index.space
-    rows = shortlisted(index, query.asking, query.latents if in_place else None)
+    in_place = query.latents if space == index.space else None
+    rows = shortlisted(index, query.asking, in_place)
     if beside:
         further = torch.tensor([index._row_of[id_] for id_ in beside], device=rows.device)
         rows = torch.cat([rows, further.expand(len(rows), -1)], 1)
-    compared = compare(query, _stored(index, rows, kind, in_place))
+    compared = compare(query, _stored(index, rows, kind, in_place is not None))
     if not torch.isfinite(compared.score).all():
         raise FilterFailedError("a sample's score is not finite; no image is returned")
     rows, compared = rows.cpu(), compared.cpu()  # at once: each number that a GPU is asked for takes a wait
@@ -192,9 +192,8 @@ def compare(query: Query, candidates: Candidates) -> Compared:
     score = far_out(alike)
     if query.latents is not None and candidates.latents is not None:
         in_place = far_out(as_they_lie(query.latents, candidates.latents))
-        enough = (~repeated).sum(
-            1, keepdim=True
-        ) >= ranks.stop  # else there is nothing that it could stand out from
+        # among fewer pictures there is nothing that it could stand out from
+        enough = (~repeated).sum(1, keepdim=True) >= ranks.stop
         score = torch.where(enough, torch.maximum(score, in_place), score)
     return Compared(score, cosine.amax(0), None if parts is None else parts.amax(0))
 
@@ -235,18 +234,19 @@ def _stored(
     index: MemorizationIndex, rows: torch.Tensor, kind: Parts | None, in_place: bool = False
 ) -> Candidates:
     """What the index holds of ``rows`` (B, K); latents too where they are compared ``in_place``."""
-    embedding = index.embeddings(rows).to(index.head.device)
-    if not torch.isfinite(embedding).all():
+    embedding = index.embeddings(rows)
+    if not torch.isfinite(embedding).all():  # on the CPU: a GPU that is asked takes a wait
         raise CorruptArtifactError(
             f"index {index.path} holds an embedding that is not finite; build it again"
         )
+    embedding = embedding.to(index.head.device)
     identities = index.identities[rows.cpu()].to(embedding.device)
     if kind is None:
         return Candidates(embedding, None, identities)
     once, where = rows.unique(return_inverse=True)  # samples of one prompt have most candidates in common
     what = (index.head, index.head.device, kind)
     parts = index.recent.get(once.tolist(), what, functools.partial(_described, index, kind))
-    latents = index.latents(rows).to(embedding.device) if in_place and kind in LAID_OVER else None
+    latents = index.latents(rows).to(embedding.device) if in_place else None
     return Candidates(embedding, parts[where.to(parts.device)], identities, latents)
 
 

@@ -628,7 +628,7 @@ def test_pictures_that_stand_in_an_index_many_times_change_no_strangers_score(tm
     for times in (1, 40):
         folder = tmp_path / f"train{times}"
         folder.mkdir()
-        for seed in range(40):
+        for seed in range(20):  # no more than each way of asking has candidates
             for copy in range(times if seed < 3 else 1):
                 picture(seed).save(folder / f"{seed:03d}-{copy}.png")
         index = MemorizationIndex.build(
@@ -642,7 +642,7 @@ def test_pictures_that_stand_in_an_index_many_times_change_no_strangers_score(tm
         found.append([scored.score for scored in score_latents(index, latents, "sd")])
         copies = score_latents(index, index.latents(torch.arange(3)), "sd")
         assert [scored.score for scored in copies] == pytest.approx([1, 1, 1], abs=1e-3)
-    assert found[1] == pytest.approx(found[0], abs=2e-3)
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
 
 
 def test_a_head_to_which_all_is_one_picture_is_shown_the_nearest(tmp_path, monkeypatch):

@@ -5,9 +5,8 @@
 
 The index holds training images and half of the validation identities, the other half are unseen; copies and figure are
 those of ``benchmarks/detection``, whose test images are not touched. The filter here does not compare latents as they
-lie (``without.py``). Every candidate is compared once in every way, and
-each variant combines what was found otherwise. Defaults of the score are chosen here. Writes
-``benchmarks/results/ablations.json``.
+lie (``without.py``). Every candidate is compared once in every way, and each variant combines what was found otherwise.
+Defaults of the score are chosen here. Writes ``benchmarks/results/ablations.json``.
 """
 
 from __future__ import annotations

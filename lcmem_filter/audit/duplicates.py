@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 
 from ..calibration import NEAR_DUPLICATE
-from ..described import Candidates, Parts, Query, describe_each
-from ..head import LCMemHead
+from ..described import Candidates, Query, describe_each
 from ..index import MemorizationIndex
 from ..index.exact import ExactBackend
 from ..index.recent import Recent
@@ -77,6 +75,10 @@ def _alike(
     def latents(rows: torch.Tensor) -> torch.Tensor:
         return canonical[rows.cpu()].to(head.device).float()
 
+    def described(rows: list[int]) -> torch.Tensor:
+        assert kind is not None
+        return describe_each(head, latents(torch.tensor(rows)), space, kind)
+
     for number, part in enumerate(batches):
         query = Query.of(head, part, space, kind)
         in_place = None
@@ -90,8 +92,7 @@ def _alike(
                 continue
             parts = None
             if kind:
-                describe = functools.partial(_described, head, canonical, space, kind)
-                parts = recent.get(others.tolist(), kind, describe)[None]
+                parts = recent.get(others.tolist(), kind, described)[None]
             candidates = Candidates(
                 embeddings[others][None], parts, latents=latents(others)[None] if in_place else None
             )
@@ -99,12 +100,6 @@ def _alike(
             least = threshold if len(others) >= FEW else max(threshold, NEAR_DUPLICATE)
             links += [(row, int(o), float(s)) for o, s in zip(others, score, strict=True) if s > least]
     return links
-
-
-def _described(
-    head: LCMemHead, canonical: torch.Tensor, space: str, kind: Parts, rows: list[int]
-) -> torch.Tensor:
-    return describe_each(head, canonical[rows].to(head.device).float(), space, kind)
 
 
 def _components(n: int, links: Sequence[tuple[int, int, float]]) -> list[tuple[list[int], float]]:

@@ -14,8 +14,8 @@ from ..errors import CorruptArtifactError
 from ..images import ImageRecord
 from . import folder as files
 
-OPEN_SHARDS = 512
-"""Shards of which an array is held open: each takes a file descriptor, of which processes mostly have 1,024."""
+OPEN_SHARDS = 64
+"""Shards of which an array is held open."""
 
 
 class Shards:

@@ -494,7 +494,7 @@ def test_processes_that_judge_by_different_thresholds_are_no_one_job(whole, job,
     def gather(own):  # threads, and then what the job's bytes depend on
         return [*own, other if isinstance(own[0], dict) else 64]
 
-    monkeypatch.setattr(processes, "gather_object", gather, raising=False)
+    monkeypatch.setattr(processes, "gather_object", gather)
     with pytest.raises(ArtifactError, match=r"processes of this job differ in fingerprints \(index\), as"):
         job()
     assert not (tmp_path / "job").exists()
