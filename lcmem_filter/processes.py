@@ -10,7 +10,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
-from .errors import ConfigurationError
+from .errors import ArtifactError, ConfigurationError
 
 
 def this_process() -> PartialState:
@@ -36,6 +36,35 @@ def gathered(own: Any) -> list[Any]:
     """What each process has in the place of ``own``, in their order; all of them have to ask."""
     found: list[Any] = gather_object([own])
     return found
+
+
+def check_processes(own: dict[str, Any], of: str, when: str) -> None:
+    """
+    Args:
+        own: What every process has to have the same of.
+        of: What they share, for the error.
+        when: What can make them differ.
+
+    Raises:
+        ArtifactError: they differ; every process raises it.
+    """
+    first, *others = gathered(own)
+    if changed := next(filter(None, (differences(first, other) for other in others)), None):
+        raise ArtifactError(
+            f"the processes of this {of} differ in {', '.join(changed)}, as where {when} while they start, or "
+            "machines differ; have all of them see the same, and run again"
+        )
+
+
+def differences(found: Any, wanted: Any) -> list[str]:
+    """Keys of what differs; of what holds keys itself, those in parentheses."""
+    changed = []
+    for key in sorted(found.keys() | wanted.keys()):
+        was, now = found.get(key), wanted.get(key)
+        if was != now:
+            within = isinstance(was, dict) and isinstance(now, dict)
+            changed.append(f"{key} ({', '.join(differences(was, now))})" if within else key)
+    return changed
 
 
 def make_accelerator(**options: Any) -> Accelerator:

@@ -101,6 +101,8 @@ class JobFolder:
         Raises:
             ArtifactError: the folder holds something else than ``job``.
         """
+        from ..processes import differences
+
         file = self.path / JOB
         if not file.exists():
             if self.path.is_dir() and not all(map(self._is_of_no_job, self.path.iterdir())):
@@ -195,14 +197,3 @@ class JobFolder:
         if row.file_name is None:
             return not path.exists()
         return path.is_file() and path.stat().st_size == row.bytes and sha256(path) == row.sha256
-
-
-def differences(found: Any, wanted: Any) -> list[str]:
-    """Keys of what differs; of what holds keys itself, those in parentheses."""
-    changed = []
-    for key in sorted(found.keys() | wanted.keys()):
-        was, now = found.get(key), wanted.get(key)
-        if was != now:
-            within = isinstance(was, dict) and isinstance(now, dict)
-            changed.append(f"{key} ({', '.join(differences(was, now))})" if within else key)
-    return changed

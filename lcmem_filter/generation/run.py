@@ -35,7 +35,7 @@ from ..pipeline.rungs import DEFAULT_LADDER
 from ..report import Results
 from ..types import Decision, OnMemorized
 from .drawing import Drawn, draw_batch, prompts_of
-from .folder import MANIFEST_JSONL, MANIFEST_PARQUET, METADATA, JobFolder, differences
+from .folder import MANIFEST_JSONL, MANIFEST_PARQUET, METADATA, JobFolder
 from .history import History
 from .job import checked_options, describe
 from .limits import STOP_REJECTION_RATE, Limits, Tally
@@ -220,14 +220,9 @@ def _run(work: _Work, progress: bool) -> str | None:
 @contextmanager
 def _begun(work: _Work) -> Iterator[None]:
     """Begin or go on; the job's first process keeps others from starting it until the context ends."""
-    from ..processes import gathered
+    from ..processes import check_processes
 
-    first, *others = gathered(work.job["fixed"])
-    if changed := next(filter(None, (differences(first, other) for other in others)), None):
-        raise ArtifactError(
-            f"the processes of this job differ in {', '.join(changed)}, as where an index is calibrated while "
-            "they start, or machines differ; have all of them see the same, and run again"
-        )
+    check_processes(work.job["fixed"], "job", "an index is calibrated")
     work.folder.check(work.job)
     work.state.wait_for_everyone()  # every process has looked before the first one writes
     with work.folder.started(work.job) if work.state.is_main_process else nullcontext():

@@ -145,14 +145,10 @@ def build_index(build: Build, *, progress: bool = True) -> None:
 
 def _check_processes(build: Build) -> None:
     """Every process makes the same of an image, or one shard would be of another head than the next."""
-    from ..processes import gathered
+    from ..processes import check_processes
 
-    first, *others = gathered({name: one for name, one in build.plan().items() if name not in CHECKED_LATER})
-    if changed := [name for name in first if any(other[name] != first[name] for other in others)]:
-        raise ArtifactError(
-            f"the processes of this build differ in {', '.join(changed)}, as where a head is written while they "
-            "start, or machines differ; have all of them see the same, and run again"
-        )
+    plan = {name: one for name, one in build.plan().items() if name not in CHECKED_LATER}
+    check_processes(plan, "build", "a head is written")
 
 
 def _check_plan(build: Build) -> dict[str, Any] | None:
