@@ -80,7 +80,7 @@ def propose(
     nearest: Callable[[torch.Tensor, int], torch.Tensor],
     in_place: InPlace | None = None,
     *,
-    further: int = 0,
+    count: int | None = None,
     first: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Rows (B, K) that samples are compared with, so many of each way of asking.
@@ -89,11 +89,11 @@ def propose(
         asking: (W, B, D) as of ``Query.asking``.
         nearest: Embeddings (N, D) and a number k to the rows (N, k) nearest to each, or all where there are fewer.
         in_place: By which those nearest to the samples as they are are asked once more, by their latents.
-        further: So many more of each way, where some will not count.
+        count: So many of each way; ``candidates_of_each`` by default.
         first: Rows (N, M), the best first, and a number k to those (N, k) that count; the first by default.
     """
-    count = candidates_of_each(len(asking) + (in_place is not None)) + further
-    near = nearest(asking.flatten(0, 1), DEEPEST)  # all ways in one pass over the index
+    count = count or candidates_of_each(len(asking) + (in_place is not None))
+    near = nearest(asking.flatten(0, 1), max(count, DEEPEST))  # all ways in one pass over the index
     if in_place:
         as_they_are = near[: asking.shape[1]]
         order = in_place.alike(as_they_are).argsort(dim=1, descending=True).to(near.device)

@@ -75,7 +75,7 @@ def test_ones_own_table_through_the_command(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     results = json.loads((tmp_path / "out" / "mine.json").read_text())
-    for task in ("mild_copies", "heavy_copies", "same_identity"):
+    for task in ("mild_copies", "half_formed_copies", "heavy_copies", "same_identity"):
         (row,) = results["deciding"][task].values()
         assert set(row["methods"]) == {"lcmem", "raw_latents", "mse", "packhaeuser"}
         for cell in row["methods"].values():
@@ -168,7 +168,7 @@ def test_images_that_are_their_own_identities_in_a_folder_without_a_table(tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     results = json.loads((tmp_path / "mine.json").read_text())
-    assert set(results["pairs"]) == {"held_copies", "mild_copies", "heavy_copies"}
+    assert set(results["pairs"]) == {"held_copies", "mild_copies", "half_formed_copies", "heavy_copies"}
     assert results["pairs"]["mild_copies"]["mse"]["mine"]["pairs"] > 10
     assert set(results["labels"]) == {"lcmem", "mse"} and "dlib faces" in results["not_run"]
 

@@ -162,11 +162,10 @@ def detection() -> str:
 
 DETECTION_TASKS = {
     "mild_copies": "mild copy",
+    "half_formed_copies": "half-formed copy",
     "heavy_copies": "heavily transformed copy",
     "same_identity": "other image of the identity",
 }
-
-HALF_FORMED = {"half_formed_copies": "half-formed copy"}
 
 
 HEADS = {
@@ -478,7 +477,7 @@ def in_place() -> str:
             f"| {head} | by embeddings and descriptors alone | {' | '.join(told)} |",
             f"| {head} | as the filter does | {' | '.join(now)} |",
         ]
-    columns = ["head", "compared", *((DETECTION_TASKS | HALF_FORMED)[task] for task in tasks)]
+    columns = ["head", "compared", *(DETECTION_TASKS[task] for task in tasks)]
     note = (
         "\nFrom [ablations-in-place.json](benchmarks/results/ablations-in-place.json): the mean of the domains, and "
         f"what is gained in percentage points; {results['about']}\n"
@@ -492,18 +491,19 @@ def alone() -> str:
     files = {domain: json.loads(path.read_text()) for domain, path in paths.items() if path.exists()}
     if not files:
         return "Indexes of one kind of images have not been measured yet.\n"
+    asked = [task for task in DETECTION_TASKS if any(task in results["deciding"] for results in files.values())]
     rows, notes = [], []
     for domain, results in files.items():
-        tasks = [domains[domain]["methods"] for domains in results["deciding"].values()]
+        tasks = [results["deciding"].get(task, {}).get(domain, {}).get("methods", {}) for task in asked]
         shown = {
-            head + ", identities named" * bool(told): [found[name + told] for found in tasks]
+            head + ", identities named" * bool(told): [found.get(name + told) for found in tasks]
             for name, head in HEADS.items()
             for told in ("", "_told")
             if name + told in results["labels"]
         }
         siamese = any("siamese" in label for label in results["labels"].values())
         others = f"strongest other there{'' if siamese else ', no siamese network among them'}"
-        shown[others] = [_strongest(found) for found in tasks]
+        shown[others] = [_strongest(found) if found else None for found in tasks]
         for name, cells in shown.items():
             rows.append(f"| {domain} | {name} | {' | '.join(map(_recall, cells))} |")
         notes.append(
@@ -513,7 +513,7 @@ def alone() -> str:
         f"\nFrom {'. '.join(notes)}. 95 % intervals by identity, thresholds drawn again with them, beyond the largest "
         "score too, since only one or two may lie above one.\n"
     )
-    return _table(["domain", "filter", *DETECTION_TASKS.values()], rows) + note
+    return _table(["domain", "filter", *(DETECTION_TASKS[task] for task in asked)], rows) + note
 
 
 ALONE = {"xrays": "X-rays", "lesions": "skin lesions", "faces": "faces"}

@@ -3,8 +3,7 @@
     python benchmarks/ablations/without.py middles --cache CACHE --latents LATENTS
     python benchmarks/ablations/without.py in-place --cache CACHE --latents LATENTS
 
-Index, copies and figure are those of ``run.py``, on validation images; test images are not touched. Asked too are
-half-formed copies, of which a model returns no more than the outlines. Writes
+Index, copies and figure are those of ``run.py``, on validation images; test images are not touched. Writes
 ``benchmarks/results/ablations-middles.json`` or ``ablations-in-place.json``.
 """
 
@@ -21,10 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "detection"))
 from arguments import add_data_arguments, add_rate_argument, positive, run_command
 from figures import deciding
 from methods import open_methods
-from protocol import Task, measure
+from protocol import measure
 from provenance import provenance
-from tasks import SEED, main_tasks, open_validation
-from views import View, half_formed
+from tasks import main_tasks, open_validation
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 HEADS = {"lcmem-small": "", "lcmem-reid": "_lcmem_reid", "lcmem-large": "_lcmem_large"}
@@ -42,16 +40,7 @@ def main() -> None:
     lacking, having = PARTS[arguments.part]
     _, keeper, judge = open_validation(arguments)
     design = judge.design
-    formed = View(
-        "half_formed_copies",
-        design.test,
-        design.copied,
-        half_formed(keeper.encoder),
-        keeper.resolution,
-        SEED,
-        keeper.encoder.source.sha256,
-    )
-    tasks = [*main_tasks(design, keeper), Task(formed.name, design.copied, formed.open(keeper.cache))]
+    tasks = main_tasks(design, keeper)
     heads: dict[str, Any] = {}
     fingerprints = {}
     for head in arguments.heads or having:

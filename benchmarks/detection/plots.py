@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 TITLES = {
     "mild_copies": "copies as a memorising model emits them",
+    "half_formed_copies": "copies of which it returns no more than the outlines",
     "heavy_copies": "heavily transformed copies",
     "same_identity": "other images of an identity",
 }

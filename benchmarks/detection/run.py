@@ -63,11 +63,6 @@ from lcmem_filter.errors import CalibrationError
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RATES = np.geomspace(0.002, 0.1, 18)
 HELD_COPIES = 100
-TASKS = {
-    "mild_copies": "copies as a memorising model emits them",
-    "heavy_copies": "heavily transformed copies",
-    "same_identity": "other images of an identity",
-}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from data import Images
 from figures import Judge
 from keep import Keeper
 from protocol import Design, Task, known_duplicates
-from views import View, heavy, mild
+from views import View, half_formed, heavy, mild
 
 SEED = 0
 
@@ -31,9 +31,14 @@ def copies_of(images: Images, rows: np.ndarray, keeper: Keeper, prefix: str = ""
         prefix: Of the copies' names, where they are not what is asked.
     """
     by = keeper.encoder.source.sha256
+    ways = (
+        ("mild_copies", mild(keeper.encoder), by),
+        ("half_formed_copies", half_formed(keeper.encoder), by),
+        ("heavy_copies", heavy, ""),
+    )
     return {
         name: View(prefix + name, images, rows, make, keeper.resolution, SEED, decoder)
-        for name, make, decoder in (("mild_copies", mild(keeper.encoder), by), ("heavy_copies", heavy, ""))
+        for name, make, decoder in ways
     }
 
 

@@ -12,7 +12,7 @@ from ..index import MemorizationIndex
 from ..index.exact import ExactBackend
 from ..index.recent import Recent
 from ..report import DuplicateGroup
-from ..shortlist import InPlace, propose
+from ..shortlist import InPlace, candidates_of_each, propose
 from ..verification import compare, compared_by
 
 EMBED_BATCH = 64
@@ -84,7 +84,8 @@ def _alike(
         in_place = None
         if space == index.space and query.latents is not None:  # as the threshold was calibrated
             in_place = InPlace(query.latents, latents)
-        proposed = propose(query.asking, nearest, in_place, further=1)
+        ways = len(query.asking) + (in_place is not None)
+        proposed = propose(query.asking, nearest, in_place, count=candidates_of_each(ways) + 1)  # itself too
         for place, near in enumerate(proposed):
             row = number * EMBED_BATCH + place
             others = near[near != row].unique()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 
 from ..index.backends import make_backend
-from ..shortlist import DEEPEST
+from ..shortlist import propose
 from .lcmem import LCMem
 from .registry import Baseline
 
@@ -58,12 +59,10 @@ class Searcher:
     def _search(self, queries: torch.Tensor, k: int, but: torch.Tensor | None) -> Found:
         asked = self.baseline.query(queries)
         poses = asked if asked.ndim == 3 else asked[None]
-        most = max(k, self.baseline.shortlist)
-        rows = torch.cat([self._proposed(pose, most, but) for pose in poses], 1)
-        if isinstance(self.baseline, LCMem) and (in_place := self.baseline.in_place(queries, self._stored)):
-            near = self._proposed(poses[0], max(most, DEEPEST), but)
-            alike = in_place.alike(near).to(near.device)
-            rows = torch.cat([rows, near.gather(1, alike.topk(min(most, alike.shape[1]), 1).indices)], 1)
+        in_place = self.baseline.in_place(queries, self._stored) if isinstance(self.baseline, LCMem) else None
+        each = None if but is None else but.repeat(len(poses))
+        nearest = functools.partial(self._proposed, but=each)
+        rows = propose(poses, nearest, in_place, count=max(k, self.baseline.shortlist))
         similarity = self.baseline.similarity(queries, self._stored[rows])
         similarity = _of_each_row(rows, similarity)
         similarity, order = similarity.sort(dim=1, descending=True, stable=True)
