@@ -491,7 +491,9 @@ def alone() -> str:
     files = {domain: json.loads(path.read_text()) for domain, path in paths.items() if path.exists()}
     if not files:
         return "Indexes of one kind of images have not been measured yet.\n"
-    asked = [task for task in DETECTION_TASKS if any(task in results["deciding"] for results in files.values())]
+    asked = [
+        task for task in DETECTION_TASKS if any(task in results["deciding"] for results in files.values())
+    ]
     rows, notes = [], []
     for domain, results in files.items():
         tasks = [results["deciding"].get(task, {}).get(domain, {}).get("methods", {}) for task in asked]
