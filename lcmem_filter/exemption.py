@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import AllowedIdsError
-from .index import MemorizationIndex
+from .index import Key, MemorizationIndex
 from .types import AllowedIds
 
 
@@ -83,10 +83,10 @@ class IndexWithout(MemorizationIndex):
                 "by; name only those that the sample was made from"
             )
 
-    def propose(self, embeddings: torch.Tensor, k: int) -> torch.Tensor:
+    def propose(self, queries: torch.Tensor, k: int, by: Key = "embeddings") -> torch.Tensor:
         """As of the whole index; the rows left out are passed over, and further ones take their places."""
         left = min(k, len(self) - len(self._left_out))
-        rows = super().propose(embeddings, k + len(self._left_out))
+        rows = super().propose(queries, k + len(self._left_out), by)
         passed_over = torch.isin(rows, self._left_out.to(rows.device))
         return rows.gather(1, passed_over.byte().argsort(dim=1, stable=True)[:, :left])
 

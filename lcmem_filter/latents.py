@@ -22,6 +22,8 @@ from .hub import check_reachable
 
 NORMALISED_STD = 0.5
 PROBE_RESOLUTION = 128
+OUTLINES = 512
+"""Numbers that are kept of an image's outlines, at most."""
 MIN_RESOLUTION = 16
 """Pixels a side, below which encoders have nothing left to encode."""
 ENCODED_AT_ONCE = 8 * 512 * 512
@@ -257,6 +259,16 @@ def normalise(latents: torch.Tensor) -> torch.Tensor:
 def canonical(latents: torch.Tensor, grid: int) -> torch.Tensor:
     """Latents (B, C, h, w) as a head sees them: resized to (B, C, grid, grid), then normalised; float32."""
     return normalise(to_grid(latents.float(), grid))
+
+
+def outlines(latents: torch.Tensor) -> torch.Tensor:
+    """Canonical latents (B, C, g, g) shrunk to ``OUTLINES`` numbers or fewer, or to a side of 2, of unit norm, (B, D).
+
+    What a model returns of a picture that it only half remembers has lost its detail, but kept these.
+    """
+    channels, grid = latents.shape[1], latents.shape[-1]
+    side = next((side for side in (8, 4) if channels * side**2 <= OUTLINES), 2)
+    return F.normalize(F.adaptive_avg_pool2d(latents, min(side, grid)).flatten(1), dim=1)
 
 
 def probe_images(resolution: int = PROBE_RESOLUTION) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""Which training images a sample is compared with: the nearest to it as it is, upside down, by its middle, and by what
-lies where."""
+"""Which training images a sample is compared with: the nearest to it as it is, upside down, by its middle, and by its
+outlines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .alignment import as_they_lie
 from .index import MemorizationIndex
+from .latents import outlines
 from .standing import SAME_IMAGE, repeats
 
 SHORTLIST = 25
@@ -26,12 +26,7 @@ collimator's shadow changes a picture's embedding, so that what it was copied fr
 recognised."""
 
 DEEPEST = 1024
-"""Neighbours that are looked at; of them the nearest are candidates, and those whose latents are most alike as they
-lie: a washed-out copy's embedding is not near to that of its picture, but mostly among so many. FAISS finds 2,048 on a
-GPU."""
-
-READ_AT_ONCE = 8
-"""Samples whose neighbours' latents are read together."""
+"""Neighbours that are looked at, of which the nearest are candidates. FAISS finds 2,048 on a GPU."""
 
 DISTINCT = 0.8
 """Share of different pictures among the candidates of a way, at least: where repetitions of a few take up nearly all
@@ -40,26 +35,42 @@ places, further neighbours do."""
 
 @dataclass(frozen=True, slots=True)
 class InPlace:
-    """Samples and an index whose latents can be compared as they lie.
+    """Samples that ask by what lies where, too: a washed-out copy's embedding is far from its picture's, but its
+    outlines are near.
 
     Attributes:
-        latents: (B, C, g, g) of the samples, canonical.
-        stored: Rows (M,) of the index to their latents (M, C, g, g), canonical, float32.
+        outlines: (2, B, D) of the samples as they are and mirrored.
+        nearest: Outlines (N, D) and a number k to the rows (N, k) nearest to each, or all where there are fewer.
+        stored: Rows (M,) to their outlines (M, D).
     """
 
-    latents: torch.Tensor
+    outlines: torch.Tensor
+    nearest: Callable[[torch.Tensor, int], torch.Tensor]
     stored: Callable[[torch.Tensor], torch.Tensor]
 
-    def alike(self, rows: torch.Tensor) -> torch.Tensor:
-        """``as_they_lie`` of each sample and of its ``rows`` (B, M), (B, M)."""
-        found = []
-        for some, near in zip(self.latents.split(READ_AT_ONCE), rows.split(READ_AT_ONCE), strict=True):
-            # samples of one prompt have most of them in common
-            once, where = near.unique(return_inverse=True)
-            stored = self.stored(once).to(some.device)
-            where = where.to(some.device)
-            found += [as_they_lie(one[None], stored[own][None]) for one, own in zip(some, where, strict=True)]
-        return torch.cat(found)
+    @classmethod
+    def of(
+        cls,
+        latents: torch.Tensor,
+        nearest: Callable[[torch.Tensor, int], torch.Tensor],
+        stored: Callable[[torch.Tensor], torch.Tensor],
+    ) -> InPlace:
+        """Of samples' canonical latents (B, C, g, g)."""
+        return cls(torch.stack([outlines(latents), outlines(latents.flip(-1))]), nearest, stored)
+
+    def propose(self, k: int) -> torch.Tensor:
+        """Rows (B, k) whose outlines are most alike each sample's, as it is or mirrored; all where there are fewer."""
+        near = self.nearest(self.outlines.flatten(0, 1), k)
+        rows = torch.cat(near.split(self.outlines.shape[1]), 1).sort(1).values
+        poses = self.outlines.transpose(0, 1)
+        alike = torch.stack([self._alike(pose, own) for pose, own in zip(poses, rows, strict=True)])
+        alike[:, 1:].masked_fill_(rows[:, 1:] == rows[:, :-1], -torch.inf)  # found both ways
+        order = alike.argsort(dim=1, descending=True, stable=True)
+        return rows.gather(1, order[:, : near.shape[1]])
+
+    def _alike(self, poses: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(M,) of one sample (2, D) and rows (M,), on their device."""
+        return (poses @ self.stored(rows).to(poses.device).T).amax(0).to(rows.device)
 
 
 def middles(canonical: torch.Tensor) -> torch.Tensor:
@@ -88,16 +99,15 @@ def propose(
     Args:
         asking: (W, B, D) as of ``Query.asking``.
         nearest: Embeddings (N, D) and a number k to the rows (N, k) nearest to each, or all where there are fewer.
-        in_place: By which those nearest to the samples as they are are asked once more, by their latents.
+        in_place: By which samples ask once more.
         count: So many of each way; ``candidates_of_each`` by default.
         first: Rows (N, M), the best first, and a number k to those (N, k) that count; the first by default.
     """
     count = count or candidates_of_each(len(asking) + (in_place is not None))
-    near = nearest(asking.flatten(0, 1), max(count, DEEPEST))  # all ways in one pass over the index
+    deep = max(count, DEEPEST)
+    near = nearest(asking.flatten(0, 1), deep)  # all ways in one pass over the index
     if in_place:
-        as_they_are = near[: asking.shape[1]]
-        order = in_place.alike(as_they_are).argsort(dim=1, descending=True).to(near.device)
-        near = torch.cat([near, as_they_are.gather(1, order)])
+        near = torch.cat([near, in_place.propose(deep)])
     chosen = first(near, count) if first else near[:, :count]
     return torch.cat(chosen.split(asking.shape[1]), 1)
 
@@ -115,7 +125,9 @@ def shortlisted(
         asking: (W, B, D).
         latents: (B, C, g, g), canonical, where they can be compared with those of the index.
     """
-    in_place = None if latents is None else InPlace(latents, index.latents)
+    in_place = None
+    if latents is not None:
+        in_place = InPlace.of(latents, functools.partial(index.propose, by="outlines"), index.outlines)
     first = functools.partial(_of_enough_pictures, index)
     return propose(asking, index.propose, in_place, first=first)
 

@@ -54,7 +54,7 @@ MOST = 0.9
 STATISTIC = (
     "likeness under the best warp, beyond background and runner-up of other identities, known or concluded, in equal "
     "parts, of twenty different pictures and more, identities concluded too where few are known; or that of latents as "
-    "they lie, where it is more"
+    "they lie, where it is more; candidates by embeddings and by outlines"
 )
 """Names the formula of ``compare``; change it with the formula, and thresholds set by the old one are refused."""
 

@@ -15,6 +15,7 @@ from diffusers import AutoModel, ModelMixin
 from lcmem_filter.errors import ArtifactNotFoundError, ConfigurationError, LatentSpaceError
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.latents import (
+    OUTLINES,
     Encoder,
     canonical,
     channel_agreement,
@@ -22,6 +23,7 @@ from lcmem_filter.latents import (
     encode_pixels,
     load_encoder,
     normalise,
+    outlines,
     probe_images,
     probe_latents,
     to_grid,
@@ -125,6 +127,20 @@ def test_resizing_is_antialiased() -> None:
     stripes = (torch.arange(64) % 2 * 2.0 - 1).expand(1, 1, 64, 64)
     assert to_grid(stripes, 16).abs().max() < 0.1
     assert to_grid(stripes[..., :16, :16], 16) is not None
+
+
+@pytest.mark.parametrize(
+    ("channels", "grid", "side"), [(4, 16, 8), (4, 4, 4), (16, 16, 4), (32, 16, 4), (128, 16, 2)]
+)
+def test_outlines_are_latents_shrunk_to_few_numbers(channels: int, grid: int, side: int) -> None:
+    latents = canonical(
+        torch.randn(5, channels, grid, grid, generator=torch.Generator().manual_seed(0)), grid
+    )
+    cells = grid // side
+    shrunk = latents.view(5, channels, side, cells, side, cells).mean((3, 5)).flatten(1)
+    found = outlines(latents)
+    assert found.shape == (5, channels * side**2) and (found.shape[1] <= OUTLINES)
+    torch.testing.assert_close(found, shrunk / shrunk.norm(dim=1, keepdim=True))
 
 
 def test_probe_images_are_the_same_everywhere() -> None:

@@ -23,7 +23,7 @@ from lcmem_filter.exemption import IndexWithout
 from lcmem_filter.head import LCMemHead
 from lcmem_filter.images import open_images
 from lcmem_filter.index import MemorizationIndex
-from lcmem_filter.latents import canonical, normalise
+from lcmem_filter.latents import canonical, normalise, outlines
 from lcmem_filter.matching import alike_under_warps, all_warps
 from lcmem_filter.shortlist import (
     MARGINS,
@@ -700,39 +700,50 @@ def test_what_stands_out_as_it_lies_decides_where_nothing_else_does():
         assert torch.equal(compare(query, few).score, compare(query, alone).score) != changes
 
 
-def test_what_is_alike_as_it_lies_is_proposed_too(tmp_path):
+def test_whose_outlines_are_alike_is_proposed_too(tmp_path):
     index = build(tmp_path, images=60)
     asking = index.embeddings(torch.tensor([[7, 20], [8, 21]]))
     lying = torch.tensor([44, 55])
-    rows = shortlisted(index, asking, index.latents(lying).flip(-1))  # mirrored
+    samples = index.latents(lying)
+    samples[1] = samples[1].flip(-1)
+    rows = shortlisted(index, asking, samples)
     count = candidates_of_each(3)
     assert rows.shape == (2, 3 * count) and rows[:, 2 * count].tolist() == lying.tolist()
     assert torch.equal(rows[:, : 2 * count], torch.cat([index.search(way, count).rows for way in asking], 1))
-    read = []
-    in_place = InPlace(index.latents(lying), lambda rows: read.append(len(rows)) or index.latents(rows))
-    by_place = in_place.alike(torch.arange(60).expand(2, -1))
-    assert read == [60]  # once for both
-    for row, own in enumerate(lying.tolist()):
-        assert by_place[row].argmax() == own and by_place[row, own] == pytest.approx(1, abs=1e-3)
-        best = by_place[row].argsort(descending=True)[:count]
-        assert set(best.tolist()) == set(rows[row, 2 * count :].tolist())
+    stored = outlines(index.latents(torch.arange(60)))
+    for row, sample in enumerate(samples):
+        poses = outlines(torch.stack([sample, sample.flip(-1)]))
+        alike = (poses @ stored.T).amax(0)
+        torch.testing.assert_close(
+            alike[rows[row, 2 * count :]], alike.topk(count).values, rtol=0, atol=1e-3
+        )  # which the index keeps in half precision
+
+
+def test_whose_embedding_is_far_is_proposed_by_its_outlines(tmp_path, monkeypatch):
+    index = build(tmp_path, images=60)
+    monkeypatch.setattr(shortlist, "DEEPEST", 30)
+    asking = index.embeddings(torch.tensor([[7]]))
+    near = index.search(asking[0], 30).rows[0].tolist()
+    far = next(row for row in range(60) if row not in near)
+    assert far not in shortlisted(index, asking)
+    assert far in shortlisted(index, asking, index.latents(torch.tensor([far])))
+
+
+def test_what_is_found_as_it_is_and_mirrored_counts_once(tmp_path):
+    index = build(tmp_path, images=60)
+    latents = index.latents(torch.tensor([3, 4]))
+    even = latents + latents.flip(-1)  # both poses find the same
+    in_place = InPlace.of(even, functools.partial(index.propose, by="outlines"), index.outlines)
+    for k in (5, 60, 100):
+        assert [len(set(row)) for row in in_place.propose(k).tolist()] == [min(k, 60)] * 2
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_an_embedding_that_is_not_finite_is_no_likeness(tmp_path, bad):
     index = build(tmp_path, images=60)
-    index._embeddings[3, 0] = bad
+    index._keys.stored("embeddings")[3, 0] = bad
     with pytest.raises(CorruptArtifactError, match="holds an embedding that is not finite"):
         score_latents(index, smooth(2), "sd")
-
-
-def test_of_those_nearest_by_embedding_alone(tmp_path, monkeypatch):
-    index = build(tmp_path, images=60)
-    monkeypatch.setattr(shortlist, "DEEPEST", 30)
-    near = index.search(index.embeddings(torch.tensor([7])), 30).rows[0]
-    far = next(row for row in range(60) if row not in near)
-    rows = shortlisted(index, index.embeddings(torch.tensor([[7]])), index.latents(torch.tensor([far])))
-    assert far not in rows and set(rows[0].tolist()) <= set(near.tolist())
 
 
 def test_a_border_does_not_hide_a_copy_from_the_shortlist(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,6 +11,7 @@ from ..described import Candidates, Query, describe_each
 from ..index import MemorizationIndex
 from ..index.exact import ExactBackend
 from ..index.recent import Recent
+from ..latents import outlines
 from ..report import DuplicateGroup
 from ..shortlist import InPlace, candidates_of_each, propose
 from ..verification import compare, compared_by
@@ -66,11 +67,14 @@ def _alike(
     head, kind = index.head, compared_by(index, space)  # as the threshold was calibrated
     batches = [part.to(head.device).float() for part in canonical.split(EMBED_BATCH)]
     embeddings = torch.cat([head.embed(part, space) for part in batches])
-    backend = ExactBackend(embeddings.half())
+    lying = torch.cat([outlines(part) for part in batches])
     links, recent = [], Recent()
 
-    def nearest(asking: torch.Tensor, count: int) -> torch.Tensor:
-        return backend.propose(asking, min(count, len(embeddings)))
+    def nearest(keys: torch.Tensor) -> Callable[[torch.Tensor, int], torch.Tensor]:
+        backend = ExactBackend(keys.half())
+        return lambda asking, count: backend.propose(asking, min(count, len(keys)))
+
+    by_embeddings, by_outlines = nearest(embeddings), nearest(lying)
 
     def latents(rows: torch.Tensor) -> torch.Tensor:
         return canonical[rows.cpu()].to(head.device).float()
@@ -83,9 +87,9 @@ def _alike(
         query = Query.of(head, part, space, kind)
         in_place = None
         if space == index.space and query.latents is not None:  # as the threshold was calibrated
-            in_place = InPlace(query.latents, latents)
-        ways = len(query.asking) + (in_place is not None)
-        proposed = propose(query.asking, nearest, in_place, count=candidates_of_each(ways) + 1)  # itself too
+            in_place = InPlace.of(query.latents, by_outlines, lambda rows: lying[rows])
+        count = candidates_of_each(len(query.asking) + (in_place is not None)) + 1  # itself too
+        proposed = propose(query.asking, by_embeddings, in_place, count=count)
         for place, near in enumerate(proposed):
             row = number * EMBED_BATCH + place
             others = near[near != row].unique()

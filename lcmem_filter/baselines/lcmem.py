@@ -9,7 +9,8 @@ import torch
 
 from ..described import LAID_OVER, Candidates, Parts, Query, describe_parts, parts_between
 from ..head import LCMemHead
-from ..shortlist import MARGINS, InPlace, candidates_of_each
+from ..latents import outlines
+from ..shortlist import MARGINS, candidates_of_each
 from ..verification import compare
 from .common import Cosine
 from .registry import Sees
@@ -87,13 +88,13 @@ class LCMem(OfHead):
         asked = self.asked(kept)
         return (asked.asking if self.by_middles else asked.embedding).cpu()
 
-    def in_place(self, queries: torch.Tensor, stored: torch.Tensor) -> InPlace | None:
-        """By which stored rows (N, D) are asked once more, by their latents."""
-        asked = self.asked(queries).latents
-        if not self.by_place or asked is None:
-            return None
-        kept = self.parts(stored, self.index_space, "latents")
-        return InPlace(asked, lambda rows: kept[rows])
+    def latents(self, kept: torch.Tensor) -> torch.Tensor:
+        """Those (B, C, g, g) of what was kept (B, D) of samples, on the CPU."""
+        return self.parts(kept, self.space, "latents").cpu()
+
+    def outlines(self, kept: torch.Tensor) -> torch.Tensor:
+        """``latents.outlines`` (N, E) of what was kept (N, D) of training images, on the CPU."""
+        return outlines(self.parts(kept, self.index_space, "latents")).cpu()
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         return compare(self.asked(queries), self.candidates(stored)).score.cpu()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..index.backends import make_backend
-from ..shortlist import propose
+from ..index.backends import Backend, make_backend
+from ..shortlist import InPlace, propose
 from .lcmem import LCMem
 from .registry import Baseline
 
@@ -39,7 +39,10 @@ class Searcher:
 
     def __init__(self, baseline: Baseline, stored: torch.Tensor, *, backend: str = "exact") -> None:
         self.baseline, self._stored = baseline, stored
-        self._backend = make_backend(backend, baseline.key(stored))
+        self._keys = make_backend(backend, baseline.key(stored))
+        if isinstance(baseline, LCMem) and baseline.by_place:
+            self._outlines = baseline.outlines(stored)
+            self._lying = make_backend(backend, self._outlines)
 
     @torch.inference_mode()
     def search(self, queries: torch.Tensor, k: int, *, but: torch.Tensor | None = None) -> Found:
@@ -59,22 +62,27 @@ class Searcher:
     def _search(self, queries: torch.Tensor, k: int, but: torch.Tensor | None) -> Found:
         asked = self.baseline.query(queries)
         poses = asked if asked.ndim == 3 else asked[None]
-        in_place = self.baseline.in_place(queries, self._stored) if isinstance(self.baseline, LCMem) else None
-        each = None if but is None else but.repeat(len(poses))
-        nearest = functools.partial(self._proposed, but=each)
+        nearest = functools.partial(self._proposed, self._keys, but=but)
+        in_place = None
+        if isinstance(self.baseline, LCMem) and self.baseline.by_place:
+            lying = functools.partial(self._proposed, self._lying, but=but)
+            in_place = InPlace.of(self.baseline.latents(queries), lying, self._outlines.__getitem__)
         rows = propose(poses, nearest, in_place, count=max(k, self.baseline.shortlist))
         similarity = self.baseline.similarity(queries, self._stored[rows])
         similarity = _of_each_row(rows, similarity)
         similarity, order = similarity.sort(dim=1, descending=True, stable=True)
         return Found(rows.gather(1, order)[:, :k], similarity[:, :k])
 
-    def _proposed(self, asked: torch.Tensor, k: int, but: torch.Tensor | None) -> torch.Tensor:
+    def _proposed(
+        self, backend: Backend, asked: torch.Tensor, k: int, but: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Rows (N, k) for each of (N, D), without ``but``, (B,), of B samples that ask in turn."""
         proposed = min(k + (but is not None), len(self._stored))
-        rows = self._backend.propose(asked, proposed)
+        rows = backend.propose(asked, proposed)
         if but is None:
             return rows
-        others_first = (rows == but[:, None]).to(torch.uint8).argsort(dim=1, stable=True)
-        return rows.gather(1, others_first)[:, : proposed - 1]
+        own = but.repeat(len(asked) // len(but))[:, None]
+        return rows.gather(1, (rows == own).byte().argsort(dim=1, stable=True)[:, : proposed - 1])
 
 
 def _of_each_row(rows: torch.Tensor, similarity: torch.Tensor) -> torch.Tensor:

@@ -2,5 +2,6 @@
 
 from .backends import BACKENDS, Backend, Hits
 from .core import MemorizationIndex
+from .keys import Key
 
-__all__ = ["BACKENDS", "Backend", "Hits", "MemorizationIndex"]
+__all__ = ["BACKENDS", "Backend", "Hits", "Key", "MemorizationIndex"]

@@ -28,9 +28,10 @@ from ..images import ImageRecord, ImageSource
 from ..latents import MIN_RESOLUTION, Encoder, EncoderSource, load_encoder
 from ..types import Calibration
 from . import folder as files
-from .backends import Backend, Hits, make_backend
+from .backends import Hits
 from .build import Build, build_index, default_resolution
 from .identities import classes_among, numbered
+from .keys import Key, Keys
 from .recent import Recent
 from .reembed import reembed_index
 from .shards import Shards, records_of
@@ -61,16 +62,12 @@ class MemorizationIndex:
         self.latent_size: tuple[int, int] = tuple(manifest["latent_size"])
         self.encoder_source = EncoderSource(**manifest["encoder"])
         self.unreadable: dict[str, str] = manifest["unreadable"]
-        self.head = _head_of(path, manifest)
+        self.head = files.head_of(path, manifest)
         self._latents = Shards(path, manifest, files.LATENTS) if manifest["latents"] else None
-        embeddings = Shards(path, manifest, files.EMBEDDINGS)
-        self._embeddings = torch.from_numpy(embeddings.read_all())
-        if self._embeddings.shape != (manifest["rows"], manifest["embedding_dim"]):
-            raise CorruptArtifactError(f"index {path}: embeddings of another shape than its manifest says")
+        self._keys = Keys(path, manifest, self._latents, backend)
         self._records = records_of(path, manifest)
         self.calibrations = files.calibrations_of(path, manifest)
         self.recent, self.backend = Recent(), backend
-        self._backend: Backend = make_backend(backend, self._embeddings)
 
     @classmethod
     def build(
@@ -194,7 +191,7 @@ class MemorizationIndex:
         return type(self)._open(output, allow_unindexed=self.allow_unindexed, backend=self.backend)
 
     def __len__(self) -> int:
-        return len(self._embeddings)
+        return int(self._manifest["rows"])
 
     def __repr__(self) -> str:
         return (
@@ -323,20 +320,24 @@ class MemorizationIndex:
         if device != self.head.device:
             with torch.inference_mode(False):  # weights have a gradient with respect to what they see
                 self.head.to(device)
-            self._backend.to(device)
+            self._keys.to(device)
             self.recent = Recent()  # lets go of the other device's memory
         return self
 
-    def propose(self, embeddings: torch.Tensor, k: int) -> torch.Tensor:
+    def propose(self, queries: torch.Tensor, k: int, by: Key = "embeddings") -> torch.Tensor:
         """Rows (B, k), int64, of the stored images most alike each query (B, D) by the backend's word, the nearest
         first, or all where there are fewer.
 
+        Args:
+            by: What queries are: embeddings, or ``latents.outlines`` where latents are kept.
+
         Raises:
+            CorruptArtifactError: stored latents are not finite, or have changed since they were loaded.
             FilterFailedError: a query is not finite.
         """
-        if not torch.isfinite(embeddings).all():
-            raise FilterFailedError("an embedding is not finite and cannot be searched; no image is returned")
-        return self._backend.propose(embeddings.float(), min(k, len(self)))
+        if not torch.isfinite(queries).all():
+            raise FilterFailedError("a query is not finite and cannot be searched; no image is returned")
+        return self._keys.propose(queries, k, by)
 
     def search(self, embeddings: torch.Tensor, k: int) -> Hits:
         """As ``propose``, with cosines from the stored embeddings: the same whichever backend proposed.
@@ -367,7 +368,7 @@ class MemorizationIndex:
         if unknown := [id_ for id_ in ids if id_ not in self._row_of]:
             raise LcmemFilterError(f"index {self.path} holds no image {unknown[0]!r}")
         rows = [self._row_of[id_] for id_ in ids]
-        return self._embeddings[rows].to(self.head.device, torch.float32)
+        return self.embeddings(torch.tensor(rows)).to(self.head.device)
 
     @functools.cached_property
     def _row_of(self) -> dict[str, int]:
@@ -375,7 +376,11 @@ class MemorizationIndex:
 
     def embeddings(self, rows: torch.Tensor) -> torch.Tensor:
         """Stored embeddings (..., D) of ``rows`` (...), float32, on the CPU."""
-        return self._embeddings[rows.cpu()].float()
+        return self._keys.stored("embeddings")[rows.cpu()].float()
+
+    def outlines(self, rows: torch.Tensor) -> torch.Tensor:
+        """``latents.outlines`` (..., D) of ``rows`` (...), float32, on the CPU; raises as ``propose``."""
+        return self._keys.stored("outlines")[rows.cpu()].float()
 
     def latents(self, rows: torch.Tensor) -> torch.Tensor:
         """Canonical latents (..., C, grid, grid) of ``rows`` (...), float32, on the CPU.
@@ -390,11 +395,3 @@ class MemorizationIndex:
 
     def __deepcopy__(self, memo: dict[int, object]) -> MemorizationIndex:
         return self  # copies of a pipeline's blocks share it
-
-
-@torch.inference_mode(False)
-def _head_of(path: Path, manifest: dict[str, Any]) -> LCMemHead:
-    head = LCMemHead.from_pretrained(path / files.HEAD)
-    if head.fingerprint != manifest["head_fingerprint"] or manifest["space"] not in head.spaces:
-        raise CorruptArtifactError(f"index {path} lies beside another head than the one it was built with")
-    return head.requires_grad_(False)

@@ -31,9 +31,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
+import torch
 
 from ..digests import sha256
 from ..errors import ArtifactError, ArtifactNotFoundError, CorruptArtifactError, told_where
+from ..head import LCMemHead
 from ..types import Calibration
 
 if sys.platform != "win32":
@@ -348,3 +350,16 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@torch.inference_mode(False)
+def head_of(path: Path, manifest: dict[str, Any]) -> LCMemHead:
+    """The head that an index lies beside.
+
+    Raises:
+        CorruptArtifactError: another than the manifest says.
+    """
+    head = LCMemHead.from_pretrained(path / HEAD)
+    if head.fingerprint != manifest["head_fingerprint"] or manifest["space"] not in head.spaces:
+        raise CorruptArtifactError(f"index {path} lies beside another head than the one it was built with")
+    return head.requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ class Shards:
             array = files.read_array(file)
             found[end - len(array) : end] = array
         return found
+
+    def each(self) -> Iterator[np.ndarray]:
+        """One after another, in memory.
+
+        Raises:
+            CorruptArtifactError: a file is missing, or has changed since it was loaded.
+        """
+        for shard in range(len(self._files)):
+            yield np.array(self._read(shard))
+            self._check_not_written_over(shard)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Those of ``rows`` (n,), in this order."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ..described import Candidates, Parts, Query, describe_parts, parts_between
 from ..head import LCMemHead
-from ..latents import canonical
+from ..latents import canonical, outlines
 from ..shortlist import InPlace, propose
 from ..verification import compare
 from .config import TrainingConfig
@@ -291,7 +291,7 @@ class _Search:
     ) -> None:
         self.head, self.space, self.kind = head, space, kind
         self.index, self.device, self.batch = index, device, batch
-        self.in_place = in_place
+        self.outlines = outlines(index.latents.float()) if in_place else None
 
     def __call__(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents (Q, C, g, g) to scores (``verification.compare``) and rows of their candidates, both (Q, K)."""
@@ -310,9 +310,10 @@ class _Search:
             return what[rows.cpu()].to(self.device).float()
 
         in_place = None
-        if self.in_place and query.latents is not None:
-            in_place = InPlace(query.latents, functools.partial(kept, self.index.latents))
-        rows = propose(query.asking.cpu(), self._most_alike, in_place)
+        if self.outlines is not None and query.latents is not None:
+            by_outlines = functools.partial(_most_alike, self.outlines)
+            in_place = InPlace.of(query.latents.cpu(), by_outlines, self.outlines.__getitem__)
+        rows = propose(query.asking.cpu(), functools.partial(_most_alike, self.index.embedding), in_place)
         candidates = Candidates(
             kept(self.index.embedding, rows),
             kept(self.index.parts, rows) if self.kind else None,
@@ -320,10 +321,11 @@ class _Search:
         )
         return compare(query, candidates).score.cpu(), rows
 
-    def _most_alike(self, asking: torch.Tensor, count: int) -> torch.Tensor:
-        """Rows of the index, (N, count), for embeddings (N, D)."""
-        alike = asking @ self.index.embedding.T
-        return alike.topk(min(count, alike.shape[1])).indices
+
+def _most_alike(stored: torch.Tensor, asking: torch.Tensor, count: int) -> torch.Tensor:
+    """Rows (N, count) of stored keys (M, D) for each of (N, D)."""
+    alike = asking @ stored.T
+    return alike.topk(min(count, alike.shape[1])).indices
 
 
 @torch.inference_mode()

@@ -497,7 +497,9 @@ def test_the_same_build_takes_in_what_was_mended_and_nothing_else_that_changed(t
     assert "images that could not be read before are indexed now" in capsys.readouterr().err
     names = [shard["folder"] for shard in mended._manifest["shards"]]
     assert names == ["shards/00000", "shards/00001.1", "shards/00002"]
-    assert torch.equal(mended._embeddings, build(tmp_path / "whole")._embeddings)
+    assert torch.equal(
+        mended._keys.stored("embeddings"), build(tmp_path / "whole")._keys.stored("embeddings")
+    )
     picture(99).save(train / "003.png")
     with pytest.raises(ArtifactError, match="an index with other source"):
         built()
@@ -601,7 +603,9 @@ def test_images_that_can_be_read_by_now_are_indexed_when_the_build_is_run_again(
     mended = build(tmp_path)
     assert len(mended) == 20 and not mended.unreadable and mended.calibration is None
     assert "indexed now; calibrate it again" in capsys.readouterr().err
-    assert torch.equal(mended._embeddings, build(tmp_path / "whole")._embeddings)
+    assert torch.equal(
+        mended._keys.stored("embeddings"), build(tmp_path / "whole")._keys.stored("embeddings")
+    )
     rows = torch.arange(18)  # what was loaded before holds what it held
     assert torch.equal(
         lacking.latents(rows), mended.latents(torch.tensor([r for r in range(20) if r not in (3, 12)]))
