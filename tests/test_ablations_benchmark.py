@@ -84,6 +84,35 @@ def test_the_filter_stands_beside_itself_without_a_part(tmp_path):
     assert found["fingerprints"]["lcmem"] == found["fingerprints"]["lcmem_not_in_place"] != ""
 
 
+def test_how_near_a_copys_picture_lies_by_each_key(tmp_path):
+    found = run("ranks.py", OWN_AND_OTHER_PICTURES, tmp_path, "--heads", str(tmp_path / "head"))
+    for task, least, most in (("own", 1, 1), ("another's", 0, 0.3)):
+        (one,) = found["tasks"][task].values()
+        assert set(one["by"]) == {"outlines", "embeddings of head"} and one["n"] == 20
+        for by in one["by"].values():
+            shares = [share for share, low, high in by if low <= share <= high]
+            assert least <= shares[0] <= most and shares == sorted(shares) and shares[-1] == 1
+            assert len(shares) == len(found["ranks"])
+
+
+OWN_AND_OTHER_PICTURES = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+script = runpy.run_path(sys.argv[0])
+import numpy as np
+from protocol import Task
+from views import View
+
+def tasks(design, keeper):
+    own = View("own", design.test, design.copied, lambda picture, draw: picture, keeper.resolution)
+    images = own.open(keeper.cache)
+    return [Task("own", design.copied, images), Task("another's", np.roll(design.copied, 1), images)]
+
+script["main"].__globals__["main_tasks"] = tasks
+script["main"]()
+print("each lies where its picture does, as the filter scores them")
+"""
+
 COMPARED_WITH_THE_FILTER = """
 import runpy, sys
 sys.argv = sys.argv[1:]

@@ -485,6 +485,29 @@ def in_place() -> str:
     return _table(columns, rows) + note
 
 
+def ranks() -> str:
+    """How near half-formed copies' pictures lie by each key, from what ``benchmarks/ablations/ranks.py`` left."""
+    path = RESULTS / "ablations-ranks.json"
+    if not path.exists():
+        return "How near pictures lie by each key has not been measured yet.\n"
+    results = json.loads(path.read_text())
+    shown = [results["ranks"].index(rank) for rank in (1, 3, 30, 1000)]
+    domains: dict[str, Any] = results["tasks"]["half_formed_copies"]
+    keys = list(dict.fromkeys(key for domain in domains.values() for key in domain["by"]))
+    rows = [
+        f"| {domain} | {found['rows']:,} | {found['n']} | "
+        + " | ".join(", ".join(f"{found['by'][key][at][0]:.1%}" for at in shown) for key in keys)
+        + " |"
+        for domain, found in domains.items()
+    ]
+    first = ", ".join(f"{results['ranks'][at]:,}" for at in shown)
+    note = (
+        f"\nFrom [ablations-ranks.json](benchmarks/results/ablations-ranks.json): {results['about']}; here half-formed "
+        f"copies, among the first {first}.\n"
+    )
+    return _table(["domain", "images indexed", "copies", *(f"by {key}" for key in keys)], rows) + note
+
+
 def alone() -> str:
     """What the heads find in indexes of one kind of images alone, from results files of ``benchmarks/detection``."""
     paths = {domain: RESULTS / f"detection-{name}.json" for name, domain in ALONE.items()}
@@ -895,6 +918,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "robustness": robustness,
     "middles": middles,
     "in_place": in_place,
+    "ranks": ranks,
     **{block: partial(_across, *of) for block, of in ACROSS.items()},
     **{block: partial(_concluded, name) for block, name in CONCLUDED.items()},
 }

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from ..errors import CorruptArtifactError
+from ..errors import CorruptArtifactError, LcmemFilterError
 from ..latents import outlines
 from . import folder as files
 from .backends import Backend, make_backend
@@ -48,6 +48,7 @@ class Keys:
 
         Raises:
             CorruptArtifactError: latents are not finite, or have changed since the index was loaded.
+            LcmemFilterError: there are none to make outlines of.
         """
         if by not in self._stored:
             self._stored[by] = self._outlines()
@@ -64,7 +65,10 @@ class Keys:
 
     @torch.inference_mode(False)
     def _outlines(self) -> torch.Tensor:
-        assert self._latents is not None
+        if self._latents is None:
+            raise LcmemFilterError(
+                f"index {self._path} keeps no latents, so it has no outlines; build it without --no-latents"
+            )
         found = []
         for latents in self._latents.each():
             some = outlines(torch.from_numpy(latents).float())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcmem_filter.errors import CorruptArtifactError, FilterFailedError
+from lcmem_filter.errors import CorruptArtifactError, FilterFailedError, LcmemFilterError
 from lcmem_filter.exemption import IndexWithout
 from lcmem_filter.index import BACKENDS, MemorizationIndex
 from lcmem_filter.index import build as building
@@ -65,6 +65,15 @@ def test_outlines_that_are_not_finite_are_refused(tmp_path):
     index._latents._loaded = [(os.stat(file).st_ino, os.stat(file).st_size, os.stat(file).st_mtime_ns)]
     with pytest.raises(CorruptArtifactError, match="holds latents that are not finite; build it again"):
         index.propose(torch.ones(1, 256), 3, by="outlines")
+
+
+def test_an_index_without_latents_has_no_outlines(tmp_path):
+    index = build(tmp_path, keep_latents=False)
+    with pytest.raises(
+        LcmemFilterError, match="keeps no latents, so it has no outlines; build it without --no-latents"
+    ):
+        index.propose(torch.ones(1, 256), 3, by="outlines")
+    assert index.propose(index.embeddings(torch.arange(2)), 1)[:, 0].tolist() == [0, 1]
 
 
 def test_latents_that_changed_since_they_were_loaded_give_no_outlines(tmp_path):
