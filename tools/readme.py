@@ -183,6 +183,33 @@ OF_HEAD = ("{head}", "lead of {head} over the strongest other", "{head}, told id
 """Their columns."""
 
 
+def as_they_ship() -> str:
+    """The figure that decides for the heads as they ship, from a results file of ``benchmarks/detection``."""
+    path = RESULTS / "detection-heads.json"
+    if not path.exists():
+        return "The heads have not been measured yet.\n"
+    results = json.loads(path.read_text())
+    shown = {
+        name + told: head + ", identities named" * bool(told)
+        for name, head in HEADS.items()
+        for told in ("", "_told")
+        if name + told in results["labels"]
+    }
+    rows = []
+    for task, domains in results["deciding"].items():
+        for domain, row in domains.items():
+            cells = row["methods"]
+            best = max(_others(cells), key=lambda name: cells[name]["recall"])
+            found = [f"{results['labels'][best]} {_recall(cells[best])}"]
+            found += [_recall(cells.get(name)) for name in shown]
+            rows.append(f"| {DETECTION_TASKS[task]} | {domain} | {row['n']:,} | {' | '.join(found)} |")
+    note = (
+        f"\nFrom [detection-heads.json](benchmarks/results/detection-heads.json): {results['about']} "
+        f"{_leads(results['deciding'])}\n"
+    )
+    return _table(["query", "domain", "n", "strongest other there", *shown.values()], rows) + note
+
+
 def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str, str]) -> str:
     cells = row["methods"]
     best = _strongest_other(cells)
@@ -236,27 +263,23 @@ def _leads(tasks: dict[str, Any]) -> str:
 
 
 def _detections() -> list[dict[str, Any]]:
-    """The results files of ``benchmarks/detection`` that are there; heads of the second ask as they ship."""
-    paths = [RESULTS / "detection.json", RESULTS / "detection-heads.json"]
+    """The results files of ``benchmarks/detection`` that are there. Heads of the second ask by middles too, those of
+    the third compare latents as they lie too: as they ship."""
+    paths = [RESULTS / f"detection{more}.json" for more in ("", "-middles", "-heads")]
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def _deciding() -> dict[str, Any] | None:
-    """The figure that decides by task, domain and method; where both of ``_detections`` have a method, the second's."""
+    """The figure that decides by task, domain and method, of the last of ``_detections`` that has it."""
     files = [results["deciding"] for results in _detections()]
     if not files:
         return None
-    return {
-        task: {
-            domain: {
-                method: cell
-                for file in files
-                for method, cell in file.get(task, {}).get(domain, {}).get("methods", {}).items()
-            }
-            for domain in domains
-        }
-        for task, domains in files[0].items()
-    }
+    found: dict[str, Any] = {}
+    for task in [task for task in DETECTION_TASKS if any(task in file for file in files)]:
+        for file in files:
+            for domain, row in file.get(task, {}).items():
+                found.setdefault(task, {}).setdefault(domain, {}).update(row["methods"])
+    return found
 
 
 def found() -> str:
@@ -428,7 +451,7 @@ def robustness() -> str:
 
 def middles() -> str:
     """What asking by samples' middles adds, from a results file of ``benchmarks/detection``."""
-    path = RESULTS / "detection-heads.json"
+    path = RESULTS / "detection-middles.json"
     if not path.exists():
         return "What middles add has not been measured yet.\n"
     results = json.loads(path.read_text())
@@ -451,7 +474,7 @@ def middles() -> str:
             rows.append(f"| {head} | {how} | {' | '.join(cells)} | {shares} |")
     columns = ["head", "asking", *(DETECTION_TASKS[task] for task in results["deciding"])]
     note = (
-        "\nFrom [detection-heads.json](benchmarks/results/detection-heads.json): the mean of the domains; what is "
+        "\nFrom [detection-middles.json](benchmarks/results/detection-middles.json): the mean of the domains; what is "
         f"gained in percentage points, with 95 % intervals paired by identity; {results['about']}\n"
     )
     return _table([*columns, f"X-rays with {', '.join(names)}"], rows) + note
@@ -895,6 +918,7 @@ def pipelines() -> str:
 GENERATORS: dict[str, Callable[[], str]] = {
     "ablations": ablations,
     "alone": alone,
+    "as_they_ship": as_they_ship,
     "attacks": attacks,
     "audits": audits,
     "benchmarks": benchmarks,

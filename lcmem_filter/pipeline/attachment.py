@@ -249,8 +249,8 @@ def _check_options(
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     if not isinstance(max_resamples, Integral):
         raise ValueError(f"max_resamples must be a whole number, got {max_resamples!r}")
-    if not isinstance(max_seconds, Real | None):
-        raise ValueError(f"max_seconds must be a number of seconds or None, got {max_seconds!r}")
+    if max_seconds is not None and not (isinstance(max_seconds, Real) and max_seconds >= 0):
+        raise ValueError(f"max_seconds must be a number of seconds from 0 or None, got {max_seconds!r}")
     if on_memorized == "resample" and max_resamples < 1:
         raise ValueError(
             f"max_resamples must be at least 1 to resample, got {max_resamples}; use on_memorized='reject'"

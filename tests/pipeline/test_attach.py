@@ -304,7 +304,9 @@ def test_what_is_no_latent_pipeline_is_refused(memorised):
         ({"on_memorized": "remove"}, "on_memorized must be one of"),
         ({"on_exhausted": "black"}, "on_exhausted must be one of"),
         ({"max_resamples": 2.5}, "max_resamples must be a whole number, got 2.5"),
-        ({"max_seconds": "60"}, "max_seconds must be a number of seconds or None, got '60'"),
+        ({"max_seconds": "60"}, "max_seconds must be a number of seconds from 0 or None, got '60'"),
+        ({"max_seconds": -1}, "max_seconds must be a number of seconds from 0 or None, got -1"),
+        ({"max_seconds": float("nan")}, "max_seconds must be a number of seconds from 0 or None, got nan"),
         ({"max_resamples": 0}, "at least 1"),
     ],
 )
