@@ -46,7 +46,7 @@ class Query:
 
     @property
     def asking(self) -> torch.Tensor:
-        """All that propose candidates, (W, B, D)."""
+        """All embeddings that propose candidates, (W, B, D)."""
         return self.embedding if self.middles is None else torch.cat([self.embedding, self.middles])
 
     @classmethod

@@ -16,7 +16,7 @@ from .errors import CalibrationError, FilterFailedError, LatentSpaceError, Lcmem
 from .exemption import Exemptions, IndexWithout
 from .index import MemorizationIndex
 from .types import OWN_FOUND_AT_LEAST, AllowedIds, Calibration, Decision, Neighbour
-from .verification import STATISTIC, Scored, score_latents
+from .verification import STATISTIC, Scored, prepare, score_latents
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,7 @@ class MemorizationFilter:
 
     Raises:
         CalibrationError: the index was not calibrated for latents of ``space``.
+        CorruptArtifactError: latents of the index are not finite, or have changed since it was loaded.
         IncompleteIndexError: training images are missing in the index.
         LatentSpaceError: the head has no stem for ``space``.
 
@@ -61,6 +62,7 @@ class MemorizationFilter:
         self.space = space or self.index.space
         self.calibration = _calibration_for(self.index, self.space)
         self.fingerprint = self.index.fingerprint
+        prepare(self.index, self.space)
         if doubt := self.calibration.doubt(OWN_FOUND_AT_LEAST):
             warnings.warn(f"index {self.index.path}: {doubt} Calibrate it again.", stacklevel=2)
         self._turn = _TURNS.setdefault(index, threading.Lock())

@@ -26,7 +26,7 @@ collimator's shadow changes a picture's embedding, so that what it was copied fr
 recognised."""
 
 DEEPEST = 1024
-"""Neighbours that are looked at, of which the nearest are candidates. FAISS finds 2,048 on a GPU."""
+"""Neighbours that are looked at where repetitions crowd the nearest. FAISS finds 2,048 on a GPU."""
 
 DISTINCT = 0.8
 """Share of different pictures among the candidates of a way, at least: where repetitions of a few take up nearly all
@@ -41,7 +41,7 @@ class InPlace:
     Attributes:
         outlines: (2, B, D) of the samples as they are and mirrored.
         nearest: Outlines (N, D) and a number k to the rows (N, k) nearest to each, or all where there are fewer.
-        stored: Rows (M,) to their outlines (M, D).
+        stored: Rows (M,), on the CPU, to their outlines (M, D).
     """
 
     outlines: torch.Tensor
@@ -63,14 +63,15 @@ class InPlace:
         near = self.nearest(self.outlines.flatten(0, 1), k)
         rows = torch.cat(near.split(self.outlines.shape[1]), 1).sort(1).values
         poses = self.outlines.transpose(0, 1)
-        alike = torch.stack([self._alike(pose, own) for pose, own in zip(poses, rows, strict=True)])
+        own = rows.cpu()  # at once: each sample's would take a GPU a wait
+        alike = torch.stack([self._alike(*one) for one in zip(poses, own, strict=True)]).to(rows.device)
         alike[:, 1:].masked_fill_(rows[:, 1:] == rows[:, :-1], -torch.inf)  # found both ways
         order = alike.argsort(dim=1, descending=True, stable=True)
         return rows.gather(1, order[:, : near.shape[1]])
 
     def _alike(self, poses: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """(M,) of one sample (2, D) and rows (M,), on their device."""
-        return (poses @ self.stored(rows).to(poses.device).T).amax(0).to(rows.device)
+        """(M,) of one sample (2, D) and rows (M,)."""
+        return (poses @ self.stored(rows).to(poses.device).T).amax(0)
 
 
 def middles(canonical: torch.Tensor) -> torch.Tensor:
@@ -104,7 +105,7 @@ def propose(
         first: Rows (N, M), the best first, and a number k to those (N, k) that count; the first by default.
     """
     count = count or candidates_of_each(len(asking) + (in_place is not None))
-    deep = max(count, DEEPEST)
+    deep = max(count, DEEPEST) if first else count
     near = nearest(asking.flatten(0, 1), deep)  # all ways in one pass over the index
     if in_place:
         near = torch.cat([near, in_place.propose(deep)])

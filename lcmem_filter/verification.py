@@ -104,7 +104,7 @@ def score_latents(
 
     Args:
         latents: (B, C, h, w) of latent space ``space``, of any positive per-channel scale and any shift.
-        beside: Ids of training images that all are compared with, besides those that their embeddings propose.
+        beside: Ids of training images that all are compared with, besides those that are proposed.
 
     Returns:
         One for each row; neighbours are sorted by the statistic, most alike first.
@@ -223,6 +223,12 @@ def _taken_together(
     among = candidates.parts[torch.arange(len(places), device=places.device)[:, None], places]
     found = _parts_alike(query.kind, among[:, 0], among) >= query.same_identity
     return taken_together(numbers, places, found & most.isfinite())
+
+
+def prepare(index: MemorizationIndex, space: str) -> None:
+    """Make now what the first sample of ``space`` would wait for; raises as ``MemorizationIndex.prepare``."""
+    if space == index.space and compared_by(index, space) in LAID_OVER:
+        index.prepare("outlines")
 
 
 def compared_by(index: MemorizationIndex, space: str) -> Parts | None:

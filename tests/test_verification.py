@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from lcmem_filter import shortlist, verification
 from lcmem_filter.alignment import aligned_similarity, alignments, as_they_lie
+from lcmem_filter.audit.duplicates import _alike
+from lcmem_filter.baselines import Searcher, make_baseline
 from lcmem_filter.described import LAID_OVER, Candidates, Parts, Query, describe_parts, parts_between
 from lcmem_filter.errors import CorruptArtifactError, FilterFailedError, LatentSpaceError
 from lcmem_filter.exemption import IndexWithout
@@ -49,7 +51,7 @@ from lcmem_filter.standing import (
     told_apart,
 )
 from lcmem_filter.training import TrainingConfig
-from lcmem_filter.training.validation import mild_copies
+from lcmem_filter.training.validation import _Search, mild_copies, store
 from lcmem_filter.training.views import generator_for, half_formed
 from lcmem_filter.training.weights import with_descriptors
 from lcmem_filter.verification import (
@@ -727,6 +729,33 @@ def test_whose_embedding_is_far_is_proposed_by_its_outlines(tmp_path, monkeypatc
     far = next(row for row in range(60) if row not in near)
     assert far not in shortlisted(index, asking)
     assert far in shortlisted(index, asking, index.latents(torch.tensor([far])))
+
+
+@pytest.mark.parametrize("kind", LAID_OVER)
+def test_whoever_searches_asks_by_outlines_as_the_filter_does(tmp_path, monkeypatch, kind):
+    knowing = head_with(kind)
+    knowing.add_probes("sd", tiny_vae())
+    monkeypatch.setattr("tests.index.material.head", lambda: knowing)
+    monkeypatch.setattr(shortlist, "ALTOGETHER", 9)  # three of each way
+    index = build(tmp_path, images=60)
+    stored = index.latents(torch.arange(60))
+    samples = canonical(half_formed(stored[:6], generator_for(0, "half-formed")), 16)
+    expected = torch.tensor([one.score for one in score_latents(index, samples, "sd")])
+
+    def found_by(name: str) -> torch.Tensor:
+        baseline = make_baseline(name, head=index.head)
+        return Searcher(baseline, baseline.embed(stored)).search(baseline.embed(samples), 1).similarity[:, 0]
+
+    assert (expected > found_by("lcmem_not_in_place") + 0.05).sum() > 3
+    torch.testing.assert_close(found_by("lcmem"), expected, rtol=0, atol=2e-3)  # the index keeps float16
+    enrolled = store(index.head, stored, "sd", kind, torch.device("cpu"))
+    search = _Search(index.head, "sd", kind, enrolled, torch.device("cpu"), in_place=True)
+    torch.testing.assert_close(search(samples)[0].amax(1), expected, rtol=0, atol=2e-3)
+    for own, sample in enumerate(samples):  # a set of all training images and it
+        links = _alike(index, "sd", -1.0, torch.cat([stored, sample[None]]))
+        found = {other: score for row, other, score in links if row == 60}
+        assert max(found, key=found.__getitem__) == own
+        assert found[own] == pytest.approx(float(expected[own]), abs=0.05)  # among one or two more
 
 
 def test_what_is_found_as_it_is_and_mirrored_counts_once(tmp_path):

@@ -3,8 +3,8 @@
     python benchmarks/ablations/ranks.py --cache CACHE --latents LATENTS
 
 In indexes of one kind of images alone, on validation images; test images are not touched. Where ten times as many
-training images of the kind stand, ten times as many strangers lie nearer: what is among the first three of 2,918 X-rays
-would be among the first 1,024 of a million. Writes ``benchmarks/results/ablations-ranks.json``.
+training images of the kind stand, ten times as many strangers lie nearer. Writes
+``benchmarks/results/ablations-ranks.json``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ REFERENCE = "lcmem"
 ONLY_FROM_PATHS = ("sscd", "packhaeuser", "dar", "dar_unsupervised")
 """What no hub has."""
 
-BY_HEAD = ("verification", "described", "shortlist", "matching", "baselines.lcmem")
+BY_HEAD = ("verification", "described", "shortlist", "matching", "latents", "baselines.lcmem")
 """Modules, beside those of every method, that say how the filter compares."""
 
 OF_LATENTS, CHANNELS = ("aligned_latents", "random_head"), 4
@@ -220,7 +220,7 @@ def open_methods(
         used = baseline.fingerprint if isinstance(baseline, Siamese) else weights.get(row.name, "")
         kept = _kept_key(row, baseline, of_head, used)
         by_head = BY_HEAD if row.name.startswith("lcmem") else ()
-        compared_by = _code("standing", "alignment", "baselines.search", *by_head)
+        compared_by = _code("standing", "alignment", "baselines.search", _module(baseline), *by_head)
         key = f"{row.baseline}-{kept}-{row.relative}-{row.told}-{compared_by}"
         made_with = of_head if row.name.startswith("lcmem") else used if isinstance(baseline, Siamese) else ""
         methods.append(Method(row, Relative(baseline) if row.relative else baseline, kept, key, made_with))
@@ -248,9 +248,13 @@ def _training_of(baseline: Siamese, row: Row) -> str:
 
 def _kept_key(row: Row, baseline: Baseline, head: str, weights: str) -> str:
     whole = isinstance(baseline, LCMem)  # without one part or another, the same is kept
-    own = (LCMem if whole else type(baseline)).__module__.removeprefix("lcmem_filter.")
+    own = "baselines.lcmem" if whole else _module(baseline)
     used = f"{row.options} {weights} {head if row.name.startswith('lcmem') else ''} {_code(own, 'baselines.common')}"
     return f"{'lcmem' if whole else row.baseline}-{hashlib.sha256(used.encode()).hexdigest()[:12]}"
+
+
+def _module(baseline: Baseline) -> str:
+    return type(baseline).__module__.removeprefix("lcmem_filter.")
 
 
 def _code(*modules: str) -> str:

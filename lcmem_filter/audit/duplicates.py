@@ -87,7 +87,7 @@ def _alike(
         query = Query.of(head, part, space, kind)
         in_place = None
         if space == index.space and query.latents is not None:  # as the threshold was calibrated
-            in_place = InPlace.of(query.latents, by_outlines, lambda rows: lying[rows])
+            in_place = InPlace.of(query.latents, by_outlines, lambda rows: lying[rows.to(lying.device)])
         count = candidates_of_each(len(query.asking) + (in_place is not None)) + 1  # itself too
         proposed = propose(query.asking, by_embeddings, in_place, count=count)
         for place, near in enumerate(proposed):

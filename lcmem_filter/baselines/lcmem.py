@@ -45,7 +45,7 @@ class LCMem(OfHead):
     Of each image are kept its embedding, its latents, and every kind of parts that the head has for them.
 
     Attributes:
-        by_place: Whether latents are compared as they lie, too.
+        by_place: Whether samples ask by their outlines, and latents are compared as they lie, too.
         by_middles: Whether samples ask by their middles, too.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which search engines there are. A backend proposes rows; the score of the stored embeddings decides.
+"""Which search engines there are. A backend proposes rows, by either key of an index; what is stored of them decides.
 
 To add one: a module here with a class as below, its name in ``BACKENDS``.
 """

@@ -325,19 +325,22 @@ class MemorizationIndex:
         return self
 
     def propose(self, queries: torch.Tensor, k: int, by: Key = "embeddings") -> torch.Tensor:
-        """Rows (B, k), int64, of the stored images most alike each query (B, D) by the backend's word, the nearest
-        first, or all where there are fewer.
+        """Rows (B, k), int64, most alike each query (B, D) by the backend's word, the nearest first; all if fewer.
 
         Args:
             by: What queries are: embeddings, or ``latents.outlines`` where latents are kept.
 
         Raises:
-            CorruptArtifactError: stored latents are not finite, or have changed since they were loaded.
             FilterFailedError: a query is not finite.
+            LcmemFilterError: the index has no such key, or its latents are not finite or have changed since.
         """
         if not torch.isfinite(queries).all():
             raise FilterFailedError("a query is not finite and cannot be searched; no image is returned")
         return self._keys.propose(queries, k, by)
+
+    def prepare(self, by: Key) -> None:
+        """Make a search engine now, not when first asked: for outlines, all latents are read. Raises as ``propose``."""
+        self._keys.backend(by)
 
     def search(self, embeddings: torch.Tensor, k: int) -> Hits:
         """As ``propose``, with cosines from the stored embeddings: the same whichever backend proposed.
@@ -367,8 +370,8 @@ class MemorizationIndex:
         """
         if unknown := [id_ for id_ in ids if id_ not in self._row_of]:
             raise LcmemFilterError(f"index {self.path} holds no image {unknown[0]!r}")
-        rows = [self._row_of[id_] for id_ in ids]
-        return self.embeddings(torch.tensor(rows)).to(self.head.device)
+        rows = torch.tensor([self._row_of[id_] for id_ in ids], dtype=torch.long)
+        return self.embeddings(rows).to(self.head.device)
 
     @functools.cached_property
     def _row_of(self) -> dict[str, int]:

@@ -12,6 +12,8 @@ import torch
 
 from ..errors import FilterFailedError, MissingExtraError
 
+BLOCK = 65_536
+"""Rows that are handed to FAISS at once."""
 WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 
 
@@ -25,7 +27,8 @@ class FaissBackend:
     def __init__(self, embeddings: torch.Tensor) -> None:
         self._faiss = import_faiss()
         self._index = self._faiss.IndexFlatIP(embeddings.shape[1])
-        self._index.add(np.ascontiguousarray(embeddings.float().numpy()))
+        for block in embeddings.split(BLOCK):  # a copy in float32 of all would be twice what it keeps
+            self._index.add(np.ascontiguousarray(block.float().numpy()))
         self._resources: Any = None
         self._thread: tuple[int, ThreadPoolExecutor] | None = None
 

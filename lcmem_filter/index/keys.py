@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
@@ -48,20 +48,26 @@ class Keys:
 
         Raises:
             CorruptArtifactError: latents are not finite, or have changed since the index was loaded.
-            LcmemFilterError: there are none to make outlines of.
+            LcmemFilterError: there are none to make outlines of, or no such key.
         """
+        if by not in get_args(Key):
+            raise LcmemFilterError(f"no key {by!r}; an index is searched by {' or '.join(get_args(Key))}")
         if by not in self._stored:
             self._stored[by] = self._outlines()
         return self._stored[by]
 
-    def propose(self, queries: torch.Tensor, k: int, by: Key) -> torch.Tensor:
-        """Rows (B, k), int64, of the k nearest to each of ``queries`` (B, D), or all where there are fewer."""
-        stored = self.stored(by)
+    def backend(self, by: Key) -> Backend:
+        """The search engine of a key; raises as ``stored``."""
         if by not in self._backends:
-            backend = make_backend(self._name, stored)
-            backend.to(self._device)
-            self._backends[by] = backend
-        return self._backends[by].propose(queries.float(), min(k, len(stored)))
+            made = make_backend(self._name, self.stored(by))
+            made.to(self._device)
+            self._backends[by] = made
+        return self._backends[by]
+
+    def propose(self, queries: torch.Tensor, k: int, by: Key) -> torch.Tensor:
+        """Rows (B, k), int64, of the k nearest to each of ``queries`` (B, D), or all where there are fewer; raises as
+        ``stored``."""
+        return self.backend(by).propose(queries.float(), min(k, len(self._stored["embeddings"])))
 
     @torch.inference_mode(False)
     def _outlines(self) -> torch.Tensor:
@@ -69,12 +75,17 @@ class Keys:
             raise LcmemFilterError(
                 f"index {self._path} keeps no latents, so it has no outlines; build it without --no-latents"
             )
-        found = []
+        found: torch.Tensor | None = None
+        first = 0
         for latents in self._latents.each():
             some = outlines(torch.from_numpy(latents).float())
             if not torch.isfinite(some).all():
                 raise CorruptArtifactError(
                     f"index {self._path} holds latents that are not finite; build it again"
                 )
-            found.append(some.half())
-        return torch.cat(found)
+            if found is None:
+                found = torch.empty(len(self._stored["embeddings"]), some.shape[1], dtype=torch.float16)
+            found[first : first + len(some)] = some
+            first += len(some)
+        assert found is not None
+        return found

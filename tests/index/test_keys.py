@@ -67,6 +67,15 @@ def test_outlines_that_are_not_finite_are_refused(tmp_path):
         index.propose(torch.ones(1, 256), 3, by="outlines")
 
 
+def test_a_key_that_there_is_not_is_told(tmp_path):
+    index = build(tmp_path)
+    with pytest.raises(
+        LcmemFilterError, match="no key 'outline'; an index is searched by embeddings or outlines"
+    ):
+        index.propose(torch.ones(1, 256), 3, by="outline")  # type: ignore[arg-type]
+    assert index.embeddings_of([]).shape == (0, index.head.embedding_dim)
+
+
 def test_an_index_without_latents_has_no_outlines(tmp_path):
     index = build(tmp_path, keep_latents=False)
     with pytest.raises(LcmemFilterError, match="has no outlines; build it without --no-latents"):
