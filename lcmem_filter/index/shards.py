@@ -42,15 +42,14 @@ class Shards:
         self._open = functools.lru_cache(OPEN_SHARDS)(self._read)
 
     def read_all(self) -> np.ndarray:
-        """In memory, shard by shard."""
+        """In memory, shard by shard; raises as ``each``."""
         found = np.empty((self._ends[-1], *self.shape), dtype=np.float16)
-        for file, end in zip(self._files, self._ends, strict=True):
-            array = files.read_array(file)
+        for end, array in zip(self._ends, self.each(), strict=True):
             found[end - len(array) : end] = array
         return found
 
     def each(self) -> Iterator[np.ndarray]:
-        """One after another, in memory.
+        """Shard by shard, in memory.
 
         Raises:
             CorruptArtifactError: a file is missing, or has changed since it was loaded.
