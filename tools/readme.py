@@ -290,10 +290,12 @@ def found() -> str:
     domains = list(dict.fromkeys(domain for task in deciding.values() for domain in task))
     rows = []
     for task, cells in deciding.items():
-        shown = {label: {one: cells[one][method] for one in cells} for method, label in FOUND.items()}
+        shown = {label: {one: cells[one].get(method) for one in cells} for method, label in FOUND.items()}
         shown["strongest other there"] = {one: _strongest(cells[one]) for one in cells}
         for label, by_domain in shown.items():
-            shares = [f"{by_domain[one]['recall']:.1%}" if one in cells else "-" for one in domains]
+            if not any(by_domain.values()):
+                continue
+            shares = [f"{by_domain[one]['recall']:.1%}" if by_domain.get(one) else "-" for one in domains]
             rows.append(f"| {DETECTION_TASKS[task]} | {label} | {' | '.join(shares)} |")
     return _table(["query", "filter", *domains], rows)
 
@@ -317,6 +319,7 @@ def heads() -> str:
     timed = json.loads(path.read_text())
     shown = {
         "mild copies": ("mild_copies", "all domains", ""),
+        "half-formed copies": ("half_formed_copies", "all domains", ""),
         "heavily transformed copies": ("heavy_copies", "all domains", ""),
         "the same, identities named": ("heavy_copies", "all domains", "_told"),
         "those of X-rays, patients named": ("heavy_copies", "X-rays", "_told"),
@@ -327,7 +330,8 @@ def heads() -> str:
     for method, head in HEADS.items():
         cells = [f"[{head}](lcmem_filter/heads/{head}/README.md)"]
         for task, domain, told in shown.values():
-            cells.append(f"{deciding[task][domain][method + told]['recall']:.1%}")
+            found = deciding.get(task, {}).get(domain, {}).get(method + told)
+            cells.append("-" if found is None else f"{found['recall']:.1%}")
         for when in ("", AGAIN):
             took = timed["seconds"].get(head + when)
             cells.append("-" if took is None else f"{took / timed['seconds']['lcmem-small' + when]:.1f}")
