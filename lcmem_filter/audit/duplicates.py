@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -70,11 +70,7 @@ def _alike(
     lying = torch.cat([outlines(part) for part in batches])
     links, recent = [], Recent()
 
-    def nearest(keys: torch.Tensor) -> Callable[[torch.Tensor, int], torch.Tensor]:
-        backend = ExactBackend(keys.half())
-        return lambda asking, count: backend.propose(asking, min(count, len(keys)))
-
-    by_embeddings, by_outlines = nearest(embeddings), nearest(lying)
+    by_embeddings, by_outlines = (ExactBackend(keys.half()).propose for keys in (embeddings, lying))
 
     def latents(rows: torch.Tensor) -> torch.Tensor:
         return canonical[rows.cpu()].to(head.device).float()
@@ -87,7 +83,7 @@ def _alike(
         query = Query.of(head, part, space, kind)
         in_place = None
         if space == index.space and query.latents is not None:  # as the threshold was calibrated
-            in_place = InPlace.of(query.latents, by_outlines, lambda rows: lying[rows.to(lying.device)])
+            in_place = InPlace.of(query.latents, by_outlines, lying.__getitem__)
         count = candidates_of_each(len(query.asking) + (in_place is not None)) + 1  # itself too
         proposed = propose(query.asking, by_embeddings, in_place, count=count)
         for place, near in enumerate(proposed):

@@ -9,7 +9,6 @@ import torch
 
 from ..described import LAID_OVER, Candidates, Parts, Query, describe_parts, parts_between
 from ..head import LCMemHead
-from ..latents import outlines
 from ..shortlist import MARGINS, candidates_of_each
 from ..verification import compare
 from .common import Cosine
@@ -89,12 +88,8 @@ class LCMem(OfHead):
         return (asked.asking if self.by_middles else asked.embedding).cpu()
 
     def latents(self, kept: torch.Tensor) -> torch.Tensor:
-        """Those (B, C, g, g) of what was kept (B, D) of samples, on the CPU."""
+        """Those (B, C, g, g) of what was kept (B, D) of images of ``space``, on the CPU."""
         return self.parts(kept, self.space, "latents").cpu()
-
-    def outlines(self, kept: torch.Tensor) -> torch.Tensor:
-        """``latents.outlines`` (N, E) of what was kept (N, D) of training images, on the CPU."""
-        return outlines(self.parts(kept, self.index_space, "latents")).cpu()
 
     def similarity(self, queries: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         return compare(self.asked(queries), self.candidates(stored)).score.cpu()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..index.backends import Backend, make_backend
+from ..latents import outlines
 from ..shortlist import InPlace, propose
 from .lcmem import LCMem
 from .registry import Baseline
@@ -40,8 +41,8 @@ class Searcher:
     def __init__(self, baseline: Baseline, stored: torch.Tensor, *, backend: str = "exact") -> None:
         self.baseline, self._stored = baseline, stored
         self._keys = make_backend(backend, baseline.key(stored))
-        if isinstance(baseline, LCMem) and baseline.by_place:
-            self._outlines = baseline.outlines(stored)
+        if isinstance(baseline, LCMem) and baseline.by_place:  # samples and stored are of one space then
+            self._outlines = outlines(baseline.latents(stored))
             self._lying = make_backend(backend, self._outlines)
 
     @torch.inference_mode()

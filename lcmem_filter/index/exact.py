@@ -17,6 +17,7 @@ class ExactBackend:
         self._rows = self._rows.to(device)
 
     def propose(self, queries: torch.Tensor, k: int) -> torch.Tensor:
+        """As of every backend; all rows where there are fewer than ``k``."""
         best = torch.empty(len(queries), 0, device=queries.device)
         rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
         for start in range(0, len(self._rows), BLOCK):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 
 from ..errors import CorruptArtifactError, LcmemFilterError
@@ -78,7 +79,7 @@ class Keys:
         found: torch.Tensor | None = None
         first = 0
         for latents in self._latents.each():
-            some = outlines(torch.from_numpy(latents).float())
+            some = outlines(torch.from_numpy(latents.astype(np.float32)))
             if not torch.isfinite(some).all():
                 raise CorruptArtifactError(
                     f"index {self._path} holds latents that are not finite; build it again"

@@ -49,13 +49,13 @@ class Shards:
         return found
 
     def each(self) -> Iterator[np.ndarray]:
-        """Shard by shard, in memory.
+        """Shard by shard, as they lie in their files.
 
         Raises:
             CorruptArtifactError: a file is missing, or has changed since it was loaded.
         """
         for shard in range(len(self._files)):
-            yield np.array(self._read(shard))
+            yield self._read(shard)
             self._check_not_written_over(shard)
 
     def take(self, rows: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 
 from ..described import Candidates, Parts, Query, describe_parts, parts_between
 from ..head import LCMemHead
+from ..index.exact import ExactBackend
 from ..latents import canonical, outlines
 from ..shortlist import InPlace, propose
 from ..verification import compare
@@ -311,21 +311,15 @@ class _Search:
 
         in_place = None
         if self.outlines is not None and query.latents is not None:
-            by_outlines = functools.partial(_most_alike, self.outlines)
+            by_outlines = ExactBackend(self.outlines).propose
             in_place = InPlace.of(query.latents.cpu(), by_outlines, self.outlines.__getitem__)
-        rows = propose(query.asking.cpu(), functools.partial(_most_alike, self.index.embedding), in_place)
+        rows = propose(query.asking.cpu(), ExactBackend(self.index.embedding).propose, in_place)
         candidates = Candidates(
             kept(self.index.embedding, rows),
             kept(self.index.parts, rows) if self.kind else None,
             latents=kept(self.index.latents, rows) if in_place else None,
         )
         return compare(query, candidates).score.cpu(), rows
-
-
-def _most_alike(stored: torch.Tensor, asking: torch.Tensor, count: int) -> torch.Tensor:
-    """Rows (N, count) of stored keys (M, D) for each of (N, D)."""
-    alike = asking @ stored.T
-    return alike.topk(min(count, alike.shape[1])).indices
 
 
 @torch.inference_mode()
