@@ -189,12 +189,7 @@ def as_they_ship() -> str:
     if not path.exists():
         return "The heads have not been measured yet.\n"
     results = json.loads(path.read_text())
-    shown = {
-        name + told: head + ", identities named" * bool(told)
-        for name, head in HEADS.items()
-        for told in ("", "_told")
-        if name + told in results["labels"]
-    }
+    shown = _heads_of(results)
     rows = []
     for task, domains in results["deciding"].items():
         for domain, row in domains.items():
@@ -208,6 +203,16 @@ def as_they_ship() -> str:
         f"{_leads(results['deciding'])}\n"
     )
     return _table(["query", "domain", "n", "strongest other there", *shown.values()], rows) + note
+
+
+def _heads_of(results: dict[str, Any]) -> dict[str, str]:
+    """Methods of a results file of ``benchmarks/detection`` that are heads which ship, and what they are called."""
+    return {
+        name + told: head + ", identities named" * bool(told)
+        for name, head in HEADS.items()
+        for told in ("", "_told")
+        if name + told in results["labels"]
+    }
 
 
 def _detection_row(task: str, domain: str, row: dict[str, Any], labels: dict[str, str]) -> str:
@@ -547,12 +552,7 @@ def alone() -> str:
     rows, notes = [], []
     for domain, results in files.items():
         tasks = [results["deciding"].get(task, {}).get(domain, {}).get("methods", {}) for task in asked]
-        shown = {
-            head + ", identities named" * bool(told): [found.get(name + told) for found in tasks]
-            for name, head in HEADS.items()
-            for told in ("", "_told")
-            if name + told in results["labels"]
-        }
+        shown = {label: [found.get(name) for found in tasks] for name, label in _heads_of(results).items()}
         siamese = any("siamese" in label for label in results["labels"].values())
         others = f"strongest other there{'' if siamese else ', no siamese network among them'}"
         shown[others] = [_strongest(found) if found else None for found in tasks]
